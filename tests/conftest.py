@@ -1,0 +1,14 @@
+"""Shared settings: one thread, as tests may run beside each other, and repeatable examples."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("xcope", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("xcope")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

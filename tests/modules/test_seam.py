@@ -1,0 +1,77 @@
+"""The contract with x-transformers: what is relied on is there, and its loss is a clear error."""
+
+import ast
+import importlib.metadata
+import pathlib
+import tomllib
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+import xcope
+from xcope.modules import seam
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_installed_version_is_supported_and_pyproject_says_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (stated,) = (d for d in project["dependencies"] if d.startswith("x-transformers"))
+    assert SpecifierSet(stated.removeprefix("x-transformers")) == SpecifierSet(seam.SUPPORTED)
+    assert importlib.metadata.version("x-transformers") in SpecifierSet(seam.SUPPORTED)
+
+
+def test_only_the_seam_imports_x_transformers():
+    importers = set()
+    for path in (ROOT / "xcope").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == "x_transformers" for name in names):
+                importers.add(path.relative_to(ROOT).as_posix())
+    assert importers == {"xcope/modules/seam.py"}
+
+
+@pytest.mark.parametrize("attribute", ["rotary_pos_emb", "attn_heads", "residual_attn"])
+def test_a_moved_attribute_of_the_layers_names_the_supported_versions(attribute):
+    layers = xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8)
+    delattr(layers, attribute)
+    with pytest.raises(seam.SeamError, match=rf"no {attribute}.*{seam.SUPPORTED}"):
+        seam.check_layers(layers)
+
+
+@pytest.mark.parametrize("attribute", ["scale", "cope", "selective"])
+def test_a_moved_attribute_of_attend_names_the_supported_versions(attribute):
+    layers = xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8)
+    (attention,) = seam.self_attentions(layers)
+    delattr(attention.attend, attribute)
+    with pytest.raises(seam.SeamError, match=rf"Attend has no {attribute}"):
+        seam.check_layers(layers)
+
+
+def test_a_moved_attribute_of_the_wrapper_names_the_supported_versions():
+    model = xcope.TransformerWrapper(
+        num_tokens=4, max_seq_len=4, attn_layers=xcope.Decoder(dim=16, depth=1, heads=2)
+    )
+    del model.pos_emb
+    with pytest.raises(seam.SeamError, match="no pos_emb"):
+        seam.check_wrapper(model)
+
+
+def test_self_attentions_are_found_inside_wrappers_and_beside_cross_attention():
+    layers = xcope.Decoder(
+        dim=16,
+        depth=2,
+        heads=2,
+        attn_dim_head=8,
+        cross_attend=True,
+        use_layerscale=True,
+        shift_tokens=1,
+        position="cope",
+    )
+    found = seam.self_attentions(layers)
+    assert len(found) == 2
+    assert all(isinstance(attention.attend, seam.CoPEAttend) for attention in found)
+    cross = [m for m in layers.modules() if type(m).__name__ == "Attention" and m not in found]
+    assert len(cross) == 2
+    assert not any(isinstance(attention.attend, seam.CoPEAttend) for attention in cross)

@@ -1,0 +1,18 @@
+"""xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
+
+from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
+from xcope.ops.cope import cope_attention
+from xcope.positions import schemes
+from xcope.positions.cope import CoPE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoregressiveWrapper",
+    "CoPE",
+    "Decoder",
+    "TransformerWrapper",
+    "__version__",
+    "cope_attention",
+    "schemes",
+]

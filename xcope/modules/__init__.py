@@ -1,0 +1,15 @@
+"""Decoders whose positions are a scheme; the seam into x-transformers is `xcope.modules.seam`."""
+
+from xcope.modules.decoder import Decoder
+from xcope.modules.flags import decoder_flags, wrapper_flags
+from xcope.modules.seam import SeamError
+from xcope.modules.wrapper import AutoregressiveWrapper, TransformerWrapper
+
+__all__ = [
+    "AutoregressiveWrapper",
+    "Decoder",
+    "SeamError",
+    "TransformerWrapper",
+    "decoder_flags",
+    "wrapper_flags",
+]

@@ -1,0 +1,225 @@
+"""`TransformerWrapper` and `AutoregressiveWrapper`: tokens in, logits or new tokens out."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcope.errors import FlagError, did_you_mean
+from xcope.modules import seam
+from xcope.modules.decoder import Decoder
+from xcope.modules.flags import wrapper_flags
+from xcope.positions import Geometry, Scheme, Slot, scheme
+
+
+class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
+    """A decoder with its token embedding and output layer.
+
+    As x-transformers' wrapper, with one difference: choosing a scheme means that scheme alone.
+    Learned absolute positions stand beside it only when asked for.
+
+    Args:
+        num_tokens: size of the vocabulary.
+        max_seq_len: rows of a table of absolute positions; other schemes take longer inputs.
+        attn_layers: the stack, usually a `Decoder`.
+        use_abs_pos_emb: True adds learned absolute positions to whatever the decoder has; False
+            adds none; None adds them only if the decoder names no position at all.
+        scaled_sinu_pos_emb: sinusoidal instead of learned ones.
+        flags: all other keywords of x-transformers' ``TransformerWrapper``.
+
+    Raises:
+        FlagError: (a ValueError) an unknown flag, contradictory flags, an impossible size.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        max_seq_len: int,
+        attn_layers: Any,
+        use_abs_pos_emb: bool | None = None,
+        scaled_sinu_pos_emb: bool = False,
+        **flags: Any,
+    ) -> None:
+        _check(num_tokens, max_seq_len, attn_layers, flags)
+        chosen = _input_scheme(attn_layers, use_abs_pos_emb, scaled_sinu_pos_emb, max_seq_len)
+        if chosen is not None and flags.get("l2norm_embed") and "l2norm" in chosen.options():
+            chosen = dataclasses.replace(chosen, **{"l2norm": True})
+        dim = flags.get("emb_dim") or attn_layers.dim
+        geometry = Geometry(dim, attn_layers.attn_heads, attn_layers.attn_dim_head, max_seq_len)
+        try:
+            super().__init__(
+                num_tokens=num_tokens,
+                max_seq_len=max_seq_len,
+                attn_layers=attn_layers,
+                use_abs_pos_emb=False,
+                **flags,
+            )
+        except AssertionError as error:
+            raise FlagError(
+                "Transformer", f"x-transformers refuses these flags: {error}"
+            ) from error
+        seam.check_wrapper(self)
+        # built last, so that the other weights of one seed are the same under every scheme
+        embedding = chosen.build(geometry) if chosen is not None else None
+        if embedding is not None:
+            seam.fill_input(self, embedding)
+        layers = getattr(attn_layers, "schemes", ())
+        self.schemes: tuple[Scheme, ...] = (
+            (*layers,) if chosen is None or chosen in layers else (chosen, *layers)
+        )
+        self.register_load_state_dict_pre_hook(_explain_positions)
+
+    @property
+    def max_table_len(self) -> int | None:
+        """The longest input that a table of absolute positions takes; None: no limit."""
+        return getattr(self.pos_emb, "max_seq_len", None)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As x-transformers': token ids (b n) in, logits (b n num_tokens) out."""
+        wants_logits = kwargs.get("return_attn") or kwargs.get("return_attn_z_loss")
+        with seam.logits_kept(self.attn_layers) if wants_logits else nullcontext():
+            return super().forward(x, *args, **kwargs)
+
+
+class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore[misc]
+    """Next-token loss and generation, as x-transformers' wrapper.
+
+    ``generate`` differs in one default: ``restrict_to_max_seq_len=None`` cuts the context to
+    ``max_seq_len`` only for schemes that own a table of places; others see all of it.
+    """
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Tensor | list[Tensor],
+        seq_len: int,
+        *args: Any,
+        restrict_to_max_seq_len: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue prompts (b n) by ``seq_len`` tokens; returns (b seq_len).
+
+        Raises:
+            FlagError: a prompt, or with the cache the whole text, that a table of absolute
+                positions cannot take.
+        """
+        restrict = self._restrict(prompts, seq_len, restrict_to_max_seq_len, kwargs)
+        return super().generate(prompts, seq_len, *args, restrict_to_max_seq_len=restrict, **kwargs)
+
+    @torch.no_grad()
+    def beam_search(
+        self,
+        prompts: Tensor,
+        seq_len: int,
+        *args: Any,
+        restrict_to_max_seq_len: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `generate`, by beam search."""
+        restrict = self._restrict(prompts, seq_len, restrict_to_max_seq_len, kwargs)
+        return super().beam_search(
+            prompts, seq_len, *args, restrict_to_max_seq_len=restrict, **kwargs
+        )
+
+    def _restrict(
+        self,
+        prompts: Tensor | list[Tensor],
+        seq_len: int,
+        restrict: bool | None,
+        kwargs: dict[str, Any],
+    ) -> bool:
+        rows = prompts if isinstance(prompts, list) else [prompts]
+        longest = max((row.shape[-1] for row in rows), default=0)
+        limit = getattr(self.net, "max_table_len", None)
+        if limit is not None:
+            if longest > limit:
+                raise FlagError(
+                    "prompt",
+                    f"the prompt has {longest} tokens, but learned absolute positions end at "
+                    f"max_seq_len={limit}: shorten the prompt",
+                )
+            # the last token is only read out, never read in
+            if longest + seq_len - 1 > limit and kwargs.get("cache_kv", True):
+                raise FlagError(
+                    "seq_len",
+                    f"{longest} prompt tokens and {seq_len} new ones pass max_seq_len={limit}, "
+                    f"where learned absolute positions end: ask for at most {limit - longest + 1} "
+                    "new tokens, or pass cache_kv=False to slide a window over the text",
+                )
+        return limit is not None if restrict is None else restrict
+
+
+def _check(num_tokens: int, max_seq_len: int, attn_layers: nn.Module, flags: Any) -> None:
+    known = wrapper_flags()
+    for flag in flags:
+        if flag not in known:
+            raise FlagError(
+                flag, f"TransformerWrapper has no flag {flag!r}{did_you_mean(flag, known)}"
+            )
+    for flag, value, least in (("num_tokens", num_tokens, 1), ("max_seq_len", max_seq_len, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise FlagError(
+                flag, f"{flag}={value!r} is not allowed: a whole number from {least} on"
+            )
+    if not isinstance(attn_layers, seam.AttentionLayers):
+        raise FlagError(
+            "attn_layers",
+            f"attn_layers must be a Decoder, but is a {type(attn_layers).__name__}",
+        )
+
+
+def _input_scheme(
+    layers: Any, use_abs: bool | None, sinusoidal: bool, max_seq_len: int
+) -> Scheme | None:
+    """Which scheme is added to the embedding, from the decoder's choice and the two flags."""
+    schemes: tuple[Scheme, ...] = getattr(layers, "schemes", ())
+    named = next((one for one in schemes if one.slot is Slot.INPUT), None)
+    asked = "sinusoidal" if sinusoidal else "absolute"
+    if use_abs is False and (named is not None or sinusoidal):
+        other = f"position={named.name!r}" if named is not None else "scaled_sinu_pos_emb=True"
+        raise FlagError("use_abs_pos_emb", f"use_abs_pos_emb=False contradicts {other}")
+    if named is not None:
+        if sinusoidal and named.name != asked:
+            raise FlagError(
+                "scaled_sinu_pos_emb",
+                f"two schemes at once: scaled_sinu_pos_emb=True and position={named.name!r}",
+            )
+        return named
+    if use_abs is None:
+        ours = isinstance(layers, Decoder)
+        default = layers.abs_pos_default if ours else not layers.disable_abs_pos_emb
+        use_abs = sinusoidal or (default and max_seq_len > 0)
+    return scheme(asked) if use_abs else None
+
+
+def _explain_positions(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Before loading: say what to set where absolute positions are on one side only."""
+    table = state_dict.get(f"{prefix}pos_emb.emb.weight")
+    ours = getattr(getattr(module.pos_emb, "emb", None), "weight", None)
+    if table is not None and ours is None:
+        error_msgs.append(
+            f"the checkpoint has learned absolute positions ({prefix}pos_emb.emb.weight, "
+            f"{tuple(table.shape)}), this model has none: x-transformers adds them beside ALiBi "
+            "and CoPE unless told otherwise. Build the model with "
+            f"TransformerWrapper(use_abs_pos_emb=True, max_seq_len={table.shape[0]}), in YAML "
+            "position: [absolute, …]"
+        )
+    if table is None and ours is not None:
+        error_msgs.append(
+            "this model has learned absolute positions, the checkpoint has none: build the model "
+            "with TransformerWrapper(use_abs_pos_emb=False)"
+        )

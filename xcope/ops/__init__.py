@@ -1,0 +1,1 @@
+"""Functions on tensors: attention as positional schemes need it. Imports only torch."""

@@ -1,0 +1,139 @@
+"""CoPE attention by its definition: readable, (b h i j) memory, the truth for every fast path.
+
+Golovneva, Wang, Weston, Sukhbaatar, *Contextual Position Encoding: Learning to Count What's
+Important*, arXiv 2405.18719. For one head, keys j visible to query i:
+
+    s_ij = scale · q_i·k_j                     logits
+    g_ij = sigmoid(s_ij)                       gates, 0 where masked
+    p_ij = min(Σ_{t=j..i} g_it, P − 1)         positions, counted from the query back to the key
+    L_i  = e q_i                               table logits (P,), with q unscaled
+    b_ij = (1 − w) L_i[f] + w L_i[c]           f = ⌊p⌋, c = min(f + 1, P − 1), w = p − f
+    out  = softmax_j(s_ij + b_ij) v_j
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Which keys each query sees: a bool tensor that broadcasts to (b h i j).
+
+    Queries are aligned to the end of the keys: query ``i`` of ``n`` stands at key
+    ``j_total − n + i``.
+    """
+    i, j = q.shape[-2], k.shape[-2]
+    seen = torch.ones(1, 1, i, j, dtype=torch.bool, device=q.device)
+    if causal:
+        seen = seen.tril(j - i)
+    if mask is not None:
+        seen = seen & (mask[:, None, None, :] if mask.ndim == 2 else mask)
+    return seen
+
+
+def positions(gates: Tensor, max_pos: int) -> Tensor:
+    """Contextual positions p_ij = min(Σ_{t ≥ j} g_it, max_pos − 1); (b h i j), fractional."""
+    return gates.flip(-1).cumsum(-1).flip(-1).clamp(max=max_pos - 1)
+
+
+def interpolated(table_logits: Tensor, pos: Tensor) -> Tensor:
+    """Bias at fractional positions, between the two nearest integers.
+
+    Args:
+        table_logits: L, (b h i p).
+        pos: positions in [0, p − 1], (b h i j).
+    """
+    last = table_logits.shape[-1] - 1
+    floor = pos.floor()
+    f = floor.long()
+    w = pos - floor
+    return (1 - w) * table_logits.gather(-1, f) + w * table_logits.gather(
+        -1, (f + 1).clamp(max=last)
+    )
+
+
+def soft_one_hot(table_logits: Tensor, pos: Tensor, temp: float) -> Tensor:
+    """Bias from weights softmax_m(−|p_ij − m| / temp) over all P integers m.
+
+    Needs (b h i j p) memory. Shapes as in `interpolated`.
+    """
+    integers = torch.arange(table_logits.shape[-1], device=pos.device, dtype=pos.dtype)
+    weights = (-(pos[..., None] - integers).abs() / temp).softmax(-1)
+    return torch.einsum("bhijp,bhip->bhij", weights, table_logits)
+
+
+def position_bias(
+    q: Tensor,
+    gate_logits: Tensor,
+    pos_emb: Tensor,
+    seen: Tensor,
+    *,
+    soft_onehot: bool = False,
+    soft_onehot_temp: float = 0.05,
+) -> Tensor:
+    """b_ij of the definition above, from the logits that are turned into gates.
+
+    Args:
+        q: queries, unscaled, (b h i d).
+        gate_logits: what the sigmoid is taken of, (b h i j); x-transformers and the paper use
+            the attention logits s_ij.
+        pos_emb: the table e, (p d) or (h p d).
+        seen: bool, broadcasts to (b h i j); gates are 0 elsewhere.
+        soft_onehot: weigh all integers instead of the two nearest ones.
+        soft_onehot_temp: temperature of these weights.
+
+    Returns:
+        (b h i j), dtype of ``gate_logits``.
+    """
+    gates = gate_logits.sigmoid().masked_fill(~seen, 0.0)
+    pos = positions(gates, pos_emb.shape[-2])
+    table_logits = q.to(gate_logits.dtype) @ pos_emb.to(gate_logits.dtype).mT
+    if soft_onehot:
+        return soft_one_hot(table_logits, pos, soft_onehot_temp)
+    return interpolated(table_logits, pos)
+
+
+def cope_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    soft_onehot: bool = False,
+    soft_onehot_temp: float = 0.05,
+    gate_k: Tensor | None = None,
+    head_mix: Tensor | None = None,
+) -> Tensor:
+    """The definition on whole tensors. Arguments as in `xcope.cope_attention`, already checked.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    """
+    dtype = q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v, pos_emb = (t.to(wide) for t in (q, k, v, pos_emb))
+    groups = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+
+    seen = visible(q, k, mask, causal)
+    s = scale * (q @ k.mT)
+    gate_logits = s
+    if gate_k is not None:
+        gate_logits = scale * (q @ gate_k.to(wide).repeat_interleave(groups, dim=1).mT)
+    if head_mix is not None:
+        gate_logits = torch.einsum("gh,bhij->bgij", head_mix.to(wide), gate_logits)
+    s = s + position_bias(
+        q,
+        gate_logits,
+        pos_emb,
+        seen,
+        soft_onehot=soft_onehot,
+        soft_onehot_temp=soft_onehot_temp,
+    )
+    # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
+    attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return (attn @ v).to(dtype)

@@ -1,0 +1,84 @@
+"""Learned absolute positions: a table of vectors, one per place, added to the token embedding.
+
+Gehring et al., *Convolutional Sequence to Sequence Learning*, arXiv 1705.03122; Devlin et al.,
+arXiv 1810.04805.
+
+    x_i ← x_i + e_i / √dim
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcope.errors import FlagError
+from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
+from xcope.positions.registry import register
+
+
+class AbsolutePositions(AddedToInput):
+    """The table ``emb`` (max_seq_len dim); inputs longer than it are refused.
+
+    Args:
+        dim: of the embedding.
+        max_seq_len: rows of the table.
+        l2norm: normalise each row to length 1 (x-transformers' ``l2norm_embed``).
+    """
+
+    def __init__(self, dim: int, max_seq_len: int, l2norm: bool = False) -> None:
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.l2norm = l2norm
+        self.scale = 1.0 if l2norm else dim**-0.5
+        self.emb = nn.Embedding(max_seq_len, dim)
+        if l2norm:
+            nn.init.normal_(self.emb.weight, std=1e-5)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """See `AddedToInput`. Raises FlagError when the table has no row for a place."""
+        end = offset + x.shape[1]
+        if pos is None and end > self.max_seq_len:
+            raise FlagError(
+                "max_seq_len",
+                f"the input reaches position {end}, but learned absolute positions end at "
+                f"max_seq_len={self.max_seq_len}: shorten the input, raise max_seq_len before "
+                "training, or choose a scheme without a table of places",
+            )
+        emb = self.emb(token_positions(x, pos, seq_start_pos, offset).clamp(min=0)) * self.scale
+        return F.normalize(emb, dim=-1) if self.l2norm else emb
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Absolute(Scheme):
+    """``position: absolute``.
+
+    Args:
+        l2norm: normalise each vector of the table.
+    """
+
+    name: ClassVar[str] = "absolute"
+    slot: ClassVar[Slot | None] = Slot.INPUT
+    paper: ClassVar[str] = "arXiv 1705.03122"
+    formula: ClassVar[str] = "x_i + e_i/√dim"
+
+    l2norm: bool = False
+
+    def build(self, geometry: Geometry) -> AbsolutePositions:
+        """The table, ``geometry.max_seq_len`` rows."""
+        if geometry.max_seq_len < 1:
+            raise FlagError(
+                "max_seq_len",
+                f"max_seq_len={geometry.max_seq_len} is not allowed with position 'absolute': its "
+                "table needs at least one row",
+            )
+        return AbsolutePositions(geometry.dim, geometry.max_seq_len, self.l2norm)

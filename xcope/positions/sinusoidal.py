@@ -1,0 +1,69 @@
+"""Sinusoidal absolute positions with a learned scale, added to the token embedding.
+
+Vaswani et al., *Attention Is All You Need*, arXiv 1706.03762; the learned scale is
+x-transformers'.
+
+    x_i ← x_i + s · [sin(i ω), cos(i ω)],  ω_m = θ^(−2m/dim),  m = 0 … dim/2 − 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xcope.errors import FlagError
+from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
+from xcope.positions.registry import register
+
+
+class SinusoidalPositions(AddedToInput):
+    """Sines then cosines of ``pos · inv_freq``, times the scalar parameter ``scale``."""
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int, theta: float = 10000.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1) * dim**-0.5)
+        m = torch.arange(dim // 2).float() / (dim // 2)
+        self.register_buffer("inv_freq", theta**-m, persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """See `AddedToInput`; any length works."""
+        angles = token_positions(x, pos, seq_start_pos, offset)[..., None] * self.inv_freq
+        return torch.cat((angles.sin(), angles.cos()), dim=-1) * self.scale
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Sinusoidal(Scheme):
+    """``position: sinusoidal``.
+
+    Args:
+        theta: the slowest wavelength is about 2π·theta tokens.
+    """
+
+    name: ClassVar[str] = "sinusoidal"
+    slot: ClassVar[Slot | None] = Slot.INPUT
+    paper: ClassVar[str] = "arXiv 1706.03762"
+    formula: ClassVar[str] = "x_i + s·[sin iω, cos iω]"
+
+    theta: float = 10000.0
+
+    def build(self, geometry: Geometry) -> SinusoidalPositions:
+        """The module; the embedding's dimension must be even."""
+        self.require(self.theta > 0, "theta", "it must be above 0")
+        if geometry.dim % 2:
+            raise FlagError(
+                "dim",
+                f"dim={geometry.dim} is odd, but position 'sinusoidal' needs sine and cosine pairs",
+            )
+        return SinusoidalPositions(geometry.dim, self.theta)
