@@ -1,0 +1,21 @@
+"""YAML configs: composed, overridden, checked, and turned into a task and a decoder."""
+
+from xcope.config.build import build_model, build_task
+from xcope.config.errors import ConfigError, Mark
+from xcope.config.load import load_config
+from xcope.config.schema import Config, EvaluateConfig, ModelConfig, TaskConfig, TrainConfig
+from xcope.config.sweep import expand_sweep
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "EvaluateConfig",
+    "Mark",
+    "ModelConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "build_model",
+    "build_task",
+    "expand_sweep",
+    "load_config",
+]

@@ -1,0 +1,117 @@
+"""One tree from several YAML files: what ``extends`` names comes first, later files win."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from xcope.config.errors import ConfigError, Mark, Path
+from xcope.config.wording import shown
+from xcope.config.yaml_tree import Node, read_file, shown_path
+from xcope.errors import did_you_mean
+
+LIBRARY = FilePath(__file__).resolve().parents[2] / "configs"
+"""The repository's own configs."""
+
+NAMED: tuple[Path, ...] = (("task",), ("model", "position"))
+"""Values that are a name with options; another name does not inherit the options."""
+
+
+def compose(path: str | FilePath) -> Node:
+    """The tree of a file with all that it extends.
+
+    Raises:
+        ConfigError: a file that is missing or cannot be read, a cycle, an ``extends`` that is
+            neither a path nor a list of paths.
+    """
+    file = FilePath(path)
+    if not file.is_file():
+        near = _nearest(file.name, file.parent, "*.yaml")
+        raise ConfigError(f"there is no such file{near}", mark=Mark(str(path)))
+    return _compose(file, ())
+
+
+def _compose(file: FilePath, chain: tuple[FilePath, ...]) -> Node:
+    own = read_file(file)
+    entries = dict(own.children)
+    tree = Node({}, own.mark)
+    for name, mark in _extended(entries.pop("extends", None)):
+        base = _find(name, file, mark)
+        opened = (*chain, file)
+        met = [done.resolve() for done in opened]
+        if base.resolve() in met:
+            loop = [*opened[met.index(base.resolve()) :], base]
+            names = " → ".join(shown_path(step) for step in loop)
+            raise ConfigError(f"the files extend each other in a cycle: {names}", "extends", mark)
+        tree = merge(tree, _compose(base, opened))
+    return merge(tree, Node(entries, own.mark))
+
+
+def _extended(extends: Node | None) -> Iterator[tuple[str, Mark]]:
+    if extends is None:
+        return
+    for item in extends.value if isinstance(extends.value, list) else [extends]:
+        if not isinstance(item.value, str):
+            raise ConfigError(
+                f"expected a file or a list of files, got {shown(item.plain())}",
+                "extends",
+                item.mark,
+            )
+        yield item.value, item.mark
+
+
+def _find(name: str, file: FilePath, mark: Mark) -> FilePath:
+    folders = [file.parent, *_config_folders(file)]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    searched = " nor in ".join(dict.fromkeys(shown_path(folder) for folder in folders))
+    # only a configs folder is surely small enough to be searched with all that it holds
+    patterns = ["*.yaml", *["**/*.yaml"] * (len(folders) - 1)]
+    near = next(filter(None, map(_nearest, itertools.repeat(name), folders, patterns)), "")
+    raise ConfigError(f"there is no file {name!r} in {searched}{near}", "extends", mark)
+
+
+def _config_folders(file: FilePath) -> list[FilePath]:
+    """Folders called ``configs`` that hold the file, innermost first, then the repository's."""
+    return [p for p in file.absolute().parents if p.name == "configs"] + [LIBRARY]
+
+
+def _nearest(name: str, folder: FilePath, pattern: str) -> str:
+    return did_you_mean(name, [f.relative_to(folder).as_posix() for f in folder.glob(pattern)])
+
+
+def merge(old: Node, new: Node, path: Path = ()) -> Node:
+    """``old`` with what ``new`` says: mappings key by key, all else replaced.
+
+    Where a scheme or a task is named (`NAMED`), the same name adds to the options, another one
+    starts anew.
+    """
+    if path in NAMED:
+        if None not in (_name(old), _name(new)) and _name(old) != _name(new):
+            return new
+        old, new = _spelled_out(old, new)
+    if not (isinstance(old.value, Mapping) and isinstance(new.value, Mapping)):
+        return new
+    entries = dict(old.value)
+    for key, child in new.value.items():
+        entries[key] = merge(entries[key], child, (*path, key)) if key in entries else child
+    # the command line is no place to look for what a section lacks
+    return Node(entries, old.mark if new.mark.line is None else new.mark)
+
+
+def _name(node: Node) -> Any:
+    """``cope`` of ``cope`` and of ``{name: cope, max_pos: 64}``; None where there is no name."""
+    named = node if isinstance(node.value, str) else node.get("name")
+    return named.value if named else None
+
+
+def _spelled_out(old: Node, new: Node) -> tuple[Node, Node]:
+    """``cope`` as ``{name: cope}`` where the other side is a mapping to merge with."""
+    if isinstance(old.value, str) and isinstance(new.value, Mapping):
+        return Node({"name": old}, old.mark), new
+    if isinstance(old.value, Mapping) and isinstance(new.value, str):
+        return old, Node({"name": new}, new.mark)
+    return old, new

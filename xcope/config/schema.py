@@ -1,0 +1,191 @@
+"""What a config holds: its sections, the type and the meaning of every key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from xcope.config.assemble import make_model, make_task
+from xcope.config.wording import Worded
+from xcope.config.yaml_tree import Node, write_text
+from xcope.modules.seam import UPSTREAM_ONLY
+from xcope.positions import Scheme
+
+Count = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Options = dict[str, Any]
+Position = Annotated[
+    str | Options | list[str | Options] | None,
+    Worded("a scheme's name, a mapping of name and options, or a list of these"),
+]
+
+
+class Section(BaseModel):
+    """A mapping of the config; immutable, without unknown keys."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+
+class OpenSection(Section):
+    """A section whose further keys are known elsewhere: flags of a decoder, options of a task."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def rest(self) -> Options:
+        """The keys that are not declared."""
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(OpenSection):
+    """The decoder. Every flag of `xcope.Decoder` and `xcope.TransformerWrapper` is a key too."""
+
+    dim: Count
+    """Width of the residual stream."""
+    depth: Count
+    """Blocks of attention and feed-forward."""
+    heads: Count = 8
+    """Query heads."""
+    dim_head: Count | None = None
+    """Width of a head; null: dim / heads."""
+    max_seq_len: Count | None = None
+    """Rows of a learned absolute table; null: the longest sequence of the task."""
+    position: Position = None
+    """The scheme: a name, a mapping of name and options, or a list of these for several; null:
+    what the flags say."""
+
+    @property
+    def flags(self) -> Options:
+        """Flags of the decoder and the wrapper beside the declared keys."""
+        return self.rest
+
+
+class TaskConfig(OpenSection):
+    """The task; its options are keys beside the name."""
+
+    name: str
+    """One of `xcope.tasks.tasks`."""
+
+    @property
+    def options(self) -> Options:
+        """Options of the task."""
+        return self.rest
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class TrainConfig(Section):
+    """How a run trains: AdamW, a linear warm-up, then a cosine down to 0."""
+
+    steps: Count = 1000
+    """Optimiser steps."""
+    batch_size: Count = 32
+    """Sequences per step."""
+    lr: Positive = 1e-3
+    """Learning rate after the warm-up."""
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    """AdamW's averages of the gradient and of its square."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's weight decay."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    clip: Positive | None = 1.0
+    """Largest norm of the gradient; null: not clipped."""
+    seed: WholeNumber = 0
+    """Of the initial weights and of the training data."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    log_every: Count = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every: WholeNumber = 200
+    """Steps between two checkpoints; 0: only at the end."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
+
+
+class EvaluateConfig(Section):
+    """The test data; the same for all schemes and training seeds."""
+
+    batches: Count = 8
+    """Batches of each test split."""
+    batch_size: Count = 64
+    """Sequences per batch."""
+    seed: WholeNumber = 1
+    """Of the test data."""
+
+
+class Config(Section):
+    """A whole config; `xcope.config.load_config` makes and checks it."""
+
+    model: ModelConfig
+    task: TaskConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    out: str | None = None
+    """Folder of the run."""
+    sweep: dict[str, list[Any]] = {}
+    """Key → values to try; a run for each combination (scripts/compare.py)."""
+    _source: Source = PrivateAttr(default_factory=lambda: Source(None))
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        return {} if value is None else value  # sweep=null on the command line drops the sweep
+
+    def to_yaml(self) -> str:
+        """The config as YAML that loads back to an equal one, defaults written out."""
+        data = self.model_dump()
+        left_out = [key for key in ("out", "sweep") if not data[key]]
+        return write_text({key: value for key, value in data.items() if key not in left_out})
+
+    def schemes(self) -> tuple[Scheme, ...]:
+        """The positional schemes of the model, combinations as their parts."""
+        return make_model(self.model, make_task(self.task), device="meta").schemes
+
+    def label(self) -> str:
+        """``cope(max_pos=32)``, ``cope+rotary``: the schemes with options that are not defaults."""
+        names = [scheme.label() for scheme in self.schemes()]
+        # schemes that only x-transformers has go by the flag that turns them on
+        names += [flag for flag in UPSTREAM_ONLY if self.model.flags.get(flag)]
+        return "+".join(names) or "none"
+
+    @property
+    def source(self) -> Node | None:
+        """The tree that the config was read from; None if it was made in Python."""
+        return self._source.tree
+
+    def read_from(self, tree: Node) -> Config:
+        """This config, which remembers from now on the tree that it was read from."""
+        self._source = Source(tree)
+        return self
+
+
+class Source:
+    """Where the keys of a config were written; says nothing about what the config is."""
+
+    def __init__(self, tree: Node | None) -> None:
+        self.tree = tree
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig,
+    "task": TaskConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}

@@ -1,0 +1,108 @@
+"""The trial of a config: its task is made, its model is built and run once, without weights.
+
+What task, scheme or decoder refuse is reported where its key was written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from xcope.config.assemble import make_model, make_task
+from xcope.config.errors import ConfigError, Path, dotted
+from xcope.config.schema import Config, ModelConfig
+from xcope.config.yaml_tree import Node
+from xcope.errors import FlagError
+from xcope.modules import SeamError
+from xcope.tasks import Task
+
+
+def check_task(tree: Node, config: Config) -> None:
+    """Raise `ConfigError` if the task cannot be made."""
+    try:
+        make_task(config.task)
+    except FlagError as error:
+        key = "name" if error.flag == "task" else error.flag
+        raise _located(tree, [("task", key), ("task",)], str(error)) from error
+
+
+def check_model(tree: Node, config: Config) -> None:
+    """Raise `ConfigError` if the decoder cannot be built, or fails on a short input."""
+    task = make_task(config.task)
+    try:
+        _try(config.model, task)
+    except SeamError:
+        raise  # nothing that the config's author could change
+    except Exception as error:
+        flag = error.flag if isinstance(error, FlagError) else ""
+        paths = itertools.chain(_paths(tree, flag), _culprits(config.model, task), [("model",)])
+        raise _located(tree, paths, _reason(error)) from error
+
+
+def _try(config: ModelConfig, task: Task) -> None:
+    model = make_model(config, task, device="meta").eval()
+    n = min(2, task.max_seq_len)
+    try:
+        logits = model(torch.zeros(1, n, dtype=torch.long, device="meta"))
+    except (FlagError, AssertionError, TypeError):
+        raise
+    except Exception:
+        return  # an operation that only works on numbers: nothing is known
+    shape = getattr(logits, "shape", None)
+    if shape != (1, n, task.num_tokens):
+        raise FlagError("model", f"the model does not give logits (b n {task.num_tokens})")
+
+
+def _culprits(config: ModelConfig, task: Task) -> Iterator[Path]:
+    """The flags without which the model works; x-transformers does not say which it dislikes."""
+    for flag in config.flags:
+        others = {key: value for key, value in config.model_dump().items() if key != flag}
+        try:
+            _try(ModelConfig(**others), task)
+        except Exception:
+            continue
+        yield ("model", flag)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FlagError):
+        return str(error)
+    what = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+    return f"x-transformers fails with this: {type(error).__name__}: {what}"
+
+
+def _located(tree: Node, paths: Iterable[Path], message: str) -> ConfigError:
+    """The error at the first of the paths that was written."""
+    path = next((path for path in paths if tree.get(*path)), ())
+    return ConfigError(message, dotted(path), tree.mark_of(path))
+
+
+def _paths(tree: Node, flag: str) -> Iterator[Path]:
+    """Where a flag of the decoder or the wrapper may have been written, likeliest first."""
+    written = [
+        ((*path, option), f"{entry.get('name', '')}_{option}")
+        for path, entry in _position_entries(tree)
+        for option in entry
+    ]
+    yield from (path for path, spelled in written if flag == spelled)
+    yield ("model", flag)
+    if flag == "attn_dim_head":
+        yield ("model", "dim_head")
+    # a scheme that stands for two reports its part's flag: cope_max_pos of cope_rotary
+    yield from (path for path, _ in written if f"_{flag}".endswith(f"_{path[-1]}"))
+
+
+def _position_entries(tree: Node) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The mappings under ``model.position``, with their paths."""
+    position = tree.get("model", "position")
+    if position is None:
+        return
+    entries = position.value if isinstance(position.value, list) else [position]
+    for index, entry in enumerate(entries):
+        place: Path = ("model", "position") if entry is position else ("model", "position", index)
+        if entry.children:
+            yield place, entry.plain()

@@ -1,0 +1,161 @@
+"""What a task is: splits of endless seeded data, a vocabulary, and the metric that is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from xcope.errors import FlagError, did_you_mean, listing
+
+IGNORE = -100
+"""Target of tokens that are not scored (cross entropy's ``ignore_index``)."""
+
+T = TypeVar("T")
+_KINDS: Mapping[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and what should follow them.
+
+    Args:
+        tokens: (b n) int64.
+        targets: (b n) int64; ``targets[:, t]`` should follow ``tokens[:, : t + 1]``, `IGNORE`
+            where nothing is scored.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One task with its options (the dataclass fields). A subclass is one file.
+
+    It is decorated with `xcope.tasks.register`. Options are checked in ``__post_init__``, here
+    for their type and in the subclass with `require` for their value.
+
+    Raises:
+        FlagError: an option whose type or value is not allowed; its flag is the option's name.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    metric: ClassVar[str]
+    """The headline: "error" (share of wrong scored tokens), "sequence_error" (share of sequences
+    with a wrong one) or "bits_per_byte"; all are measured."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for option in self.options():
+            kinds = typing.get_args(hints[option]) or (hints[option],)
+            accepted = (*kinds, int) if float in kinds else kinds
+            value = getattr(self, option)
+            fits = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
+            self.require(fits, option, " or ".join(_KINDS[kind] for kind in kinds) + " is needed")
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Names of the test splits, in distribution first; ``"train"`` is not among them."""
+
+    @abstractmethod
+    def seq_len(self, split: str) -> int:
+        """Tokens per sequence of ``"train"`` or a test split."""
+
+    @abstractmethod
+    def sample(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw a batch; all randomness comes from ``generator`` (on the CPU)."""
+
+    def batch(self, split: str, batch_size: int, seed: int, index: int) -> Batch:
+        """Batch number ``index`` of the endless stream (split, seed): the same on any machine."""
+        return self.sample(split, batch_size, stream_generator(self.name, split, seed, index))
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence of any split."""
+        return max(self.seq_len(split) for split in ("train", *self.splits))
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt that a person typed.
+
+        Raises:
+            FlagError: a symbol that the vocabulary lacks.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: list[int]) -> str:
+        """Tokens as a person reads them; ``encode`` takes it back."""
+
+    @classmethod
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """Option name → dataclass field (type, default)."""
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    def require(self, ok: bool, option: str, allowed: str) -> None:
+        """Raise an error that names the option unless ``ok``."""
+        if not ok:
+            value = getattr(self, option)
+            raise FlagError(option, f"{option}={value!r} is not allowed: {allowed}")
+
+    def for_split(self, split: str, values: Mapping[str, T]) -> T:
+        """What ``values`` has for ``split``.
+
+        Raises:
+            FlagError: a split that is not there (flag ``split``).
+        """
+        if split not in values:
+            raise FlagError(
+                "split",
+                f"task {self.name!r} has no split {split!r}: choose among {listing(values)}"
+                f"{did_you_mean(split, values)}",
+            )
+        return values[split]
+
+
+def next_token_batch(sequence: Tensor, scored: Tensor) -> Batch:
+    """Whole sequences as inputs, each token's successor as its target.
+
+    Args:
+        sequence: (b n) int64.
+        scored: bool, (n) or (b n): the tokens of ``sequence`` that a model has to foretell. The
+            first cannot be one.
+    """
+    targets = torch.full_like(sequence, IGNORE)
+    targets[:, :-1] = sequence[:, 1:].masked_fill(~scored[..., 1:], IGNORE)
+    return Batch(sequence, targets)
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), float64: fine enough that sorting them shuffles without ties."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def stream_generator(*key: str | int) -> torch.Generator:
+    """A CPU generator seeded by a hash of ``key``.
+
+    Keys that differ in one place give unrelated streams. PyTorch's CPU generator uses 32 bits of
+    a seed, so two given keys share a stream with chance 2⁻³².
+    """
+    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

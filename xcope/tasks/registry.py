@@ -1,0 +1,58 @@
+"""The registry of tasks: how a name and a mapping of options become a task."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from xcope.errors import FlagError, did_you_mean, listing
+from xcope.tasks.base import Task
+
+T = TypeVar("T", bound=type[Task])
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register(task: T) -> T:
+    """Class decorator: list the task under its name."""
+    if task.name in _TASKS:
+        raise ValueError(f"two tasks are called {task.name!r}")
+    _TASKS[task.name] = task
+    return task
+
+
+def tasks() -> Mapping[str, type[Task]]:
+    """Every registered task's class by name, in alphabetical order."""
+    return MappingProxyType(dict(sorted(_TASKS.items())))
+
+
+def task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called ``name`` with ``options``.
+
+    Raises:
+        FlagError: an unknown name (flag ``task``) or option (flag: the option), with the nearest
+            valid one; an option whose type or value is not allowed (flag: the option).
+    """
+    if name not in _TASKS:
+        raise FlagError(
+            "task",
+            f"task={name!r} is not a task: choose among {listing(tasks())}"
+            f"{did_you_mean(name, _TASKS)}",
+        )
+    kind = _TASKS[name]
+    for option in options or {}:
+        if option not in kind.options():
+            raise FlagError(
+                option,
+                f"task {name!r} has no option {option!r}: it takes {listing(kind.options())}"
+                f"{did_you_mean(str(option), kind.options())}",
+            )
+    return kind(**(options or {}))
+
+
+def discover(package: str, path: Sequence[str]) -> None:
+    """Import every module of the package, so that each task registers itself."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
