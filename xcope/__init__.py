@@ -1,5 +1,6 @@
 """xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
 
+from xcope.config import build_model, load_config
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
 from xcope.positions import schemes
@@ -13,6 +14,8 @@ __all__ = [
     "Decoder",
     "TransformerWrapper",
     "__version__",
+    "build_model",
     "cope_attention",
+    "load_config",
     "schemes",
 ]

@@ -111,6 +111,12 @@ def test_weights_of_one_seed_are_the_same_under_every_scheme():
             "attn_cope_max_pos",
             ["contradicts cope_max_pos=8"],
         ),
+        (
+            {"position": {"name": "cope", "max_pos": 8}, "cope_max_pos": 32},
+            "cope_max_pos",
+            ["contradicts cope_max_pos=8"],
+        ),
+        ({"attn_use_latent_q": True}, "Decoder", ["refuses these flags: assert exists(dim_latent"]),
         ({"position": "cope", "cope_max_pos": 0}, "cope_max_pos", ["at least 1"]),
         ({"position": "cope", "cope_max_pos": "8"}, "cope_max_pos", ["not of type int"]),
         ({"position": "cope", "cope_soft_onehot": "yes"}, "cope_soft_onehot", ["type bool"]),

@@ -56,7 +56,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         try:
             super().__init__(**_upstream_flags(request))
         except AssertionError as error:
-            raise FlagError("Decoder", f"x-transformers refuses these flags: {error}") from error
+            raise seam.refused("Decoder", error) from error
         seam.check_layers(self)
         self.schemes = request.schemes
         self.abs_pos_default = _abs_pos_default(request)

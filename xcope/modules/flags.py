@@ -126,7 +126,6 @@ def _check_switches(
 
 def _take_options(rest: dict[str, Any], chosen: dict[str, Scheme], foreign: Sequence[str]) -> None:
     """Take the schemes' options out of ``rest`` and into the schemes."""
-    given: dict[str, tuple[str, Any]] = {}
     for flag, (name, option) in option_flags().items():
         if flag not in rest or (name == "rotary" and "rotary_xpos" in foreign):
             continue
@@ -138,9 +137,9 @@ def _take_options(rest: dict[str, Any], chosen: dict[str, Scheme], foreign: Sequ
                 f"{flag}={value!r} is an option of position {name!r}, which is not chosen "
                 f"(chosen: {on}): drop the flag, or choose {name!r}",
             )
-        first, earlier = given.setdefault(f"{name}.{option}", (flag, value))
+        earlier = chosen[name].given().get(option, value)
         if earlier != value:
-            raise FlagError(flag, f"{flag}={value!r} contradicts {first}={earlier!r}")
+            raise FlagError(flag, f"{flag}={value!r} contradicts {name}_{option}={earlier!r}")
         chosen[name] = dataclasses.replace(chosen[name], **{option: value})
     for name, one in chosen.items():
         if one.upstream_kwargs in rest:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +35,7 @@ from x_transformers.x_transformers import (
     FeedForward,
 )
 
+from xcope.errors import FlagError
 from xcope.positions import Slot
 from xcope.positions.alibi import AlibiBias
 from xcope.positions.cope import CoPE
@@ -105,6 +108,7 @@ def _keywords(function: Callable[..., Any], prefix: str = "") -> set[str]:
     }
 
 
+@cache
 def upstream_decoder_flags() -> frozenset[str]:
     """Every keyword of x-transformers' Decoder, those of its parts with their prefix."""
     return frozenset(
@@ -115,9 +119,16 @@ def upstream_decoder_flags() -> frozenset[str]:
     )
 
 
+@cache
 def upstream_wrapper_flags() -> frozenset[str]:
     """Every keyword of x-transformers' TransformerWrapper."""
     return frozenset(_keywords(UpstreamTransformerWrapper.__init__))
+
+
+def refused(flag: str, error: AssertionError) -> FlagError:
+    """x-transformers' assertion as an error for people; without words of its own, its line."""
+    said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+    return FlagError(flag, f"x-transformers refuses these flags: {said}")
 
 
 # -- filling the slots ---------------------------------------------------------------------------
@@ -287,6 +298,7 @@ __all__ = [
     "fill_input",
     "fill_rotation",
     "logits_kept",
+    "refused",
     "self_attentions",
     "upstream_decoder_flags",
     "upstream_wrapper_flags",

@@ -60,9 +60,7 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 **flags,
             )
         except AssertionError as error:
-            raise FlagError(
-                "Transformer", f"x-transformers refuses these flags: {error}"
-            ) from error
+            raise seam.refused("TransformerWrapper", error) from error
         seam.check_wrapper(self)
         # built last, so that the other weights of one seed are the same under every scheme
         embedding = chosen.build(geometry) if chosen is not None else None
