@@ -1,0 +1,34 @@
+"""Train a model, measure it, sample from it; runs that survive interruption."""
+
+from xcope.training.device import device_for
+from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
+from xcope.training.evaluation import evaluate
+from xcope.training.files import safe_name
+from xcope.training.load import load_run
+from xcope.training.loop import train
+from xcope.training.metrics import read_metrics
+from xcope.training.reporter import Reporter, reporter
+from xcope.training.run import Result, RunFolder, default_run_dir
+from xcope.training.sampling import example_prompt, rest_of_sequence, sample
+from xcope.training.tables import results_table
+
+__all__ = [
+    "Reporter",
+    "Result",
+    "RunDivergedError",
+    "RunError",
+    "RunFolder",
+    "RunInterruptedError",
+    "default_run_dir",
+    "device_for",
+    "evaluate",
+    "example_prompt",
+    "load_run",
+    "read_metrics",
+    "reporter",
+    "rest_of_sequence",
+    "results_table",
+    "safe_name",
+    "sample",
+    "train",
+]

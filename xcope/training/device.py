@@ -1,0 +1,80 @@
+"""Where numbers are computed, in which precision, and from which seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from xcope.config import TrainConfig
+from xcope.errors import FlagError
+from xcope.tasks.base import stream_generator
+
+
+def device_for(name: str) -> torch.device:
+    """The device called ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        FlagError: ``cuda`` where PyTorch finds no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FlagError("device", "device=cuda, but PyTorch finds no GPU: use auto or cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def accelerated(train: TrainConfig) -> Iterator[Accelerator]:
+    """Accelerate on the device and in the precision that the config asks for.
+
+    Raises:
+        FlagError: a GPU is asked for and there is none; fp16 on a CPU; a batch that the processes
+            cannot share equally.
+    """
+    device_for(train.device)
+    joined = torch.distributed.is_initialized()
+    if not joined:
+        # Accelerate keeps one device and precision per process; a notebook may train two models
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision=train.precision, cpu=train.device == "cpu")
+    try:
+        _check(train, accelerator)
+        yield accelerator
+    finally:
+        if torch.distributed.is_initialized() and not joined:
+            torch.distributed.destroy_process_group()
+
+
+def _check(train: TrainConfig, accelerator: Accelerator) -> None:
+    if train.precision == "fp16" and accelerator.device.type == "cpu":
+        raise FlagError("precision", "train.precision=fp16 needs a GPU: use bf16 or 'no' on a CPU")
+    if train.batch_size % accelerator.num_processes:
+        raise FlagError(
+            "batch_size",
+            f"train.batch_size={train.batch_size} cannot be shared equally by "
+            f"{accelerator.num_processes} processes",
+        )
+
+
+def seed_everything(*key: str | int) -> None:
+    """Seed PyTorch, and Python's own generator (x-transformers draws layer dropout from it)."""
+    seed = stream_generator(*key).initial_seed()
+    torch.manual_seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a GPU, take the algorithms that give the same bits each time, where there are some."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,199 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcope.config import Config, build_task
+from xcope.tasks import IGNORE, Task
+from xcope.training import checkpoint
+from xcope.training.device import accelerated, deterministic, seed_everything
+from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
+from xcope.training.evaluation import evaluate
+from xcope.training.interruption import Interruption
+from xcope.training.metrics import MetricsLog
+from xcope.training.optimizer import learning_rate
+from xcope.training.reporter import Reporter, Silent
+from xcope.training.run import Result, RunFolder
+from xcope.training.state import TrainingState
+
+
+def train(
+    config: Config,
+    run_dir: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Train the model of ``config`` on its task, measure it, and leave all of it in ``run_dir``.
+
+    Args:
+        config: a run, not a sweep.
+        run_dir: the run folder; see `RunFolder` for what is in it.
+        resume: go on from the checkpoint in ``run_dir``, or begin where there is none. Ends at the
+            same numbers as a run that was never interrupted.
+        overwrite: replace the run in ``run_dir``.
+        reporter: is told of the progress; None for silence.
+
+    Raises:
+        RunError: ``run_dir`` is taken, or its checkpoint is damaged or of another config.
+        RunInterruptedError: Ctrl-C or SIGTERM; a checkpoint was saved.
+        RunDivergedError: the loss or a gradient became infinite or NaN.
+        FlagError: a device, precision or batch size that this machine cannot serve.
+    """
+    run = RunFolder(Path(run_dir))
+    with accelerated(config.train) as accelerator:
+        if accelerator.is_main_process:
+            run.open(config, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        state = TrainingState.fresh(config, accelerator)
+        if checkpoint.exists(run.checkpoint):
+            state.load(run.checkpoint)
+        task = build_task(config)
+        try:
+            if state.step < config.train.steps:
+                run_steps(state, task, run, reporter or Silent())
+            return finished(state, task, run)
+        except KeyboardInterrupt:
+            raise RunInterruptedError(how_to_go_on(run)) from None
+
+
+def run_steps(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> None:
+    """Update the weights until ``train.steps``; log, save, and stop politely when asked to."""
+    train = state.config.train
+    main = state.accelerator.is_main_process
+    began = time.perf_counter() - state.seconds
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(state.accelerator.device))
+        interruption = stack.enter_context(Interruption())
+        if main:
+            log = stack.enter_context(MetricsLog(run.metrics, run.events, state.step))
+            stack.callback(reporter.end)
+            reporter.start(state.config.label(), state.step, train.steps)
+        while state.step < train.steps:
+            metrics = update(state, task)
+            state.seconds = time.perf_counter() - began
+            if main:
+                reporter.step(state.step, metrics["loss"])
+                if is_due(state.step, train.log_every) or state.step in (1, train.steps):
+                    log.write({"step": state.step, **metrics, "seconds": state.seconds})
+            stop = asked_to_stop(state, interruption)
+            if is_due(state.step, train.checkpoint_every) or stop or state.step == train.steps:
+                state.save(run.checkpoint)
+            if stop:
+                raise RunInterruptedError(how_to_go_on(run))
+
+
+def update(state: TrainingState, task: Task) -> dict[str, float]:
+    """One update of the weights; returns ``loss``, ``lr`` and ``grad_norm`` (before clipping).
+
+    Raises:
+        RunDivergedError: loss or gradients are not finite; the weights are as before.
+    """
+    train, accelerator = state.config.train, state.accelerator
+    seed_everything("dropout", train.seed, state.step, accelerator.process_index)
+    lr = learning_rate(state.step, train)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    loss = mean_loss(state, task)
+    accelerator.backward(loss)
+    grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), train.clip or math.inf)
+    metrics = {
+        "loss": float(accelerator.reduce(loss.detach(), "mean")),
+        "lr": lr,
+        "grad_norm": float(grad_norm),
+    }
+    check_finite(metrics, state)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    return metrics
+
+
+def mean_loss(state: TrainingState, task: Task) -> Tensor:
+    """Cross entropy of this process's share of the batch.
+
+    It is scaled so that its mean over processes is the mean over all scored tokens of the batch,
+    however many processes there are.
+    """
+    train, accelerator = state.config.train, state.accelerator
+    batch = task.batch("train", train.batch_size, train.seed, state.step)
+    scored = int((batch.targets != IGNORE).sum())
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    logits = state.model(batch.tokens[share].to(accelerator.device))
+    targets = batch.targets[share].to(accelerator.device)
+    total: Tensor = F.cross_entropy(
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="sum"
+    )
+    return total * (int(accelerator.num_processes) / scored)
+
+
+def check_finite(metrics: dict[str, float], state: TrainingState) -> None:
+    """Stop before a bad update; under fp16 the loss scaler skips steps with bad gradients."""
+    watched = ("loss",) if state.accelerator.scaler is not None else ("loss", "grad_norm")
+    bad = [f"{name} is {metrics[name]}" for name in watched if not math.isfinite(metrics[name])]
+    if bad:
+        raise RunDivergedError(
+            f"training stopped at step {state.step + 1}: {' and '.join(bad)}. The last checkpoint "
+            "is kept. A smaller train.lr, a longer train.warmup or a smaller train.clip may help"
+        )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens ``every`` so many steps (0: never) happens at ``step``."""
+    return every > 0 and step % every == 0
+
+
+def asked_to_stop(state: TrainingState, interruption: Interruption) -> bool:
+    """Whether any process got a signal, so that all stop after the same step."""
+    if state.accelerator.num_processes == 1:
+        return interruption.requested
+    if interruption.requested:
+        state.accelerator.set_trigger()
+    return bool(state.accelerator.check_trigger())
+
+
+def how_to_go_on(run: RunFolder) -> str:
+    """What a person reads after an interruption, wherever it happened."""
+    if not checkpoint.exists(run.checkpoint):
+        return f"stopped before the first checkpoint; {run.path} has no weights yet"
+    step = checkpoint.load_state(run.checkpoint)["step"]
+    return (
+        f"stopped; the checkpoint after step {step} is in {run.path}. To go on:\n"
+        f"  python scripts/train.py --resume {shlex.quote(str(run.path))}"
+    )
+
+
+def finished(state: TrainingState, task: Task, run: RunFolder) -> Result:
+    """Measure the trained model, or take the result that an earlier process wrote."""
+    if state.accelerator.is_main_process and run.read_result() is None:
+        measure(state, task, run)
+    state.accelerator.wait_for_everyone()
+    result = run.read_result()
+    if result is None:
+        raise RunError(f"{run.results} is missing")
+    return result
+
+
+def measure(state: TrainingState, task: Task, run: RunFolder) -> None:
+    """Evaluate the trained model in float32 and write the result."""
+    model, how, began = state.bare, state.config.evaluate, time.perf_counter()
+    splits = evaluate(model, task, batches=how.batches, batch_size=how.batch_size, seed=how.seed)
+    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.write_result(
+        Result(splits, params, state.step, state.seconds),
+        steps_per_second=state.step / state.seconds,
+        evaluate_seconds=time.perf_counter() - began,
+        device=str(state.accelerator.device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )

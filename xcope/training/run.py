@@ -1,0 +1,143 @@
+"""The run folder: which file is where, and what may be replaced."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xcope.config import Config
+from xcope.training import checkpoint
+from xcope.training.errors import RunError
+from xcope.training.files import read_json, safe_name, write_json, write_text
+
+FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
+"""Keys that do not touch the weights: a run may go on with others."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives.
+
+    Args:
+        splits: test split → metric → value, as `xcope.training.evaluate` returns it.
+        params: number of trained parameters.
+        steps: number of updates.
+        seconds: training time, evaluation not included.
+    """
+
+    splits: Mapping[str, Mapping[str, float]]
+    params: int
+    steps: int
+    seconds: float
+
+
+class RunFolder:
+    """The folder of one run.
+
+    ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoint = path / "checkpoint"
+        self.results = path / "results.json"
+        self.timing = path / "timing.json"
+        self.events = path / "tensorboard"
+
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    def require(self) -> None:
+        """Raise `RunError` unless a run has begun here."""
+        if not self.exists():
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+
+    def open(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run of ``config``.
+
+        Raises:
+            RunError: the folder is taken, or its checkpoint was made with another config.
+        """
+        if resume and overwrite:
+            raise RunError("resume and overwrite exclude each other: choose one")
+        if self.exists() and resume:
+            self._go_on(config)
+        elif self.exists() and overwrite:
+            self._clear()
+        elif self.exists():
+            raise RunError(
+                f"{self.path} holds a run already: --resume {self.path} goes on with it, "
+                "--overwrite starts again, --out chooses another folder"
+            )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and is no run folder: choose another")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, config.to_yaml())
+
+    def write_result(self, result: Result, **timing: Any) -> None:
+        """Write ``results.json``, and what varies between identical runs to ``timing.json``."""
+        values = asdict(result)
+        write_json(self.timing, {"seconds": values.pop("seconds"), **timing})
+        write_json(self.results, values)
+
+    def read_result(self) -> Result | None:
+        """The result of a finished run, None before."""
+        if not self.results.exists():
+            return None
+        return Result(**read_json(self.results), seconds=read_json(self.timing)["seconds"])
+
+    def _go_on(self, config: Config) -> None:
+        if checkpoint.exists(self.checkpoint):
+            check_unchanged(checkpoint.load_state(self.checkpoint)["config"], config, self.path)
+        if self.config.read_text(encoding="utf-8") != config.to_yaml():
+            self.results.unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        """Remove what a run wrote, and nothing else that a person may have put there."""
+        checkpoint.remove(self.checkpoint)
+        shutil.rmtree(self.events, ignore_errors=True)
+        for file in (self.results, self.timing, self.metrics, self.config):
+            file.unlink(missing_ok=True)
+
+
+def default_run_dir(config: Config, config_path: Path) -> Path:
+    """``out`` of the config, else ``runs/<config's file name>-<label>-seed<k>``."""
+    if config.out is not None:
+        return Path(config.out)
+    return Path("runs") / safe_name(f"{config_path.stem}-{config.label()}-seed{config.train.seed}")
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What decides the weights of a run, as JSON holds it."""
+    chosen = config.model_dump(mode="json", include={"model", "task", "train"})
+    return {key: value for key, value in _flat(chosen) if key not in FREE}
+
+
+def check_unchanged(then: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Raise `RunError` if a checkpoint with settings ``then`` belongs to another config."""
+    now = settings(config)
+    changed = [
+        f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"the checkpoint in {path} was made with another config: {'; '.join(changed)}. "
+            "Undo the change, or train in another folder"
+        )
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

@@ -1,0 +1,122 @@
+"""All that changes while a model trains, and how it goes to a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from xcope.config import Config, build_model
+from xcope.modules import TransformerWrapper
+from xcope.training import checkpoint
+from xcope.training.device import seed_everything
+from xcope.training.errors import RunError
+from xcope.training.optimizer import adamw
+from xcope.training.run import settings
+
+
+@dataclass
+class TrainingState:
+    """Model, optimiser and how far they are.
+
+    There is no scheduler and no state of random generators in it: learning rate, data and dropout
+    are functions of (seed, step).
+
+    Args:
+        model: as Accelerate prepared it; `bare` is the module inside.
+        optimizer: AdamW, as Accelerate prepared it.
+        step: updates done.
+        seconds: training time so far, of all processes that worked on the run.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def fresh(cls, config: Config, accelerator: Accelerator) -> TrainingState:
+        """The state before the first step; initial weights are a function of the seed."""
+        seed_everything("weights", config.train.seed)
+        model = build_model(config)
+        model.train()
+        model, optimizer = accelerator.prepare(model, adamw(model, config.train))
+        return cls(config, accelerator, model, optimizer)
+
+    @property
+    def bare(self) -> TransformerWrapper:
+        """The model with x-transformers' parameter names, computing in float32."""
+        bare: TransformerWrapper = self.accelerator.unwrap_model(
+            self.model, keep_fp32_wrapper=False
+        )
+        return bare
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint (on the main process; the others wait)."""
+        if self.accelerator.is_main_process:
+            groups = {"model": self._module().state_dict(), "optimizer": self._moments()}
+            checkpoint.save(folder, groups, self._rest())
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            RunError: it is damaged, or does not fit the model.
+        """
+        tensors, rest = checkpoint.load(folder, ("model", "optimizer"))
+        load_weights(self._module(), tensors["model"], folder)
+        self._load_moments(tensors["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(rest["scaler"])
+        self.step, self.seconds = rest["step"], rest["seconds"]
+
+    def _module(self) -> TransformerWrapper:
+        module: TransformerWrapper = self.accelerator.unwrap_model(self.model)
+        return module
+
+    def _rest(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "config": settings(self.config),
+        }
+
+    def _moments(self) -> dict[str, Tensor]:
+        """AdamW's tensors as ``<parameter>/exp_avg``, …: names do not depend on any order."""
+        return {
+            f"{name}/{key}": tensor
+            for name, parameter in self._module().named_parameters()
+            for key, tensor in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _load_moments(self, moments: dict[str, Tensor]) -> None:
+        parameters = dict(self._module().named_parameters())
+        for path, tensor in moments.items():
+            name, key = path.rsplit("/", 1)
+            parameter = parameters[name]
+            # AdamW counts its steps on the CPU
+            place = torch.device("cpu") if key == "step" else parameter.device
+            self.optimizer.state[parameter][key] = tensor.to(place)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        RunError: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"the weights in {folder} do not fit the model: {reason:.400}") from None
