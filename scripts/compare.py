@@ -1,0 +1,72 @@
+"""Train every run of a config's sweep, and compare them: table, plots, report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from xcope import cli
+from xcope.compare import CompareFailedError, compare, terminal_table
+from xcope.config import load_config
+
+EXAMPLES = """
+python scripts/compare.py configs/quickstart.yaml
+python scripts/compare.py configs/quickstart.yaml 'sweep.train.seed=[0, 1, 2]' --out runs/seeds
+python scripts/compare.py configs/quickstart.yaml train.steps=100 --jobs 1 --threads 2
+python scripts/compare.py configs/quickstart.yaml 'sweep.model.position=[none, cope]' --overwrite
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser(
+        f"{__doc__} The same command goes on with a comparison that was stopped.", EXAMPLES
+    )
+    parser.add_argument("config", help="YAML file with a sweep")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of it")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the comparison (default: runs/<config>)"
+    )
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: the usable cores)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a comparison that is in the folder"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compare, and print the tables."""
+    config = load_config(args.config, args.overrides, sweep=True)
+    comparison = compare(
+        config,
+        args.out or Path(config.out or f"runs/{Path(args.config).stem}"),
+        jobs=args.jobs,
+        threads=args.threads,
+        overwrite=args.overwrite,
+        command=command(),
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for summary in comparison.summaries:
+        console.print(terminal_table(summary))
+    console.print(f"\nReport: {comparison.out / 'report.md'}", markup=False, soft_wrap=True)
+    if comparison.failed:
+        reasons = [f"\n  {one.run.name}: {one.reason}" for one in comparison.failed]
+        raise CompareFailedError(
+            f"{len(reasons)} of {len(comparison.outcomes)} runs failed; their logs are in "
+            f"{comparison.out / 'logs'}:{''.join(reasons)}"
+        )
+
+
+def command() -> str:
+    """What was typed, without --overwrite: the command that goes on with the comparison."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+    return shlex.join(["python", sys.argv[0], *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(parser(), main))

@@ -1,0 +1,51 @@
+"""Worker processes: one that dies fails its run only; bars on a terminal."""
+
+import multiprocessing
+import os
+import signal
+from io import StringIO
+
+from rich.console import Console
+
+from xcope.compare import plan
+from xcope.compare.display import Bars, Lines
+from xcope.compare.pool import run_all
+from xcope.compare.worker import Moved
+
+
+class Killing(Lines):
+    """Kills the worker of the first run as soon as it trains."""
+
+    killed = False
+
+    def moved(self, run, progress: Moved) -> None:
+        super().moved(run, progress)
+        if not self.killed:
+            self.killed = True
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+def test_a_worker_that_dies_fails_its_run_alone(config, tmp_path):
+    runs = plan(config, tmp_path)[:2]
+    text = StringIO()
+    shown = Killing(Console(file=text), runs)
+    failed = run_all(runs, jobs=1, threads=1, logs=tmp_path / "logs", display=shown)
+    assert list(failed) == [runs[0].name]
+    assert "SIGKILL" in failed[runs[0].name]
+    assert "FAILED" in text.getvalue()
+    assert not runs[0].complete
+    assert runs[1].complete
+    assert not multiprocessing.active_children()
+
+
+def test_a_terminal_shows_a_bar_for_each_run_in_hand_and_one_for_all(config, tmp_path):
+    runs = plan(config, tmp_path)
+    text = StringIO()
+    with Bars(Console(file=text, force_terminal=True, width=100), runs) as bars:
+        bars.moved(runs[0], Moved(0, 6))
+        bars.moved(runs[1], Moved(2, 6, 1.25))
+        bars.ended(runs[0], "")
+        bars.ended(runs[2], "it broke")
+    shown = text.getvalue()
+    for part in ("all steps", "2/24", runs[1].name, "loss 1.2500", "done in", "FAILED: it broke"):
+        assert part in shown

@@ -1,0 +1,99 @@
+"""What came out of each run, and the two tables of it: `results.csv` and `timings.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xcope.compare.plan import Run
+from xcope.training import RunFolder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that ended: with its results, or failed with the reason.
+
+    Args:
+        reason: why it failed, one line; empty where it did not.
+        metrics: split → metric → value; empty where the run failed.
+        params: number of parameters.
+        steps: training steps.
+        seconds: training time, evaluation not included.
+    """
+
+    run: Run
+    reason: str = ""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    params: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run has results."""
+        return not self.reason
+
+    @property
+    def status(self) -> str:
+        """``ok`` or ``failed``."""
+        return "ok" if self.ok else "failed"
+
+
+def outcome(run: Run, reason: str | None) -> Outcome:
+    """What is in the run's folder, or why nothing is: ``reason``."""
+    result = RunFolder(run.folder).read_result() if reason is None else None
+    if result is None:
+        return Outcome(run, reason or "it has no results")
+    return Outcome(run, "", result.splits, result.params, result.steps, result.seconds)
+
+
+def write_results(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write every number, one a line; a failed run is one line with the reason and no number.
+
+    Runs, splits and metrics stand in the order of the sweep and of the evaluation, and nothing
+    in the file depends on time: the same seeds give the same bytes.
+    """
+    keys = _swept_keys(outcomes)
+    header = ["run", "scheme", "seed", *keys, "status", "split", "metric", "value", "reason"]
+    _write(path, header, (row for outcome in outcomes for row in _result_rows(outcome, keys)))
+
+
+def _result_rows(outcome: Outcome, keys: Sequence[str]) -> Iterator[list[object]]:
+    head = [*_head(outcome, keys), outcome.status]
+    if not outcome.ok:
+        yield [*head, "", "", "", outcome.reason]
+    for split, metrics in outcome.metrics.items():
+        for metric, value in metrics.items():
+            yield [*head, split, metric, repr(value), ""]
+
+
+def write_timings(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write steps, training seconds and steps per second of each run; empty where it failed."""
+    keys = _swept_keys(outcomes)
+    header = ["run", "scheme", "seed", *keys, "status", "steps", "seconds", "steps_per_second"]
+    _write(path, header, ([*_head(o, keys), o.status, *_timing(o)] for o in outcomes))
+
+
+def _timing(outcome: Outcome) -> list[str]:
+    if not outcome.ok:
+        return ["", "", ""]
+    seconds = outcome.seconds
+    return [str(outcome.steps), f"{seconds:.2f}", f"{outcome.steps / seconds:.2f}"]
+
+
+def _swept_keys(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(key for outcome in outcomes for key in outcome.run.swept))
+
+
+def _head(outcome: Outcome, keys: Sequence[str]) -> list[object]:
+    run = outcome.run
+    return [run.name, run.scheme, run.seed, *(run.swept.get(key, "") for key in keys)]
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

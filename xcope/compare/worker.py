@@ -1,0 +1,139 @@
+"""A worker process: trains one run after another, and tells its parent over a pipe.
+
+When the parent hangs up (Ctrl-C, or it died), the run in hand saves a checkpoint and stops.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from xcope.config import Config, ConfigError
+from xcope.errors import FlagError
+from xcope.training import RunError, RunInterruptedError, train
+
+PERIOD = 0.2
+"""Seconds between two reports of a run's progress."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train or to go on with; ``log`` gets what it writes to stdout and stderr."""
+
+    config: Config
+    folder: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Moved:
+    """``step`` of ``steps`` are done; ``loss`` is None before the first."""
+
+    step: int
+    steps: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over; ``reason`` says why it failed and is empty if it did not."""
+
+    reason: str = ""
+
+
+Message = Moved | Ended
+
+
+def serve(connection: Connection, threads: int) -> None:
+    """Take jobs from the pipe until the parent hangs up: the body of a worker process."""
+    # the parent decides about Ctrl-C; it started this process with SIGINT blocked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    torch.set_num_threads(threads)
+    try:
+        while True:
+            job: Job = connection.recv()
+            with _output_to(job.log):
+                ended = _run(job, connection)
+            connection.send(ended)
+    except (EOFError, OSError):
+        return
+
+
+def _run(job: Job, connection: Connection) -> Ended:
+    try:
+        train(job.config, job.folder, resume=True, reporter=_Report(connection))
+    except RunInterruptedError:
+        return Ended("stopped by a signal; the same command goes on with it")
+    except (RunError, FlagError, ConfigError) as error:
+        return Ended(_one_line(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        return Ended(_one_line(f"{type(error).__name__}: {error}"))
+    return Ended()
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:300]} …"
+
+
+class _Report:
+    """A reporter that sends each `Moved` to the parent, but not too often."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._steps, self._last = 0, 0.0
+
+    def start(self, label: str, step: int, steps: int) -> None:
+        """Tell where the run starts from."""
+        self._steps = steps
+        self._send(Moved(step, steps))
+
+    def step(self, step: int, loss: float) -> None:
+        """Tell that a step is done."""
+        if step == self._steps or time.monotonic() - self._last >= PERIOD:
+            self._send(Moved(step, self._steps, loss))
+
+    def end(self) -> None:
+        """Nothing: `Ended` follows."""
+
+    def _send(self, message: Message) -> None:
+        self._last = time.monotonic()
+        try:
+            self._connection.send(message)
+        except OSError:  # the parent hung up
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send all that this process prints, also from C, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
+        saved = os.dup(1), os.dup(2)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        faulthandler.enable(log)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            faulthandler.disable()
+            for old, number in zip(saved, (1, 2), strict=True):
+                os.dup2(old, number)
+                os.close(old)
+            if not path.stat().st_size:
+                path.unlink()
