@@ -33,7 +33,7 @@ wanted="$extras $(cat pyproject.toml constraints.txt | cksum)"
 stamp=".venv/installed${extras}"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing xcope${extras} into .venv (once; PyTorch is large) …"
-    python -m pip install --quiet --disable-pip-version-check \
+    python -m pip install -qq --disable-pip-version-check \
         --constraint constraints.txt --editable ".${extras}"
     echo "$wanted" >"$stamp"
 fi
