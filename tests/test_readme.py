@@ -26,10 +26,10 @@ def test_the_code_runs_and_the_added_scheme_works(monkeypatch):
     model = xcope.TransformerWrapper(
         num_tokens=9,
         max_seq_len=8,
-        attn_layers=xcope.Decoder(dim=16, depth=1, heads=2, position="recency"),
+        attn_layers=xcope.Decoder(dim=16, depth=1, heads=2, position="recency", recency_size=4.0),
     )
-    model(torch.randint(9, (1, 12))).sum().backward()
-    assert model.attn_layers.rel_pos.a.grad.abs() > 0
+    assert model.attn_layers.rel_pos(1, 5)[:, 0].tolist() == [[-1.0, -0.75, -0.5, -0.25, 0.0]] * 2
+    assert model(torch.randint(9, (1, 12))).shape == (1, 12, 9)
 
 
 def rows(header):

@@ -99,7 +99,10 @@ def test_gradients(name):
         )
 
 
-@pytest.mark.parametrize("flags", [{}, {"attn_kv_heads": 2}, {"attn_num_mem_kv": 2}], ids=str)
+GENERATION = ["plain", "kv_heads", "mem_kv", "qk_norm", "glu", "rmsnorm", "value_residual"]
+
+
+@pytest.mark.parametrize("flags", [FLAGS[name] for name in GENERATION], ids=GENERATION)
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_greedy_generation_with_and_without_cache(name, flags):
     theirs, ours = pair(name, **flags)
