@@ -121,6 +121,7 @@ def test_weights_of_one_seed_are_the_same_under_every_scheme():
         ({"position": "cope", "cope_max_pos": "8"}, "cope_max_pos", ["not of type int"]),
         ({"position": "cope", "cope_soft_onehot": "yes"}, "cope_soft_onehot", ["type bool"]),
         ({"position": "cope", "cope_soft_onehot_temp": 0}, "cope_soft_onehot_temp", ["above 0"]),
+        ({"position": "cope", "cope_backend": "flash"}, "cope_backend", ["'reference'"]),
         ({"position": "rotary", "rotary_dim": 7}, "rotary_dim", ["even number", "dim_head=16"]),
         ({"position": "rotary", "rotary_dim": 18}, "rotary_dim", ["dim_head=16"]),
         ({"position": "rotary", "rotary_base": 0.5}, "rotary_base", ["above 1"]),
@@ -293,8 +294,9 @@ def test_attention_maps_and_z_loss_can_be_asked_of_cope():
     torch.testing.assert_close(logits, model(tokens))
 
 
-def test_dropout_on_attention_takes_the_path_that_has_it():
+def test_dropout_on_attention_takes_the_path_that_has_it_and_says_so(caplog):
     model = wrapped(position="cope", attn_dropout=0.5)
+    assert "attn_dropout" in caplog.text
     tokens = torch.randint(20, (1, 12))
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from xcope.modules import seam
 from xcope.modules.flags import Request, resolve
 from xcope.positions import Geometry, Position, Scheme, Slot
 from xcope.positions.rotary import RotaryAngles
+
+log = logging.getLogger(__name__)
 
 
 class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
@@ -87,6 +90,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         self, scheme: Scheme, layers: tuple[bool, ...] | None, geometry: Geometry
     ) -> None:
         attentions = seam.self_attentions(self)
+        if any(attention.attend.dropout > 0 for attention in attentions):
+            log.warning(
+                "attn_dropout: in training, layers with CoPE hold their (b h n n) attention to "
+                "drop from it; without attn_dropout they need no such tensor"
+            )
         if layers is not None and len(layers) != len(attentions):
             raise FlagError(
                 "attn_use_cope",

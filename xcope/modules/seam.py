@@ -174,7 +174,48 @@ def fill_attend(attention: Attention, cope: CoPE, keep_logits: bool) -> None:
         keep_logits: another part of the decoder reads this layer's logits, so that they must be
             materialised.
     """
+    if cope.sep_keys:
+        _add_gate_keys(attention)
+    if cope.val_gates and attention.to_v.out_features != attention.to_k.out_features:
+        raise FlagError(
+            "cope_val_gates",
+            "cope_val_gates=True needs values as wide as the keys: drop attn_value_dim_head",
+        )
     attention.attend = CoPEAttend.adopt(attention.attend, cope, keep_logits)
+
+
+class _KeysAndGateKeys(nn.Linear):
+    """Projects to the keys and, as further heads behind them, to the keys of the gates.
+
+    So the gates' keys share the keys' way through x-transformers: split, normalised, rotated,
+    cached.
+    """
+
+    gate_weight: nn.Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat((super().forward(input), F.linear(input, self.gate_weight)), dim=-1)
+
+
+def _add_gate_keys(attention: Attention) -> None:
+    """Give the layer a second projection, for the gates' keys."""
+    taken = {
+        "attn_qk_norm_dim_scale": attention.qk_norm_dim_scale,
+        "attn_qk_rmsnorm or attn_k_rmsnorm": attention.k_rmsnorm is not None,
+        "attn_use_latent_kv": attention.use_latent_kv,
+        "rotate_num_heads": attention.rotate_num_heads < attention.heads,
+    }
+    for flag, on in taken.items():
+        if on:
+            raise FlagError(
+                "cope_sep_keys", f"cope_sep_keys=True does not go together with {flag}: drop one"
+            )
+    keys = _as(_KeysAndGateKeys, attention.to_k)
+    fresh = nn.Linear(keys.in_features, keys.out_features, bias=False)
+    keys.gate_weight = nn.Parameter(fresh.weight.detach())
+    attention.to_k = keys
+    if attention.num_mem_kv > 0:
+        attention.mem_k = nn.Parameter(attention.mem_k.detach().repeat(2, 1, 1))
 
 
 # Attributes of Attend that must be off for its softmax to be the plain one.
@@ -231,8 +272,16 @@ class CoPEAttend(Attend):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[Tensor, Intermediates]:
         """As x-transformers' Attend: (b h i d) in and out, (b 1 i d) keys for one head."""
+        gate_k = v if self.cope.val_gates else None
+        if self.cope.sep_keys:
+            k, gate_k = k.chunk(2, dim=1)
         others = (attn_bias, prev_attn, attn_delta)
-        if not self.plain or any(other is not None for other in others):
+        if self.plain and not any(other is not None for other in others):
+            causal = self.causal if causal is None else causal
+            return self._fused(q, k, v, gate_k, mask, causal), Intermediates()
+        if gate_k is not None:
+            gate_k = gate_k.repeat(1, q.shape[1] // gate_k.shape[1], 1, 1)
+        with self.cope.gates_from(gate_k, self._scale(q)):
             return super().forward(  # type: ignore[no-any-return]
                 q,
                 k,
@@ -244,28 +293,31 @@ class CoPEAttend(Attend):  # type: ignore[misc]
                 causal=causal,
                 **kwargs,
             )
-        return self._fused(q, k, v, mask, self.causal if causal is None else causal)
+
+    def _scale(self, q: Tensor) -> float:
+        return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
     def _fused(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-    ) -> tuple[Tensor, Intermediates]:
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_k: Tensor | None,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        cope: CoPE = self.cope
+        h, kv_heads = q.shape[1], k.shape[1]
+        given: dict[str, Any] = {"scale": self._scale(q), "causal": causal, "gate_k": gate_k}
+        if not 1 < kv_heads < h:
+            return cope.attend(q, k, v, mask=mask, **given)
         # x-transformers' query head a uses key head a mod kv_heads; our ops, as everyone
         # else, a // groups: put the queries into that order and the output back.
-        h, kv_heads = q.shape[1], k.shape[1]
         order = torch.arange(h, device=q.device).view(h // kv_heads, kv_heads).T.flatten()
-        regroup = 1 < kv_heads < h
-        if regroup and mask is not None and mask.ndim == 4 and mask.shape[1] == h:
+        if mask is not None and mask.ndim == 4 and mask.shape[1] == h:
             mask = mask[:, order]
-        out = self.cope.attend(
-            q[:, order] if regroup else q,
-            k,
-            v,
-            scale=q.shape[-1] ** -0.5 if self.scale is None else self.scale,
-            mask=mask,
-            causal=causal,
-            head_order=order if regroup else None,
-        )
-        return (out[:, order.argsort()] if regroup else out), Intermediates()
+        out = cope.attend(q[:, order], k, v, mask=mask, head_order=order, **given)
+        return out[:, order.argsort()]
 
 
 @contextmanager

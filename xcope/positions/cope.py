@@ -7,20 +7,29 @@ Important*, arXiv 2405.18719.
     p_ij = min(Σ_{t=j..i} g_it, max_pos − 1)   positions, counted back from the query
     s_ij ← s_ij + q_i·e[p_ij]                  e interpolated between the integers around p_ij
 
+Variants, each a flag: the gates from keys of their own, g_ij = sigmoid(scale · q_i·k'_j)
+("sep-keys", section 4 of the paper, on how gates are computed), or from the values,
+g_ij = sigmoid(scale · q_i·v_j) ("val-gates", there too); a table for each head where the paper
+shares one among the heads of a layer; gates whose logits are mixed across heads (x-transformers'
+talking heads).
+
 The table e starts at zero: a fresh layer is attention without positions. The attention itself is
 `xcope.ops.cope.cope_attention`; its definition is in `xcope.ops.cope.reference`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import FlagError
-from xcope.ops.cope import cope_attention, position_bias
+from xcope.errors import FlagError, listing
+from xcope.ops.cope import BACKENDS, cope_attention, position_bias
 from xcope.positions.base import Geometry, Scheme, Slot
 from xcope.positions.registry import register
 
@@ -35,6 +44,9 @@ class CoPE(nn.Module):
         soft_onehot: weigh all integers by softmax(−|p − m| / temp) instead of interpolating.
         talking_heads: mix the gates' logits across heads by a learned (h h) matrix.
         soft_onehot_temp: the temperature above.
+        per_head: a table for each head, (heads max_pos dim), instead of one for all.
+        sep_keys: the gates come from keys of their own; whoever calls `attend` brings them.
+        val_gates: the gates come from the values.
         backend: of `xcope.ops.cope.cope_attention`.
     """
 
@@ -46,6 +58,9 @@ class CoPE(nn.Module):
         soft_onehot: bool = False,
         talking_heads: bool = False,
         soft_onehot_temp: float = 5e-2,
+        per_head: bool = False,
+        sep_keys: bool = False,
+        val_gates: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -54,8 +69,12 @@ class CoPE(nn.Module):
         self.max_pos = max_pos
         self.soft_onehot = soft_onehot
         self.soft_onehot_temp = soft_onehot_temp
+        self.sep_keys = sep_keys
+        self.val_gates = val_gates
         self.backend = backend
-        self.pos_emb = nn.Parameter(torch.zeros(max_pos, dim))
+        table = (heads, max_pos, dim) if per_head else (max_pos, dim)
+        self.pos_emb = nn.Parameter(torch.zeros(table))
+        self._given_gates: tuple[Tensor, float] | None = None
         self.talking_heads = nn.Conv2d(heads, heads, 1, bias=False) if talking_heads else None
         if soft_onehot:
             # not read here, but x-transformers' checkpoints hold it
@@ -75,29 +94,43 @@ class CoPE(nn.Module):
         scale: float,
         mask: Tensor | None = None,
         causal: bool = True,
+        gate_k: Tensor | None = None,
         head_order: Tensor | None = None,
     ) -> Tensor:
         """Attention with this layer's table; shapes and errors as `cope_attention`.
 
         Args:
+            gate_k: what the gates are made from, with ``sep_keys`` or ``val_gates``.
             head_order: (h) int64; head ``a`` of ``q`` is this layer's head ``head_order[a]``.
         """
+        pos_emb: Tensor = self.pos_emb
         head_mix = self.head_mix
-        if head_mix is not None and head_order is not None:
-            head_mix = head_mix[head_order][:, head_order]
+        if head_order is not None:
+            pos_emb = pos_emb[head_order] if pos_emb.ndim == 3 else pos_emb
+            head_mix = None if head_mix is None else head_mix[head_order][:, head_order]
         return cope_attention(
             q,
             k,
             v,
-            self.pos_emb,
+            pos_emb,
             scale=scale,
             mask=mask,
             causal=causal,
             soft_onehot=self.soft_onehot,
             soft_onehot_temp=self.soft_onehot_temp,
+            gate_k=gate_k,
             head_mix=head_mix,
             backend=self.backend,
         )
+
+    @contextmanager
+    def gates_from(self, gate_k: Tensor | None, scale: float) -> Iterator[None]:
+        """Within, `forward` makes its gates from ``scale`` · q·gate_k; gate_k is (b h j d)."""
+        self._given_gates = None if gate_k is None else (gate_k, scale)
+        try:
+            yield
+        finally:
+            self._given_gates = None
 
     def forward(self, query: Tensor, attn_logits: Tensor) -> Tensor:
         """The bias alone (b h i j), for attention that materialises its logits.
@@ -109,8 +142,13 @@ class CoPE(nn.Module):
         """
         seen = attn_logits > torch.finfo(attn_logits.dtype).min / 2
         gate_logits = attn_logits
+        if self._given_gates is not None:
+            gate_k, scale = self._given_gates
+            # x-transformers may have put a key of zeros before the others
+            added = attn_logits.shape[-1] - gate_k.shape[-2]
+            gate_logits = scale * (query @ F.pad(gate_k, (0, 0, added, 0)).mT)
         if self.head_mix is not None:
-            unmasked = attn_logits.masked_fill(~seen, 0.0)
+            unmasked = gate_logits.masked_fill(~seen, 0.0)
             gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix, unmasked)
         return position_bias(
             query,
@@ -132,6 +170,10 @@ class ContextualPosition(Scheme):
         soft_onehot: weigh all integer positions instead of interpolating (paper, appendix).
         soft_onehot_temp: temperature of these weights.
         talking_heads: mix the gates' logits across heads.
+        per_head: a table for each head instead of one for all.
+        sep_keys: gates from keys of their own (paper, section 4).
+        val_gates: gates from the values (paper, section 4).
+        backend: which implementation computes it, see `xcope.cope_attention`; all agree.
     """
 
     name: ClassVar[str] = "cope"
@@ -149,9 +191,20 @@ class ContextualPosition(Scheme):
     soft_onehot: bool = False
     soft_onehot_temp: float = 0.05
     talking_heads: bool = False
+    per_head: bool = False
+    sep_keys: bool = False
+    val_gates: bool = False
+    backend: str = "auto"
 
     def build(self, geometry: Geometry) -> CoPE | None:
-        """One layer's module; its table is (max_pos dim_head)."""
+        """One layer's module; its table is (max_pos dim_head), or (heads max_pos dim_head)."""
+        self.require(
+            not (self.sep_keys and self.val_gates),
+            "val_gates",
+            "with sep_keys the gates have keys of their own; drop one of the two",
+        )
+        allowed = listing(["auto", *BACKENDS])
+        self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
         self.require(self.max_pos >= 1, "max_pos", "it must be at least 1")
         self.require(self.soft_onehot_temp > 0, "soft_onehot_temp", "it must be above 0")
         return CoPE(
@@ -161,4 +214,8 @@ class ContextualPosition(Scheme):
             soft_onehot=self.soft_onehot,
             talking_heads=self.talking_heads,
             soft_onehot_temp=self.soft_onehot_temp,
+            per_head=self.per_head,
+            sep_keys=self.sep_keys,
+            val_gates=self.val_gates,
+            backend=self.backend,
         )

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
+from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
 
-BACKENDS = {"reference": cope_attention_reference}
+BACKENDS = {"reference": cope_attention_reference, "tiled": cope_attention_tiled}
 
 
 def cope_attention(
@@ -54,7 +55,8 @@ def cope_attention(
             "sep-keys" of the paper, ``v`` for "val-gates".
         head_mix: (h h), mixes the gates' logits across heads before the sigmoid
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
-        backend: "auto" or a name in ``BACKENDS``.
+        backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
+            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact.
 
     Returns:
         (b h i dv), dtype of ``q``.
@@ -63,7 +65,8 @@ def cope_attention(
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
     _check(q, k, v, pos_emb, mask, soft_onehot_temp, gate_k, head_mix)
-    return BACKENDS[_choose(backend)](
+    exact = not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE
+    return BACKENDS[_choose(backend, exact)](
         q,
         k,
         v,
@@ -78,9 +81,9 @@ def cope_attention(
     )
 
 
-def _choose(backend: str) -> str:
+def _choose(backend: str, tiled_is_exact: bool) -> str:
     if backend == "auto":
-        return "reference"
+        return "tiled" if tiled_is_exact else "reference"
     if backend not in BACKENDS:
         raise FlagError(
             "backend",

@@ -1,0 +1,153 @@
+"""CoPE's variants in a decoder: each is what it says, on the fused and on the (i j) path."""
+
+import pytest
+import torch
+
+import xcope
+from xcope.errors import FlagError
+from xcope.modules import seam
+
+VARIANTS = {
+    "per_head": {"cope_per_head": True},
+    "sep_keys": {"cope_sep_keys": True},
+    "val_gates": {"cope_val_gates": True},
+    "talking_heads": {"cope_talking_heads": True},
+    "all": {"cope_per_head": True, "cope_sep_keys": True, "cope_talking_heads": True},
+}
+
+
+def model(**flags):
+    decoder = xcope.Decoder(
+        dim=32, depth=2, heads=4, attn_dim_head=8, position="cope", cope_max_pos=6, **flags
+    )
+    made = xcope.TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=decoder).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.endswith("cope.pos_emb"):
+                parameter.normal_()
+    return made
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"attn_kv_heads": 2}, {"attn_one_kv_head": True}, {"attn_num_mem_kv": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_both_paths_agree(variant, flags):
+    made = model(**variant, **flags)
+    tokens = torch.randint(20, (2, 24))
+    mask = torch.rand(2, 24) > 0.2
+    for given in ({}, {"mask": mask}):
+        fused = made(tokens, **given)
+        with seam.logits_kept(made.attn_layers):
+            materialised = made(tokens, **given)
+        keep = given.get("mask", torch.ones_like(tokens, dtype=torch.bool))
+        torch.testing.assert_close(fused[keep], materialised[keep], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"attn_kv_heads": 2}, {"rotary_pos_emb": True}], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_same_text_with_and_without_cache_and_alone_or_left_padded(variant, flags):
+    made = xcope.TransformerWrapper(
+        num_tokens=20,
+        max_seq_len=16,
+        attn_layers=xcope.Decoder(
+            dim=32, depth=2, heads=4, attn_dim_head=8, attn_use_cope=True, **variant, **flags
+        ),
+    ).eval()
+    generator = xcope.AutoregressiveWrapper(made)
+    prompts = [torch.randint(20, (length,)) for length in (3, 8)]
+    together = generator.generate(prompts, 20, temperature=0.0)
+    for row, prompt in zip(together, prompts, strict=True):
+        for cache in (True, False):
+            alone = generator.generate(prompt[None], 20, temperature=0.0, cache_kv=cache)
+            assert torch.equal(row, alone[0])
+
+
+@pytest.mark.parametrize("flags", [{}, {"attn_kv_heads": 2, "attn_num_mem_kv": 1}], ids=str)
+def test_gate_keys_equal_to_the_keys_are_plain_cope(flags):
+    plain, separate = model(**flags), model(**flags, cope_sep_keys=True)
+    missing, unexpected = separate.load_state_dict(
+        {k: v for k, v in plain.state_dict().items() if not k.endswith("mem_k")}, strict=False
+    )
+    assert {name.rsplit(".", 1)[-1] for name in missing} <= {"gate_weight", "mem_k"}
+    assert not unexpected
+    attentions = [seam.self_attentions(made.attn_layers) for made in (plain, separate)]
+    with torch.no_grad():
+        for ours, theirs in zip(*attentions, strict=True):
+            theirs.to_k.gate_weight.copy_(ours.to_k.weight)
+            if flags:
+                theirs.mem_k.copy_(ours.mem_k.repeat(2, 1, 1))
+    tokens = torch.randint(20, (2, 24))
+    torch.testing.assert_close(separate(tokens), plain(tokens))
+    with torch.no_grad():
+        attentions[1][0].to_k.gate_weight.neg_()
+    assert not torch.allclose(separate(tokens), plain(tokens))
+
+
+def test_values_equal_to_the_keys_are_plain_cope():
+    plain, gated = model(), model(cope_val_gates=True)
+    for made in (plain, gated):
+        with torch.no_grad():
+            for attention in seam.self_attentions(made.attn_layers):
+                attention.to_v.weight.copy_(attention.to_k.weight)
+    gated.load_state_dict(plain.state_dict())
+    tokens = torch.randint(20, (2, 24))
+    torch.testing.assert_close(gated(tokens), plain(tokens))
+    with torch.no_grad():
+        for made in (plain, gated):
+            seam.self_attentions(made.attn_layers)[0].to_v.weight.neg_()
+    assert not torch.allclose(gated(tokens), plain(tokens))
+
+
+def test_equal_tables_for_all_heads_are_one_table():
+    plain, tables = model(), model(cope_per_head=True)
+    state = {
+        name: value.expand(4, -1, -1) if name.endswith("cope.pos_emb") else value
+        for name, value in plain.state_dict().items()
+    }
+    tables.load_state_dict(state)
+    tokens = torch.randint(20, (2, 24))
+    torch.testing.assert_close(tables(tokens), plain(tokens))
+
+
+def test_every_parameter_of_every_variant_learns():
+    made = model(cope_per_head=True, cope_sep_keys=True, cope_talking_heads=True)
+    made(torch.randint(20, (2, 24))).square().mean().backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"cope_sep_keys": True, "cope_val_gates": True}, "drop one of the two"),
+        ({"cope_sep_keys": True, "attn_qk_rmsnorm": True}, "attn_qk_rmsnorm"),
+        ({"cope_sep_keys": True, "rotary_pos_emb": True, "rotate_num_heads": 2}, "rotate_num"),
+        ({"cope_val_gates": True, "attn_value_dim_head": 16}, "attn_value_dim_head"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_what_does_not_go_together_is_refused(flags, said):
+    with pytest.raises(FlagError, match=said):
+        xcope.Decoder(dim=32, depth=1, heads=4, attn_dim_head=8, attn_use_cope=True, **flags)
+
+
+def test_variants_stay_right_where_the_logits_are_materialised():
+    flags = {"cope_sep_keys": True, "alibi_pos_bias": True, "attn_add_zero_kv": True}
+    made = xcope.TransformerWrapper(
+        num_tokens=20,
+        max_seq_len=16,
+        attn_layers=xcope.Decoder(
+            dim=32, depth=1, heads=4, attn_dim_head=8, attn_use_cope=True, **flags
+        ),
+    ).eval()
+    (attention,) = seam.self_attentions(made.attn_layers)
+    with torch.no_grad():
+        attention.attend.cope.pos_emb.normal_()
+    tokens = torch.randint(20, (1, 12))
+    before = made(tokens)
+    with torch.no_grad():
+        attention.to_k.gate_weight.neg_()
+    assert not torch.allclose(made(tokens), before)

@@ -1,0 +1,107 @@
+"""The tiled CoPE backend as a PyTorch operator, and the choice of what computes it."""
+
+import logging
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+from xcope.ops.cope import cope_attention, eager, few, tiled
+
+
+def leaves(i=40, j=50):
+    shapes = ((2, 4, i, 16), (2, 2, j, 16), (2, 2, j, 16), (8, 16))
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+def attention(*tensors):
+    return cope_attention(*tensors, backend="tiled")
+
+
+def gradients(function, tensors):
+    return torch.autograd.grad(function(*tensors).square().sum(), tensors)
+
+
+def test_opcheck():
+    q, k, v, e = leaves()
+    opcheck(tiled.cope_tiled, (q, k, v, e, None, None, None, 0.25, True, 0.0))
+    gate_k, mask = torch.randn_like(k).requires_grad_(), torch.rand(2, 1, 1, 50) > 0.3
+    opcheck(tiled.cope_tiled, (q, k, v, e, gate_k, None, mask, 0.25, False, 20.0))
+
+
+def test_gradcheck():
+    tensors = [t.detach().double()[..., :9, :].requires_grad_() for t in leaves()]
+    assert torch.autograd.gradcheck(attention, tensors)
+
+
+def test_second_derivatives_are_refused():
+    tensors = leaves()
+    first = torch.autograd.grad(attention(*tensors).square().sum(), tensors, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        first[0].sum().backward()
+
+
+def test_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    whole = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    tensors = leaves()
+    for ours, plain in zip(gradients(whole, tensors), gradients(attention, tensors), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_checkpoint():
+    tensors = leaves()
+    again = gradients(lambda *t: checkpoint(attention, *t, use_reentrant=False), tensors)
+    for ours, plain in zip(again, gradients(attention, tensors), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_autocast():
+    q, k, v, e = leaves()
+    eye = torch.eye(16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(*(F.linear(t, eye) for t in (q, k, v)), e)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+    assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in (q, k, v, e))
+
+
+@pytest.mark.parametrize("i", [1, few.ROWS])
+@pytest.mark.parametrize("p", [4, 100])
+@pytest.mark.parametrize("options", ["", "mask", "gate_k", "head_mix", "soft_onehot"])
+def test_a_few_queries_without_gradients(i, p, options):
+    q, k, v, _ = leaves(i, 300)
+    e = torch.randn(p, 16)
+    given = {
+        "": {},
+        "mask": {"mask": torch.rand(2, 300) > 0.4},
+        "gate_k": {"gate_k": torch.randn_like(k)},
+        "head_mix": {"head_mix": torch.randn(4, 4)},
+        "soft_onehot": {"soft_onehot": True, "soft_onehot_temp": 0.04},
+    }[options]
+    with torch.no_grad():
+        ours = cope_attention(q, k, v, e, **given, backend="tiled")
+        torch.testing.assert_close(
+            ours, cope_attention(q, k, v, e, **given, backend="reference"), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
+    tiled.compiled_body.cache_clear()
+    monkeypatch.setitem(sys.modules, "xcope.ops.cope.compiled", None)
+    monkeypatch.delattr("xcope.ops.cope.compiled", raising=False)
+    try:
+        with caplog.at_level(logging.INFO, "xcope"):
+            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+        assert len(caplog.records) == 1
+    finally:
+        tiled.compiled_body.cache_clear()
+
+
+def test_float64_and_other_devices_are_eager():
+    assert tiled.body_for(torch.float64, torch.device("cpu")) is eager
+    assert tiled.body_for(torch.float32, torch.device("meta")) is eager

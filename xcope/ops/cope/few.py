@@ -1,0 +1,56 @@
+"""CoPE attention of a few queries, without gradients: decoding with a key/value cache.
+
+Whole rows at once, (h i j) memory. Counting starts at the end of the row with a window that grows
+until all rows are saturated: keys left of it share the last position.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xcope.ops.cope.eager import Interpolation
+from xcope.ops.cope.reference import visible
+
+ROWS = 8  # queries of a head, at most
+
+
+def cope_attention_few(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, scale: float, causal: bool, sharpness: float,
+) -> Tensor:  # fmt: skip
+    """Arguments as of `xcope.ops.cope.tiled.cope_tiled`; (b h i dv)."""
+    b, h, i, d = q.shape
+    hk, j = k.shape[1:3]
+    seen = None
+    if mask is not None or (causal and i > 1):
+        seen = visible(q, k, mask, causal).expand(b, h, i, j)
+
+    scaled = (q * scale).view(b, hk, -1, d)
+    s = (scaled @ k.mT).view(b, h, i, j)
+    a = s if gate_k is None else (scaled @ gate_k.mT).view(b, h, i, j)
+    if head_mix is not None:
+        a = torch.einsum("gh,bhij->bgij", head_mix, a)
+    if seen is not None:
+        s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
+    prob = _biased(s, a, q @ e.mT, sharpness).softmax(-1)
+    if seen is not None:
+        prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return (prob.view(b, hk, -1, j) @ v).view(b, h, i, -1)
+
+
+def _biased(s: Tensor, a: Tensor, L: Tensor, sharpness: float) -> Tensor:
+    """s + b, in the memory of s."""
+    j, last = s.shape[-1], L.shape[-1] - 1
+    L = torch.cat([L, L[..., -1:]], dim=-1)
+    window = 4 * L.shape[-1]
+    while True:
+        start = max(0, j - window)
+        p = a[..., start:].sigmoid().flip(-1).cumsum(-1).flip(-1)
+        if start == 0 or bool((p[..., 0] >= last).all()):
+            break
+        window *= 4
+    bias = Interpolation(L, last, p, sharpness).bias()
+    s[..., :start] += L[..., last, None]
+    s[..., start:] += bias
+    return s
