@@ -56,7 +56,8 @@ def cope_attention(
         head_mix: (h h), mixes the gates' logits across heads before the sigmoid
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
         backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
-            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact.
+            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and
+            runs.
 
     Returns:
         (b h i dv), dtype of ``q``.
@@ -65,8 +66,8 @@ def cope_attention(
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
     _check(q, k, v, pos_emb, mask, soft_onehot_temp, gate_k, head_mix)
-    exact = not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE
-    return BACKENDS[_choose(backend, exact)](
+    tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
+    return BACKENDS[_choose(backend, tiled)](
         q,
         k,
         v,
@@ -81,9 +82,9 @@ def cope_attention(
     )
 
 
-def _choose(backend: str, tiled_is_exact: bool) -> str:
+def _choose(backend: str, tiled: bool) -> str:
     if backend == "auto":
-        return "tiled" if tiled_is_exact else "reference"
+        return "tiled" if tiled else "reference"
     if backend not in BACKENDS:
         raise FlagError(
             "backend",

@@ -45,13 +45,18 @@ def cope_attention_tiled(
     e^(−1/τ), so τ must be small.
 
     Raises:
-        ValueError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``.
+        ValueError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``; an MPS device.
     """
     if soft_onehot and soft_onehot_temp > MAX_TEMPERATURE:
         raise FlagError(
             "soft_onehot_temp",
             f"soft_onehot_temp={soft_onehot_temp} is above {MAX_TEMPERATURE}, where positions "
             "further than the nearest two begin to matter: use backend='reference'",
+        )
+    if q.device.type == "mps":
+        raise FlagError(
+            "backend",
+            "backend='tiled' counts in float64, which MPS devices lack: use backend='reference'",
         )
     wide = torch.promote_types(q.dtype, torch.float32)
     dtype, groups = q.dtype, q.shape[1] // k.shape[1]
