@@ -1,0 +1,64 @@
+"""scripts/benchmark.py from the shell, on short inputs: the files it writes."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from xcope.benchmark.workloads import QUICK
+
+
+@pytest.fixture
+def quick(start_script, tmp_path):
+    """The folder of a quick run, and what it printed."""
+    out = tmp_path / "out"
+    process = start_script("benchmark", "cope", "--quick", "--threads", 1, "--out", out)
+    printed, err = process.communicate()
+    assert process.returncode == 0, err
+    return out, printed
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_a_quick_run_writes_everything(quick):
+    out, printed = quick
+    bars = rows(out / "bars.csv")
+    assert len(bars) == 13
+    assert all(float(row["ratio"]) > 0 for row in bars)
+    kinds = ["SDPA"] * 3 + ["ours", "SDPA"] + ["SDPA"] * 2 + ["256"] + ["rotary"] * 3
+    kinds += ["interpolation"] * 2
+    assert [row["bar"].split()[-1] for row in bars] == kinds  # in the order of the issue
+    assert all(row["bar"] in printed for row in bars)
+
+    points = rows(out / "benchmark.csv")
+    measured = [(row["attention"], int(row["n"])) for row in points]
+    both = [(name, n) for n in QUICK.lengths for name in ("SDPA", "CoPE, ours")]
+    assert measured == [*both[:2], ("CoPE, x-transformers", 128), *both[2:]]
+    assert all(float(row["seconds"]) > 0 and float(row["mebibytes"]) > 0 for row in points)
+
+    saturation = rows(out / "saturation.csv")
+    assert [int(row["max_pos"]) for row in saturation] == list(QUICK.max_positions)
+    shares = [float(row["saturated_share"]) for row in saturation]
+    assert 1 > shares[0] > shares[1] >= 0
+    assert {row["over"] for row in rows(out / "variants.csv")} == {"plain CoPE", "SDPA"}
+    assert len(rows(out / "variants.csv")) == 7
+    assert len(rows(out / "breakdown.csv")) == 12
+    for picture in ("benchmark.png", "saturation.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+    readme = (out / "README.md").read_text()
+    assert f"cope --quick --threads 1 --out {out}" in readme
+    for part in ("threads: 1", "torch 2.", "float32, b=1 h=8 d=64", "benchmark.png", "quick run"):
+        assert part in readme
+    for row in bars:
+        assert f"| {row['bar']} | " in readme
+        missed = row["met"] == "False" or row["goal_met"] == "False"
+        assert (f"- {row['bar']}: " in readme) == missed
+
+
+@pytest.mark.parametrize("options", [("cope", "--threads", 0), ("rope",)])
+def test_mistakes_end_in_one_line(script, user_error, options):
+    user_error(script("benchmark", *options), str(options[-1]))

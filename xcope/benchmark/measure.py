@@ -1,0 +1,90 @@
+"""Time side by side, peak memory in processes of their own, and what machine it was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+
+def medians(works: Mapping[str, Work], repeats: int = 5) -> dict[str, float]:
+    """Median seconds of each, measured in turn: what slows the machine slows all of them."""
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def ratio(top: Work, bottom: Work, repeats: int) -> float:
+    """How many times as long the one takes as the other."""
+    times = medians({"top": top, "bottom": bottom}, repeats)
+    return times["top"] / times["bottom"]
+
+
+def _status(field: str) -> int:
+    """A field of this process's memory status, in bytes (Linux)."""
+    for entry in Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(field + ":"):
+            return int(entry.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _measure(connection: Connection, warm: Work, work: Work, threads: int) -> None:
+    torch.set_num_threads(threads)
+    warm()
+    idle = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    work()
+    connection.send(_status("VmHWM") - idle)
+
+
+def peak_memory(warm: Work, work: Work, threads: int) -> int:
+    """Bytes that ``work`` adds to a fresh process in which ``warm`` has run; both picklable.
+
+    The process is forked from one that has imported torch and computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "numba", "xcope.cli"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(theirs, warm, work, threads))
+    process.start()
+    theirs.close()
+    try:
+        return int(ours.recv())
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the measuring process ended with {process.exitcode}") from None
+    finally:
+        process.join()
+
+
+def processor() -> str:
+    """The name of this machine's processor and how many there are."""
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in cpus if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
+
+
+def versions() -> str:
+    """Of Python and of the packages that the figures depend on."""
+    found = {"Python": platform.python_version(), "torch": torch.__version__}
+    for package in ("numba", "x-transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return ", ".join(f"{name} {number}" for name, number in found.items())
