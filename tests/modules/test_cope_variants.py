@@ -112,6 +112,29 @@ def test_equal_tables_for_all_heads_are_one_table():
     torch.testing.assert_close(tables(tokens), plain(tokens))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"attn_qk_rmsnorm": True},
+        {"attn_value_rmsnorm": True},
+        {"attn_num_mem_kv": 2},
+        {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
+        {"cope_sep_keys": True},
+        {"cope_val_gates": True, "attn_kv_heads": 2},
+    ],
+    ids=str,
+)
+def test_autocast_with_parts_that_leave_float32_behind(flags, dtype):
+    made = model(**flags)
+    tokens = torch.randint(20, (2, 24))
+    with torch.autocast("cpu", dtype):
+        logits = made(tokens).float()
+    torch.testing.assert_close(logits, made(tokens), atol=0.3, rtol=0.1)
+    logits.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in made.parameters())
+
+
 def test_every_parameter_of_every_variant_learns():
     made = model(cope_per_head=True, cope_sep_keys=True, cope_talking_heads=True)
     made(torch.randint(20, (2, 24))).square().mean().backward()

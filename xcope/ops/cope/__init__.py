@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,12 +61,15 @@ def cope_attention(
             O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and
             runs.
 
+    Under autocast q, k, v and gate_k are cast as for matrix products.
+
     Returns:
         (b h i dv), dtype of ``q``.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
+    q, k, v, gate_k = _autocast(q, k, v, gate_k)
     _check(q, k, v, pos_emb, mask, soft_onehot_temp, gate_k, head_mix)
     tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
     return BACKENDS[_choose(backend, tiled)](
@@ -80,6 +85,16 @@ def cope_attention(
         gate_k=gate_k,
         head_mix=head_mix,
     )
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """The tensors in autocast's dtype where it is on; float64 stays, as for torch's own ops."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    casts = (torch.float32, torch.float16, torch.bfloat16)
+    return [t.to(dtype) if t is not None and t.dtype in casts else t for t in tensors]
 
 
 def _choose(backend: str, tiled: bool) -> str:
