@@ -80,10 +80,14 @@ def test_no_flag_at_all_is_learned_absolute_as_in_x_transformers_unless_switched
 
 
 def test_weights_of_one_seed_are_the_same_under_every_scheme():
-    weights = {}
-    for name in xcope.schemes():
+    positions = [*xcope.schemes()]
+    positions += [{"name": "cope", "sep_keys": True, "talking_heads": True}, ["absolute", "cope"]]
+    weights, after = {}, {}
+    for position in positions:
         torch.manual_seed(3)
-        weights[name] = wrapped(position=name).state_dict()
+        weights[str(position)] = wrapped(position=position).state_dict()
+        after[str(position)] = float(torch.rand(()))
+    assert len(set(after.values())) == 1
     for name, state in weights.items():
         for key, value in weights["none"].items():
             assert torch.equal(value, state[key]), (name, key)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,9 +55,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             heads=request.upstream.get("heads", 8),
             dim_head=request.upstream.get("attn_dim_head", 64),
         )
-        shared: dict[Slot, Any] = {
-            one.slot: one.build(geometry) for one in request.schemes if one.slot in _SHARED
-        }
         try:
             super().__init__(**_upstream_flags(request))
         except AssertionError as error:
@@ -63,13 +62,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         seam.check_layers(self)
         self.schemes = request.schemes
         self.abs_pos_default = _abs_pos_default(request)
-        if Slot.ROTATION in shared:
-            seam.fill_rotation(self, shared[Slot.ROTATION])
-        if Slot.BIAS in shared:
-            seam.fill_bias(self, shared[Slot.BIAS])
-        attend = request.of(Slot.ATTEND)
-        if attend is not None:
-            self._fill_attend(attend, request.attend_layers, geometry)
+        with random_numbers_of_its_own():
+            self._fill_slots(request, geometry)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers' ``Decoder.forward``: embeddings (b n dim) in and out.
@@ -85,6 +79,14 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             pos = torch.arange(n, device=x.device) - start[:, None]
             kwargs["rotary_pos_emb"] = self.rotary_pos_emb(pos.clamp(min=0))
         return super().forward(x, *args, **kwargs)
+
+    def _fill_slots(self, request: Request, geometry: Geometry) -> None:
+        for scheme in request.schemes:
+            if scheme.slot is Slot.ATTEND:
+                self._fill_attend(scheme, request.attend_layers, geometry)
+            elif scheme.slot in _SHARED:
+                module: Any = scheme.build(geometry)
+                _SHARED[scheme.slot](self, module)
 
     def _fill_attend(
         self, scheme: Scheme, layers: tuple[bool, ...] | None, geometry: Geometry
@@ -107,7 +109,22 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 seam.fill_attend(attention, cope, keep_logits=self.residual_attn)
 
 
-_SHARED = (Slot.ROTATION, Slot.BIAS)  # one module serves all layers
+# slots that one module fills for all layers
+_SHARED = {Slot.ROTATION: seam.fill_rotation, Slot.BIAS: seam.fill_bias}
+
+
+@contextmanager
+def random_numbers_of_its_own() -> Iterator[None]:
+    """Within, a scheme draws its weights; all other weights stay those of the seed.
+
+    So models of one seed that differ in the scheme alone begin from the same weights.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _abs_pos_default(request: Request) -> bool:

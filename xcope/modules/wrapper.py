@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcope.errors import FlagError, did_you_mean
 from xcope.modules import seam
-from xcope.modules.decoder import Decoder
+from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
 from xcope.positions import Geometry, Scheme, Slot, scheme
 
@@ -62,9 +62,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         except AssertionError as error:
             raise seam.refused("TransformerWrapper", error) from error
         seam.check_wrapper(self)
-        # built last, so that the other weights of one seed are the same under every scheme
-        embedding = chosen.build(geometry) if chosen is not None else None
-        if embedding is not None:
+        if chosen is not None:
+            with random_numbers_of_its_own():
+                embedding: Any = chosen.build(geometry)
             seam.fill_input(self, embedding)
         layers = getattr(attn_layers, "schemes", ())
         self.schemes: tuple[Scheme, ...] = (
