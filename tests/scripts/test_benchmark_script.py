@@ -30,7 +30,7 @@ def test_a_quick_run_writes_everything(quick):
     assert all(float(row["ratio"]) > 0 for row in bars)
     kinds = ["SDPA"] * 3 + ["ours", "SDPA"] + ["SDPA"] * 2 + ["256"] + ["rotary"] * 3
     kinds += ["interpolation"] * 2
-    assert [row["bar"].split()[-1] for row in bars] == kinds  # in the order of the issue
+    assert [row["bar"].split()[-1] for row in bars] == kinds  # in the order of the table
     assert all(row["bar"] in printed for row in bars)
 
     points = rows(out / "benchmark.csv")
