@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -24,6 +25,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'rotary'?"`` for the nearest of ``names``, or an empty string."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def words_of(error: BaseException) -> str:
+    """What the error says; without words of its own (a bare ``assert``), the line it stands on."""
+    return str(error) or traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
 
 
 def listing(names: Iterable[str]) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from xcope.discovery import discover
 from xcope.errors import FlagError
-from xcope.tasks import Task, discover, register, registry, task, tasks
+from xcope.tasks import Task, register, registry, task, tasks
 
 NEW_TASK = '''
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ What task, scheme or decoder refuse is reported where its key was written.
 from __future__ import annotations
 
 import itertools
-import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from xcope.config.assemble import make_model, make_task
 from xcope.config.errors import ConfigError, Path, dotted
 from xcope.config.schema import Config, ModelConfig
 from xcope.config.yaml_tree import Node
-from xcope.errors import FlagError
+from xcope.errors import FlagError, words_of
 from xcope.modules import SeamError
 from xcope.tasks import Task
 
@@ -71,8 +70,7 @@ def _culprits(config: ModelConfig, task: Task) -> Iterator[Path]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FlagError):
         return str(error)
-    what = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-    return f"x-transformers fails with this: {type(error).__name__}: {what}"
+    return f"x-transformers fails with this: {type(error).__name__}: {words_of(error)}"
 
 
 def _located(tree: Node, paths: Iterable[Path], message: str) -> ConfigError:

@@ -86,6 +86,11 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     return Request(parts, attend_layers, named, rest)
 
 
+def _left_to_upstream(name: str, foreign: Sequence[str]) -> bool:
+    """x-transformers builds xPos itself, and takes rotary's flags for it."""
+    return name == "rotary" and "rotary_xpos" in foreign
+
+
 def _on(value: Any) -> bool:
     return any(value) if isinstance(value, tuple) else bool(value)
 
@@ -97,8 +102,7 @@ def _switched(
     switched: dict[str, str] = {}
     layers = None
     for flag, name in switch_flags().items():
-        # x-transformers builds xPos itself, and takes rotary's flags for it
-        if flag not in rest or (name == "rotary" and "rotary_xpos" in foreign):
+        if flag not in rest or _left_to_upstream(name, foreign):
             continue
         value = rest.pop(flag)
         if isinstance(value, tuple) and schemes()[name].slot is Slot.ATTEND:
@@ -127,7 +131,7 @@ def _check_switches(
 def _take_options(rest: dict[str, Any], chosen: dict[str, Scheme], foreign: Sequence[str]) -> None:
     """Take the schemes' options out of ``rest`` and into the schemes."""
     for flag, (name, option) in option_flags().items():
-        if flag not in rest or (name == "rotary" and "rotary_xpos" in foreign):
+        if flag not in rest or _left_to_upstream(name, foreign):
             continue
         value = rest.pop(flag)
         if name not in chosen:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -35,7 +34,7 @@ from x_transformers.x_transformers import (
     FeedForward,
 )
 
-from xcope.errors import FlagError
+from xcope.errors import FlagError, words_of
 from xcope.positions import Slot
 from xcope.positions.alibi import AlibiBias
 from xcope.positions.cope import CoPE
@@ -126,9 +125,8 @@ def upstream_wrapper_flags() -> frozenset[str]:
 
 
 def refused(flag: str, error: AssertionError) -> FlagError:
-    """x-transformers' assertion as an error for people; without words of its own, its line."""
-    said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-    return FlagError(flag, f"x-transformers refuses these flags: {said}")
+    """x-transformers' assertion as an error for people."""
+    return FlagError(flag, f"x-transformers refuses these flags: {words_of(error)}")
 
 
 # -- filling the slots ---------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """Positional schemes, one file each, and the registry that lists them."""
 
+from xcope.discovery import discover
 from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
 from xcope.positions.registry import (
     Position,
     SchemeTable,
     check_together,
-    discover,
     expand,
     parse,
     register,
@@ -23,7 +23,6 @@ __all__ = [
     "SchemeTable",
     "Slot",
     "check_together",
-    "discover",
     "expand",
     "parse",
     "register",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
+from xcope.options import is_a
 
 
 class Slot(enum.Enum):
@@ -75,7 +75,7 @@ class Scheme(ABC):
         hints = typing.get_type_hints(type(self))
         for option in self.options():
             value = getattr(self, option)
-            if not _is_a(value, hints[option]):
+            if not is_a(value, hints[option]):
                 flag = f"{self.name}_{option}"
                 wanted = getattr(hints[option], "__name__", None) or str(hints[option])
                 if typing.get_origin(hints[option]) is not None:
@@ -117,19 +117,6 @@ class Scheme(ABC):
         if not ok:
             flag = f"{self.name}_{option}"
             raise FlagError(flag, f"{flag}={getattr(self, option)!r} is not allowed: {allowed}")
-
-
-def _is_a(value: object, hint: Any) -> bool:
-    """Whether ``value`` is what the annotation says; ints serve as floats, bools do not."""
-    if isinstance(hint, types.UnionType):
-        return any(_is_a(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        of = typing.get_args(hint)[0]
-        return isinstance(value, tuple | list) and all(_is_a(item, of) for item in value)
-    if hint in (int, float):
-        number = int if hint is int else (int, float)
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 class AddedToInput(nn.Module, ABC):

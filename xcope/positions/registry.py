@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -156,9 +154,3 @@ def check_together(chosen: Sequence[Scheme]) -> None:
                 f"{part.slot.value} slot: keep one of them",
             )
         taken[part.slot] = part
-
-
-def discover(package: str, path: Sequence[str]) -> None:
-    """Import every module of the package, so that each scheme registers itself."""
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")

@@ -1,8 +1,9 @@
 """Tasks to train and compare on, one file each, and the registry that lists them."""
 
+from xcope.discovery import discover
 from xcope.tasks.base import IGNORE, Batch, Task
-from xcope.tasks.registry import discover, register, task, tasks
+from xcope.tasks.registry import register, task, tasks
 
 discover(__name__, __path__)
 
-__all__ = ["IGNORE", "Batch", "Task", "discover", "register", "task", "tasks"]
+__all__ = ["IGNORE", "Batch", "Task", "register", "task", "tasks"]

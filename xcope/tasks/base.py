@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
+from xcope.options import is_a
 
 IGNORE = -100
 """Target of tokens that are not scored (cross entropy's ``ignore_index``)."""
@@ -63,10 +64,8 @@ class Task(ABC):
         hints = typing.get_type_hints(type(self))
         for option in self.options():
             kinds = typing.get_args(hints[option]) or (hints[option],)
-            accepted = (*kinds, int) if float in kinds else kinds
-            value = getattr(self, option)
-            fits = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
-            self.require(fits, option, " or ".join(_KINDS[kind] for kind in kinds) + " is needed")
+            needed = " or ".join(_KINDS[kind] for kind in kinds) + " is needed"
+            self.require(is_a(getattr(self, option), hints[option]), option, needed)
 
     @property
     @abstractmethod

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -50,9 +48,3 @@ def task(name: str, options: Mapping[str, Any] | None = None) -> Task:
                 f"{did_you_mean(str(option), kind.options())}",
             )
     return kind(**(options or {}))
-
-
-def discover(package: str, path: Sequence[str]) -> None:
-    """Import every module of the package, so that each task registers itself."""
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")

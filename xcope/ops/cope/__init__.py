@@ -58,8 +58,7 @@ def cope_attention(
         head_mix: (h h), mixes the gates' logits across heads before the sigmoid
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
         backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
-            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and
-            runs.
+            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and runs.
 
     Under autocast q, k, v and gate_k are cast as for matrix products.
 
