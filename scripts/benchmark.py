@@ -1,4 +1,7 @@
-"""Measure what CoPE attention costs against what people know: bars, curves, a report."""
+"""Measure what positions cost over what people know: bars, pictures, a report.
+
+``cope`` is about CoPE attention, ``schemes`` about every scheme.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,26 @@ from x_transformers.attend import Attend
 from x_transformers.x_transformers import CoPE as UpstreamCoPE
 
 from xcope import cli
-from xcope.benchmark.bars import bars
-from xcope.benchmark.breakdown import breakdowns, buffers
-from xcope.benchmark.curves import curves
+from xcope.benchmark.cope import report as cope_report
+from xcope.benchmark.cope import workloads as cope_workloads
+from xcope.benchmark.cope.bars import bars
+from xcope.benchmark.cope.breakdown import breakdowns, buffers
+from xcope.benchmark.cope.curves import curves
+from xcope.benchmark.cope.saturation import saturation
+from xcope.benchmark.cope.variants import variants
 from xcope.benchmark.measure import processor, versions
-from xcope.benchmark.report import Measured, write
-from xcope.benchmark.saturation import saturation
-from xcope.benchmark.variants import variants
-from xcope.benchmark.workloads import FULL, QUICK
+from xcope.benchmark.schemes import report as schemes_report
+from xcope.benchmark.schemes import workloads as schemes_workloads
+from xcope.benchmark.schemes.costs import costs
 from xcope.errors import FlagError
+from xcope.positions import parse, schemes
 
 EXAMPLES = """
 python scripts/benchmark.py cope
+python scripts/benchmark.py schemes
 python scripts/benchmark.py cope --threads 1 --out /tmp/one-thread
-python scripts/benchmark.py cope --quick --out /tmp/quick
+python scripts/benchmark.py schemes --only rotary alibi --out /tmp/two
+python scripts/benchmark.py schemes --quick --out /tmp/quick
 """
 
 T = TypeVar("T")
@@ -46,9 +55,12 @@ def upstream(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("what", choices=["cope"])
+    parser.add_argument("what", choices=["cope", "schemes"])
+    parser.add_argument(
+        "--only", nargs="+", metavar="SCHEME", help="of the schemes, measure these alone"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("results/cope-cpu"))
+    parser.add_argument("--out", type=Path, help="folder (default: results/<what>-cpu)")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -66,17 +78,15 @@ def told(found: Iterable[T]) -> list[T]:
     return kept
 
 
-def main(args: argparse.Namespace) -> None:
-    """Print each figure as it is measured, then write the report."""
-    if args.threads < 1:
-        raise FlagError("threads", f"--threads {args.threads} must be at least 1")
-    torch.set_num_threads(args.threads)
-    scale = QUICK if args.quick else FULL
+def measure_cope(args: argparse.Namespace, out: Path) -> None:
+    """Print each figure of CoPE attention as it is measured, then write the report."""
+    if args.only:
+        raise FlagError("only", f"--only is for the benchmark of schemes, not of {args.what}")
+    scale = cope_workloads.QUICK if args.quick else cope_workloads.FULL
+    announce(args.threads)
     begun = time.perf_counter()
-    print(f"{processor()}; threads: {args.threads}; {versions()}", flush=True)
-
-    measured = Measured(
-        command=shlex.join(["python", *sys.argv]),
+    measured = cope_report.Measured(
+        command=command(),
         scale=scale,
         bars=told(bars(upstream, scale, args.threads)),
         saturation=told(saturation(scale)),
@@ -86,8 +96,45 @@ def main(args: argparse.Namespace) -> None:
         buffers=buffers(scale),
         seconds=time.perf_counter() - begun,
     )
-    write(args.out, measured)
-    print(f"\nWritten: {args.out}")
+    cope_report.write(out, measured)
+
+
+def measure_schemes(args: argparse.Namespace, out: Path) -> None:
+    """Print what each scheme costs as it is measured, then write the report."""
+    names = args.only or list(schemes())
+    for name in names:
+        parse(name)  # refuses what is no scheme
+    scale = schemes_workloads.QUICK if args.quick else schemes_workloads.FULL
+    announce(args.threads)
+    begun = time.perf_counter()
+    measured = schemes_report.Measured(
+        command=command(),
+        scale=scale,
+        costs=told(costs(names, scale, args.threads)),
+        seconds=time.perf_counter() - begun,
+    )
+    schemes_report.write(out, measured)
+
+
+def command() -> str:
+    """What was typed."""
+    return shlex.join(["python", *sys.argv])
+
+
+def announce(threads: int) -> None:
+    """Use so many threads, and say on what it runs."""
+    torch.set_num_threads(threads)
+    print(f"{processor()}; threads: {threads}; {versions()}", flush=True)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure what was asked for."""
+    if args.threads < 1:
+        raise FlagError("threads", f"--threads {args.threads} must be at least 1")
+    out = args.out or Path(f"results/{args.what}-cpu")
+    measure = measure_cope if args.what == "cope" else measure_schemes
+    measure(args, out)
+    print(f"\nWritten: {out}")
 
 
 if __name__ == "__main__":

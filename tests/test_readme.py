@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+import yaml
 
 import xcope
 from xcope.modules import decoder_flags, wrapper_flags
@@ -28,7 +29,9 @@ def test_the_code_runs_and_the_added_scheme_works(monkeypatch):
         max_seq_len=8,
         attn_layers=xcope.Decoder(dim=16, depth=1, heads=2, position="recency", recency_size=4.0),
     )
-    assert model.attn_layers.rel_pos(1, 5)[:, 0].tolist() == [[-1.0, -0.75, -0.5, -0.25, 0.0]] * 2
+    pos = torch.arange(5)
+    bias = model.attn_layers.rel_pos.dense(pos[4:], pos)
+    assert bias[:, 0].tolist() == [[-1.0, -0.75, -0.5, -0.25, 0.0]] * 2
     assert model(torch.randint(9, (1, 12))).shape == (1, 12, 9)
 
 
@@ -38,12 +41,11 @@ def rows(header):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
 
 
-def test_the_scheme_table_is_the_registry():
-    listed = {
-        name.strip("`"): (formula.replace("\\|", "|"), paper)
-        for name, _, formula, paper in rows("name")
-    }
-    assert listed == {name: (kind.formula, kind.paper) for name, kind in xcope.schemes().items()}
+def test_every_kind_of_position_that_is_listed_works():
+    for cells in rows("`position` | meaning"):
+        for code in re.findall(r"`([^`]+)`", cells[0]):
+            position = yaml.safe_load(code)
+            xcope.Decoder(dim=32, depth=2, heads=2, attn_dim_head=16, position=position)
 
 
 def test_the_flags_exist():
@@ -53,11 +55,9 @@ def test_the_flags_exist():
             assert flag in known, flag
 
 
-def test_every_option_has_its_row():
+def test_every_option_of_cope_has_its_row():
     listed = {flag for row in rows("flag") for flag in re.findall(r"`(\w+)`", row[0])}
-    for name, kind in xcope.schemes().items():
-        if kind.slot is not None:
-            assert {f"{name}_{option}" for option in kind.options()} <= listed
+    assert {f"cope_{option}" for option in xcope.schemes()["cope"].options()} <= listed
 
 
 def test_the_task_table_is_the_registry():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xcope.benchmark.bars import Bar
+from xcope.benchmark.cope.bars import Bar
 
 
 @pytest.mark.parametrize(

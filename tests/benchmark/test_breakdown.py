@@ -2,8 +2,8 @@
 
 import pytest
 
-from xcope.benchmark.breakdown import breakdowns, buffers
-from xcope.benchmark.workloads import QUICK
+from xcope.benchmark.cope.breakdown import breakdowns, buffers
+from xcope.benchmark.cope.workloads import QUICK
 
 
 def test_the_parts_of_a_profile():

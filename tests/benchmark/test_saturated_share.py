@@ -2,8 +2,8 @@
 
 import torch
 
-from xcope.benchmark.saturation import saturated_share
-from xcope.benchmark.workloads import tensors
+from xcope.benchmark.cope.saturation import saturated_share
+from xcope.benchmark.cope.workloads import tensors
 
 
 @torch.no_grad()

@@ -151,10 +151,10 @@ PARTS = [
     ),
     pytest.param(
         "position: none",
-        "position: [none, cope]",
-        "base.yaml:5: model.position: ",
-        ["'none'", "'cope'", "drop one"],
-        id="none beside a scheme",
+        "position: {layers: [none, {name: cope, max_poss: 3}]}",
+        "base.yaml:5: model.position.layers[1].max_poss: ",
+        ["'cope'", "did you mean 'max_pos'?"],
+        id="an option within layers",
     ),
     pytest.param(
         "position: none",

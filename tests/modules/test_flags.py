@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import x_transformers as xt
+from schemes import NAMES, position
 
 import xcope
 from xcope.errors import FlagError
@@ -80,16 +81,16 @@ def test_no_flag_at_all_is_learned_absolute_as_in_x_transformers_unless_switched
 
 
 def test_weights_of_one_seed_are_the_same_under_every_scheme():
-    positions = [*xcope.schemes()]
+    positions = [position(name) for name in NAMES]
     positions += [{"name": "cope", "sep_keys": True, "talking_heads": True}, ["absolute", "cope"]]
     weights, after = {}, {}
-    for position in positions:
+    for chosen in positions:
         torch.manual_seed(3)
-        weights[str(position)] = wrapped(position=position).state_dict()
-        after[str(position)] = float(torch.rand(()))
+        weights[str(chosen)] = wrapped(position=chosen).state_dict()
+        after[str(chosen)] = float(torch.rand(()))
     assert len(set(after.values())) == 1
     for name, state in weights.items():
-        for key, value in weights["none"].items():
+        for key, value in weights[str(position("none"))].items():
             assert torch.equal(value, state[key]), (name, key)
 
 
@@ -104,10 +105,14 @@ def test_weights_of_one_seed_are_the_same_under_every_scheme():
         ({"position": 3}, "position", ["neither a scheme's name nor a mapping"]),
         ({"position": []}, "position", ["names no scheme"]),
         ({"position": ["absolute", "sinusoidal"]}, "position", ["two schemes at once", "input"]),
-        ({"position": ["none", "cope"]}, "position", ["no position at all"]),
         ({"position": "cope", "rotary_pos_emb": True}, "rotary_pos_emb", ["two schemes at once"]),
-        ({"rotary_pos_emb": True, "polar_pos_emb": True}, "polar_pos_emb", ["rotation slot"]),
-        ({"alibi_pos_bias": True, "rel_pos_bias": True}, "rel_pos_bias", ["bias slot"]),
+        ({"rotary_pos_emb": True, "polar_pos_emb": True}, "position", ["rotation slot"]),
+        ({"alibi_pos_bias": True, "rel_pos_bias": True}, "position", ["bias slot"]),
+        (
+            {"alibi_pos_bias": True, "attn_use_rel_proj_pos_bias": True},
+            "attn_use_rel_proj_pos_bias",
+            ["bias slot"],
+        ),
         ({"rel_pos_bias": True, "position": "cope"}, "rel_pos_bias", ["two schemes at once"]),
         ({"attn_use_cope": 1}, "attn_use_cope", ["True or False"]),
         (
@@ -281,9 +286,9 @@ def test_learned_absolute_refuses_what_its_table_cannot_take():
     assert generator.beam_search(torch.randint(20, (1, 10)), 7).shape == (1, 7)
 
 
-@pytest.mark.parametrize("name", [n for n in xcope.schemes() if n != "absolute"])
+@pytest.mark.parametrize("name", [n for n in NAMES if "absolute" not in n])
 def test_other_schemes_take_inputs_longer_than_max_seq_len(name):
-    model = wrapped(position=name)
+    model = wrapped(position=position(name))
     assert model.max_table_len is None
     assert model(torch.randint(20, (1, 40))).shape == (1, 40, 20)
 

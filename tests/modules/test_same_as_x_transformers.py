@@ -8,18 +8,17 @@ import xcope
 
 # scheme → flags that make x-transformers build the same: of its Decoder, of its wrapper
 COUNTERPARTS = {
-    "none": ({}, {"use_abs_pos_emb": False}),
-    "absolute": ({}, {}),
-    "sinusoidal": ({}, {"scaled_sinu_pos_emb": True}),
-    "rotary": ({"rotary_pos_emb": True}, {}),
-    "alibi": ({"alibi_pos_bias": True}, {"use_abs_pos_emb": False}),
-    "cope": ({"attn_use_cope": True, "attn_cope_max_pos": 8}, {"use_abs_pos_emb": False}),
-    "cope_rotary": (
-        {"attn_use_cope": True, "attn_cope_max_pos": 8, "rotary_pos_emb": True},
-        {},
-    ),
+    name: kind.counterpart()
+    for name, kind in xcope.schemes().items()
+    if kind.oracle == "x-transformers"
 }
-OPTIONS = {"cope": {"max_pos": 8}, "cope_rotary": {"max_pos": 8}}
+
+# where x-transformers fails, or is wrong
+BROKEN = {
+    ("pope", "attn_kv_heads"),  # its phases do not fit the keys
+    ("pope", "attn_num_mem_kv"),  # its memories are narrower than the keys
+}
+NOT_CACHED = {"forgetting"}  # its cache holds no gates
 
 FLAGS = {
     "plain": {},
@@ -55,19 +54,21 @@ def pair(name, **flags):
 
 
 def ours_of(name, **flags):
-    position = {"name": name, **OPTIONS.get(name, {})}
     return xcope.TransformerWrapper(
-        **TOKENS, attn_layers=xcope.Decoder(**SIZE, position=position, **flags)
+        **TOKENS, attn_layers=xcope.Decoder(**SIZE, position=name, **flags)
     ).eval()
 
 
-def test_no_registered_scheme_is_left_out():
-    assert set(COUNTERPARTS) == set(xcope.schemes())
+def skip_what_x_transformers_cannot_do(name, flags):
+    for flag in flags:
+        if (name, flag) in BROKEN:
+            pytest.skip(f"x-transformers fails with {name} and {flag}")
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_logits_and_weights(name, flags):
+    skip_what_x_transformers_cannot_do(name, flags)
     theirs, ours = pair(name, **flags)
     tokens = torch.randint(40, (2, 24))
     torch.testing.assert_close(ours(tokens), theirs(tokens), atol=1e-4, rtol=1e-4)
@@ -77,6 +78,7 @@ def test_logits_and_weights(name, flags):
 @pytest.mark.parametrize("flags", [{}, {"attn_kv_heads": 2}, {"attn_num_mem_kv": 2}], ids=str)
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_key_padding_mask(name, flags):
+    skip_what_x_transformers_cannot_do(name, flags)
     theirs, ours = pair(name, **flags)
     tokens = torch.randint(40, (2, 20))
     mask = torch.ones(2, 20, dtype=torch.bool)
@@ -105,6 +107,7 @@ GENERATION = ["plain", "kv_heads", "mem_kv", "qk_norm", "glu", "rmsnorm", "value
 @pytest.mark.parametrize("flags", [FLAGS[name] for name in GENERATION], ids=GENERATION)
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_greedy_generation_with_and_without_cache(name, flags):
+    skip_what_x_transformers_cannot_do(name, flags)
     theirs, ours = pair(name, **flags)
     prompt = torch.randint(40, (2, 9))
     texts = [
@@ -114,31 +117,11 @@ def test_greedy_generation_with_and_without_cache(name, flags):
             (xcope.AutoregressiveWrapper, ours),
         )
         for cache in (True, False)
+        if not (model is theirs and cache and name in NOT_CACHED)
     ]
     assert len(set(texts[0].flatten().tolist())) > 2, "a constant text would compare nothing"
     for text in texts[1:]:
         assert torch.equal(text, texts[0])
-
-
-@pytest.mark.parametrize("name", COUNTERPARTS)
-def test_left_padded_batch_gives_each_row_what_it_gives_alone(name):
-    _, ours = pair(name)
-    model = xcope.AutoregressiveWrapper(ours)
-    prompts = [torch.randint(40, (length,)) for length in (4, 9, 7)]
-    together = model.generate(prompts, 12, temperature=0.0)
-    for row, prompt in zip(together, prompts, strict=True):
-        assert torch.equal(row, model.generate(prompt[None], 12, temperature=0.0)[0])
-
-
-@pytest.mark.parametrize("name", [n for n in COUNTERPARTS if n != "absolute"])
-def test_generation_past_max_seq_len_is_the_same_with_and_without_cache(name):
-    _, ours = pair(name)
-    model = xcope.AutoregressiveWrapper(ours)
-    prompt = torch.randint(40, (1, 40))
-    cached, full = (
-        model.generate(prompt, 40, temperature=0.0, cache_kv=cache) for cache in (True, False)
-    )
-    assert torch.equal(cached, full)
 
 
 @pytest.mark.parametrize("name", ["cope", "cope_rotary"])
@@ -158,21 +141,6 @@ def test_talking_heads(name):
 
 def test_talking_heads_with_grouped_keys_mix_the_heads_x_transformers_mixes():
     theirs, ours = pair("cope", attn_kv_heads=2, attn_cope_talking_heads=True)
-    tokens = torch.randint(40, (2, 24))
-    torch.testing.assert_close(ours(tokens), theirs(tokens), atol=1e-4, rtol=1e-4)
-
-
-def test_cope_with_alibi():
-    flags = {"attn_use_cope": True, "attn_cope_max_pos": 8, "alibi_pos_bias": True}
-    theirs = xt.TransformerWrapper(
-        **TOKENS, use_abs_pos_emb=False, attn_layers=xt.Decoder(**SIZE, **flags)
-    ).eval()
-    ours = xcope.TransformerWrapper(**TOKENS, attn_layers=xcope.Decoder(**SIZE, **flags)).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "pos_emb" in name:
-                parameter.normal_()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
     tokens = torch.randint(40, (2, 24))
     torch.testing.assert_close(ours(tokens), theirs(tokens), atol=1e-4, rtol=1e-4)
 

@@ -71,7 +71,7 @@ def test_self_attentions_are_found_inside_wrappers_and_beside_cross_attention():
     )
     found = seam.self_attentions(layers)
     assert len(found) == 2
-    assert all(isinstance(attention.attend, seam.CoPEAttend) for attention in found)
+    assert all(isinstance(attention.attend, seam.SchemeAttend) for attention in found)
     cross = [m for m in layers.modules() if type(m).__name__ == "Attention" and m not in found]
     assert len(cross) == 2
-    assert not any(isinstance(attention.attend, seam.CoPEAttend) for attention in cross)
+    assert not any(isinstance(attention.attend, seam.SchemeAttend) for attention in cross)

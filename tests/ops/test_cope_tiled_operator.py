@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from xcope.ops.cope import cope_attention, eager, few, tiled
+from xcope.ops.cope import cope_attention, eager, tiled
+from xcope.ops.inputs import FEW
 
 
 def leaves(i=40, j=50):
@@ -27,9 +28,9 @@ def gradients(function, tensors):
 
 def test_opcheck():
     q, k, v, e = leaves()
-    opcheck(tiled.cope_tiled, (q, k, v, e, None, None, None, 0.25, True, 0.0))
+    opcheck(tiled.cope_tiled, (q, k, v, e, None, None, None, [], "", 0.25, True, 0.0))
     gate_k, mask = torch.randn_like(k).requires_grad_(), torch.rand(2, 1, 1, 50) > 0.3
-    opcheck(tiled.cope_tiled, (q, k, v, e, gate_k, None, mask, 0.25, False, 20.0))
+    opcheck(tiled.cope_tiled, (q, k, v, e, gate_k, None, mask, [], "", 0.25, False, 20.0))
 
 
 def test_gradcheck():
@@ -69,7 +70,7 @@ def test_autocast():
     assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in (q, k, v, e))
 
 
-@pytest.mark.parametrize("i", [1, few.ROWS])
+@pytest.mark.parametrize("i", [1, FEW])
 @pytest.mark.parametrize("p", [4, 100])
 @pytest.mark.parametrize("options", ["", "mask", "gate_k", "head_mix", "soft_onehot"])
 def test_a_few_queries_without_gradients(i, p, options):

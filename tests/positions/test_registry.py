@@ -1,46 +1,87 @@
 """Every scheme is registered, printable, documented by a YAML file, and buildable."""
 
+import inspect
 import pathlib
+import re
 
 import pytest
 import torch
-import yaml
+from schemes import NAMES, position
 
 import xcope
 from xcope.errors import FlagError
-from xcope.positions import Geometry, Slot, expand, parse, register
+from xcope.positions import Geometry, Slot, clash, parse, register, single
 from xcope.positions.alibi import alibi_slopes
+from xcope.positions.cope import CoPE
+
+SINGLE = [n for n, kind in xcope.schemes().items() if kind.slot is not None]
 
 ROOT = pathlib.Path(__file__).parents[2]
-GEOMETRY = Geometry(dim=32, heads=4, dim_head=16, max_seq_len=20)
+GEOMETRY = Geometry(dim=32, heads=4, dim_head=16, max_seq_len=20, kv_heads=4)
 
 
-@pytest.mark.parametrize("name", xcope.schemes())
+@pytest.mark.parametrize("name", NAMES)
 def test_each_scheme_is_one_file_and_one_yaml(name):
     kind = xcope.schemes()[name]
     assert kind.__module__ == f"xcope.positions.{name}"
-    config = yaml.safe_load((ROOT / "configs" / "schemes" / f"{name}.yaml").read_text())
-    (scheme,) = parse(config["model"]["position"])
-    assert type(scheme) is kind
+    plan = parse(position(name))
+    assert plan == single(kind(**_options(name)))
 
 
-@pytest.mark.parametrize("name", xcope.schemes())
+def _options(name):
+    options = position(name)
+    del options["name"]
+    return options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_scheme_has_an_oracle_that_is_not_ours(name):
+    """x-transformers by the equality tests, everything else by a test file of its own."""
+    kind = xcope.schemes()[name]
+    assert kind.oracle
+    if kind.oracle == "x-transformers":
+        assert kind.counterpart() is not None
+    else:
+        oracles = ROOT / "tests" / "positions" / "oracles"
+        text = (oracles / f"test_{name}.py").read_text()
+        if "from rotations import" in text:
+            text += (oracles / "rotations.py").read_text()
+        package = kind.oracle.replace("-", "_")
+        assert package == "formula" or re.search(rf"(import|from|skip\(\") ?{package}\b", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_scheme_says_what_the_docs_need(name):
+    kind = xcope.schemes()[name]
+    assert kind.title
+    assert kind.paper
+    assert kind.formula
+    described = inspect.getdoc(kind)
+    assert f"``position: {name}``" in described
+    own = [o for o in kind.options() if o != "random_max"]
+    described += "".join(inspect.getdoc(base) or "" for base in kind.__mro__)
+    assert [option for option in own if f"{option}:" not in described] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_scheme_builds_what_its_slot_needs(name):
-    for part in expand(parse(name)):
+    for part in parse(position(name)).schemes:
         module = part.build(GEOMETRY)
-        if part.slot is None:
-            assert module is None
-        elif part.slot is Slot.INPUT:
+        pos = torch.arange(7)
+        if part.slot is Slot.INPUT:
             assert module(torch.zeros(2, 7, dtype=torch.long)).shape[-2:] == (7, 32)
         elif part.slot is Slot.ROTATION:
-            angles, scale = module(torch.arange(7))
-            assert angles.shape[:2] == (1, 7)
-            assert scale == 1.0
+            q, k = module.rotate(*torch.randn(2, 1, 4, 7, 16), pos, pos)
+            assert q.shape == k.shape == (1, 4, 7, 32 if module.widens else 16)
         elif part.slot is Slot.BIAS:
-            assert module(3, 7).shape == (4, 3, 7)
-        else:
+            assert module.dense(pos[4:], pos).shape == (4, 3, 7)
+        elif isinstance(module, CoPE):
             q = torch.randn(1, 4, 7, 16)
             assert module.attend(q, q, q, scale=0.25).shape == q.shape
+        else:
+            gates = module.log_gates(torch.randn(2, 7, 32))
+            assert gates.shape == (2, 4, 7)
+            assert module.dense(gates, 3).shape == (2, 4, 3, 7)
 
 
 def test_the_table_for_people_lists_every_scheme_with_its_paper():
@@ -57,13 +98,36 @@ def test_two_schemes_of_one_name_are_refused():
 
 
 def test_cope_rotary_is_cope_and_rotary():
-    together = expand(parse({"name": "cope_rotary", "max_pos": 9, "rotary_dim": 8}))
+    together = parse({"name": "cope_rotary", "max_pos": 9, "rotary_dim": 8})
     assert together == parse([{"name": "cope", "max_pos": 9}, {"name": "rotary", "dim": 8}])
 
 
 def test_scheme_objects_are_taken_as_they_are():
-    (cope,) = parse("cope")
-    assert parse([cope, "absolute"])[0] is cope
+    (cope,) = parse("cope").schemes
+    assert parse([cope, "absolute"]).schemes[0] is cope
+
+
+@pytest.mark.parametrize("one", SINGLE)
+@pytest.mark.parametrize("other", SINGLE)
+def test_pairs_that_do_not_clash_make_a_decoder_that_runs(one, other):
+    pair = [position(one), position(other)]
+    schemes = [scheme for entry in pair for scheme in parse(entry).schemes]
+    if one == other or clash(*schemes):
+        if one != other:
+            with pytest.raises(FlagError, match=f"(?s){one}.*{other}|{other}.*{one}"):
+                parse(pair)
+        return
+    model = xcope.TransformerWrapper(
+        num_tokens=9,
+        max_seq_len=12,
+        attn_layers=xcope.Decoder(dim=32, depth=1, heads=2, attn_dim_head=16, position=pair),
+    )
+    tokens = torch.randint(9, (1, 12))
+    model(tokens).square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    text = xcope.AutoregressiveWrapper(model.eval())
+    cached, full = (text.generate(tokens[:, :6], 6, temperature=0.0, cache_kv=c) for c in (1, 0))
+    assert torch.equal(cached, full)
 
 
 def test_alibi_slopes_are_the_papers():
@@ -74,7 +138,7 @@ def test_alibi_slopes_are_the_papers():
 
 
 def test_sinusoidal_is_sines_then_cosines():
-    (scheme,) = parse("sinusoidal")
+    (scheme,) = parse("sinusoidal").schemes
     out = scheme.build(GEOMETRY)(torch.zeros(1, 50, dtype=torch.long)) * 32**0.5
     i, m = 37, 5
     angle = torch.tensor(i * 10000 ** (-m / 16))
@@ -85,19 +149,19 @@ def test_sinusoidal_is_sines_then_cosines():
 def test_input_schemes_begin_at_zero_where_a_left_padded_row_begins():
     x = torch.zeros(2, 6, dtype=torch.long)
     for name in ("absolute", "sinusoidal"):
-        module = parse(name)[0].build(GEOMETRY)
+        module = parse(name).schemes[0].build(GEOMETRY)
         padded = module(x, seq_start_pos=torch.tensor([0, 2]))
         torch.testing.assert_close(padded[1, 2:], module(x)[:4])
         torch.testing.assert_close(module(x, offset=3), module(x, pos=torch.arange(3, 9)))
 
 
 def test_l2norm_table_has_rows_of_length_one():
-    (scheme,) = parse({"name": "absolute", "l2norm": True})
+    (scheme,) = parse({"name": "absolute", "l2norm": True}).schemes
     rows = scheme.build(GEOMETRY)(torch.zeros(1, 6, dtype=torch.long))
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(6))
 
 
 def test_scheme_requirements_name_the_flag():
     with pytest.raises(FlagError) as caught:
-        parse({"name": "sinusoidal", "theta": -1.0})[0].build(GEOMETRY)
+        parse({"name": "sinusoidal", "theta": -1.0}).schemes[0].build(GEOMETRY)
     assert caught.value.flag == "sinusoidal_theta"

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from xcope.benchmark.workloads import QUICK
+from xcope.benchmark.cope.workloads import QUICK
 
 
 @pytest.fixture
 def quick(start_script, tmp_path):
-    """The folder of a quick run, and what it printed."""
-    out = tmp_path / "out"
-    process = start_script("benchmark", "cope", "--quick", "--threads", 1, "--out", out)
-    printed, err = process.communicate()
-    assert process.returncode == 0, err
-    return out, printed
+    """``quick("cope")``: the folder of a quick run, and what it printed."""
+
+    def run(*what: str) -> tuple[Path, str]:
+        out = tmp_path / "out"
+        process = start_script("benchmark", *what, "--quick", "--threads", 1, "--out", out)
+        printed, err = process.communicate()
+        assert process.returncode == 0, err
+        return out, printed
+
+    return run
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -23,8 +27,8 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def test_a_quick_run_writes_everything(quick):
-    out, printed = quick
+def test_a_quick_run_of_cope_writes_everything(quick):
+    out, printed = quick("cope")
     bars = rows(out / "bars.csv")
     assert len(bars) == 13
     assert all(float(row["ratio"]) > 0 for row in bars)
@@ -59,6 +63,43 @@ def test_a_quick_run_writes_everything(quick):
         assert (f"- {row['bar']}: " in readme) == missed
 
 
-@pytest.mark.parametrize("options", [("cope", "--threads", 0), ("rope",)])
+def test_a_quick_run_of_the_schemes_writes_everything(quick):
+    chosen = ["absolute", "fire", "forgetting", "rotary", "t5"]
+    out, printed = quick("schemes", "--only", *chosen)
+    found = rows(out / "schemes.csv")
+    columns = "scheme,time_over_sdpa,time_limit,memory_over_sdpa,memory_limit"
+    assert list(found[0]) == f"{columns},x_transformers_over_ours,x_transformers".split(",")
+    assert [row["scheme"] for row in found] == chosen
+    readme = (out / "README.md").read_text()
+    for row in found:
+        assert float(row["time_over_sdpa"]) > 0
+        assert float(row["memory_over_sdpa"]) > 0
+        assert float(row["memory_limit"]) == 1.5
+        assert bool(row["x_transformers_over_ours"]) == bool(row["x_transformers"])
+        assert f"\n{row['scheme']} " in printed
+        assert f"| {row['scheme']} | {float(row['time_over_sdpa']):.2f} | " in readme
+    assert [row["time_limit"] for row in found] == ["", "3.0", "", "1.15", "1.5"]
+    assert [row["x_transformers"] for row in found] == ["flash", "", "flash", "flash", "n×n"]
+
+    assert (out / "schemes.png").read_bytes().startswith(b"\x89PNG")
+    for part in (
+        f"{chosen[-1]} --quick --threads 1",
+        "threads: 1",
+        "float32, b=1 h=8 d=64",
+        "quick run",
+    ):
+        assert part in readme
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("cope", "--threads", 0),
+        ("schemes", "--threads", -1),
+        ("schemes", "--only", "rotary", "rotery"),
+        ("--only", "rotary", "--threads", 1, "cope"),
+        ("rope",),
+    ],
+)
 def test_mistakes_end_in_one_line(script, user_error, options):
     user_error(script("benchmark", *options), str(options[-1]))

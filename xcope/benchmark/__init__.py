@@ -1,6 +1,5 @@
 """Benchmarks: what a thing costs, as a ratio to a thing that people know.
 
-`measure` times and weighs anything. Of CoPE attention on a CPU, `workloads` are what is run,
-`bars`, `curves`, `saturation` and `variants` what is measured, `breakdown` where the time goes,
-`report` and `plots` what is written down.
+`measure` times and weighs anything; `tables` and `pictures` are what the reports share. `cope` is
+about CoPE attention, `schemes` about every positional scheme, both on a CPU.
 """

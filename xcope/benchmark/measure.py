@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import platform
 import statistics
@@ -14,6 +15,11 @@ from pathlib import Path
 import torch
 
 Work = Callable[[], object]
+
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt: memory from this size on goes back to the system when it is freed."""
+LARGE = 2**17
+"""glibc's threshold before it raises it by itself."""
 
 
 def medians(works: Mapping[str, Work], repeats: int = 5) -> dict[str, float]:
@@ -45,6 +51,8 @@ def _status(field: str) -> int:
 
 def _measure(connection: Connection, warm: Work, work: Work, threads: int) -> None:
     torch.set_num_threads(threads)
+    # else freed memory may be kept, by what was freed before, and count as used
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     warm()
     idle = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

@@ -10,7 +10,7 @@ import torch
 from xcope.errors import FlagError, listing
 from xcope.modules import Decoder, TransformerWrapper, wrapper_flags
 from xcope.modules.flags import option_flags
-from xcope.positions import expand, parse, schemes
+from xcope.positions import entries, parse, schemes
 from xcope.tasks import Task, task
 
 if TYPE_CHECKING:
@@ -100,17 +100,15 @@ def _flags(config: ModelConfig) -> dict[str, Any]:
 
 def _check_said_once(config: ModelConfig, flags: Mapping[str, Any]) -> None:
     """Refuse ``position: {name: cope, max_pos: 64}`` beside ``cope_max_pos: 32``."""
-    position = config.position
-    for entry in position if isinstance(position, list) else [position]:
-        if not isinstance(entry, Mapping):
-            continue
-        names = {part.name for part in expand(parse(entry))}
-        for flag, (name, option) in option_flags().items():
-            given = {option, f"{name}_{option}"} & entry.keys()
-            if flag in flags and name in names and given:
-                raise FlagError(
-                    flag, f"{flag}={flags[flag]!r} stands beside position={entry!r}: drop one"
-                )
+    for entry in entries(config.position):
+        names = {one.name for one in parse(entry).schemes}
+        for flag, takers in option_flags().items():
+            for name, option in takers:
+                given = {option, f"{name}_{option}"} & entry.keys()
+                if flag in flags and name in names and given:
+                    raise FlagError(
+                        flag, f"{flag}={flags[flag]!r} stands beside position={entry!r}: drop one"
+                    )
 
 
 def _check_length(model: TransformerWrapper, task: Task) -> None:

@@ -10,7 +10,6 @@ from xcope.config.assemble import make_model, make_task
 from xcope.config.wording import Worded
 from xcope.config.yaml_tree import Node, write_text
 from xcope.modules.seam import UPSTREAM_ONLY
-from xcope.positions import Scheme
 
 Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
@@ -20,7 +19,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Options = dict[str, Any]
 Position = Annotated[
-    str | Options | list[str | Options] | None,
+    str | Options | list[Any] | None,
     Worded("a scheme's name, a mapping of name and options, or a list of these"),
 ]
 
@@ -58,8 +57,8 @@ class ModelConfig(OpenSection):
     max_seq_len: Count | None = None
     """Rows of a learned absolute table; null: the longest sequence of the task."""
     position: Position = None
-    """The scheme: a name, a mapping of name and options, or a list of these for several; null:
-    what the flags say."""
+    """The scheme: a name, a mapping of name and options, a list of these for several, or a split
+    by layers or heads (`xcope.positions.plan`); null: what the flags say."""
 
     @property
     def flags(self) -> Options:
@@ -148,16 +147,15 @@ class Config(Section):
         left_out = [key for key in ("out", "sweep") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
 
-    def schemes(self) -> tuple[Scheme, ...]:
-        """The positional schemes of the model, combinations as their parts."""
-        return make_model(self.model, make_task(self.task), device="meta").schemes
-
     def label(self) -> str:
-        """``cope(max_pos=32)``, ``cope+rotary``: the schemes with options that are not defaults."""
-        names = [scheme.label() for scheme in self.schemes()]
+        """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the
+        model with the options that are not defaults."""
+        model = make_model(self.model, make_task(self.task), device="meta")
         # schemes that only x-transformers has go by the flag that turns them on
-        names += [flag for flag in UPSTREAM_ONLY if self.model.flags.get(flag)]
-        return "+".join(names) or "none"
+        names = [flag for flag in UPSTREAM_ONLY if self.model.flags.get(flag)]
+        if model.schemes or not names:
+            names.insert(0, model.plan.label())
+        return "+".join(names)
 
     @property
     def source(self) -> Node | None:

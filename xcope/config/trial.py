@@ -17,6 +17,7 @@ from xcope.config.schema import Config, ModelConfig
 from xcope.config.yaml_tree import Node
 from xcope.errors import FlagError, words_of
 from xcope.modules import SeamError
+from xcope.positions.plan import SPLITS
 from xcope.tasks import Task
 
 
@@ -96,11 +97,19 @@ def _paths(tree: Node, flag: str) -> Iterator[Path]:
 
 def _position_entries(tree: Node) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The mappings under ``model.position``, with their paths."""
-    position = tree.get("model", "position")
-    if position is None:
-        return
-    entries = position.value if isinstance(position.value, list) else [position]
-    for index, entry in enumerate(entries):
-        place: Path = ("model", "position") if entry is position else ("model", "position", index)
-        if entry.children:
-            yield place, entry.plain()
+    path: Path = ("model", "position")
+    position = tree.get(*path)
+    if position is not None:
+        yield from _entries_in(path, position)
+
+
+def _entries_in(path: Path, node: Node) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """See `_position_entries`; splits by layers and heads are entered."""
+    if isinstance(node.value, list):
+        for index, child in enumerate(node.value):
+            yield from _entries_in((*path, index), child)
+    elif node.children:
+        yield path, node.plain()
+        for split in SPLITS:
+            if split in node.children:
+                yield from _entries_in((*path, split), node.children[split])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.modules import seam
+from xcope.modules.attend import Part
 from xcope.modules.flags import Request, resolve
-from xcope.positions import Geometry, Position, Scheme, Slot
-from xcope.positions.rotary import RotaryAngles
+from xcope.modules.places import places_of
+from xcope.positions import Geometry, Plan, Position, Scheme, Slot
+from xcope.positions.cope import CoPE
+from xcope.positions.plan import Group, Layer
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +36,13 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     Parameters keep x-transformers' names, so checkpoints load both ways.
 
     Args:
-        position: a scheme's name, a mapping with ``name`` and options, or a list of these; None
-            leaves the choice to the other flags. `xcope.schemes` lists them.
+        position: a scheme's name, a mapping with ``name`` and options, a list of these for several
+            at once, or a split by layers or heads, see `xcope.positions.plan`; None leaves the
+            choice to the other flags. `xcope.schemes` lists the schemes.
         flags: ``dim``, ``depth``, ``heads``, … and ``<scheme>_<option>``.
 
     Attributes:
+        plan: which layer and which head has which scheme.
         schemes: the chosen schemes, combinations replaced by their parts.
         abs_pos_default: whether `TransformerWrapper` adds learned absolute positions unless told
             otherwise: only if no position at all is asked for, or ``disable_abs_pos_emb=False``.
@@ -54,63 +60,144 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             dim=request.upstream["dim"],
             heads=request.upstream.get("heads", 8),
             dim_head=request.upstream.get("attn_dim_head", 64),
+            kv_heads=_kv_heads(request.upstream),
         )
         try:
             super().__init__(**_upstream_flags(request))
         except AssertionError as error:
             raise seam.refused("Decoder", error) from error
         seam.check_layers(self)
-        self.schemes = request.schemes
+        self.plan = request.plan
+        self.schemes = request.plan.schemes
         self.abs_pos_default = _abs_pos_default(request)
         with random_numbers_of_its_own():
-            self._fill_slots(request, geometry)
+            self._fill_attentions(geometry)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers' ``Decoder.forward``: embeddings (b n dim) in and out.
 
-        Rows that are padded on the left (``seq_start_pos``) are rotated as if they stood alone:
+        Rows that are padded on the left (``seq_start_pos``) are treated as if they stood alone:
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
         distance.
+
+        Raises:
+            FlagError: ``pos`` that is not as long as the tokens; ready-made angles.
         """
-        start = kwargs.get("seq_start_pos")
-        taken = any(kwargs.get(flag) is not None for flag in ("pos", "rotary_pos_emb", "mems"))
-        if start is not None and isinstance(self.rotary_pos_emb, RotaryAngles) and not taken:
-            n = x.shape[1] + (kwargs.get("seq_pos_offset") or 0)
-            pos = torch.arange(n, device=x.device) - start[:, None]
-            kwargs["rotary_pos_emb"] = self.rotary_pos_emb(pos.clamp(min=0))
+        for ready in ("rotary_pos_emb", "polar_pos_emb"):
+            if kwargs.get(ready) is not None:
+                raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
+        places = places_of(x, self.training, kwargs)
+        # under the names of their angles x-transformers hands the places on to its attentions
+        kwargs |= {"rotary_pos_emb": places, "polar_pos_emb": places}
         return super().forward(x, *args, **kwargs)
 
-    def _fill_slots(self, request: Request, geometry: Geometry) -> None:
-        for scheme in request.schemes:
-            if scheme.slot is Slot.ATTEND:
-                self._fill_attend(scheme, request.attend_layers, geometry)
-            elif scheme.slot in _SHARED:
-                module: Any = scheme.build(geometry)
-                _SHARED[scheme.slot](self, module)
+    def _fill_attentions(self, geometry: Geometry) -> None:
+        attentions, layers = seam.self_attentions(self), self.plan.layers
+        _check_layers(self.plan, len(attentions))
+        builder = Builder(geometry)
+        for index, attention in enumerate(attentions):
+            parts = builder.parts(layers[index % len(layers)])
+            seam.fill_attention(attention, parts, keep_logits=self.residual_attn)
+            if attention.attend.dropout > 0 and any(map(_materialised_by_dropout, parts)):
+                log.warning(
+                    "attn_dropout: in training, layers with a bias or CoPE hold their (b h n n) "
+                    "attention to drop from it; without attn_dropout they need no such tensor"
+                )
+        seam.clear_rotation(self)
+        for module in builder.shared:
+            seam.keep_shared(self, module.upstream_name, module)
+        if any(map(seam.needs_all_tokens, attentions)):
+            seam.forget_cache(self)
+        for attention in seam.cross_attentions(self) if self.plan.uniform else ():
+            for part in builder.parts(layers[0]):
+                if part.rotation is not None and not part.rotation.widens:
+                    seam.fill_cross_attention(attention, part)
 
-    def _fill_attend(
-        self, scheme: Scheme, layers: tuple[bool, ...] | None, geometry: Geometry
-    ) -> None:
-        attentions = seam.self_attentions(self)
-        if any(attention.attend.dropout > 0 for attention in attentions):
-            log.warning(
-                "attn_dropout: in training, layers with CoPE hold their (b h n n) attention to "
-                "drop from it; without attn_dropout they need no such tensor"
-            )
-        if layers is not None and len(layers) != len(attentions):
+
+class Builder:
+    """Makes the modules of the schemes: one for all layers where a slot is shared.
+
+    Attributes:
+        shared: the modules that layers share, in the order in which they were made.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.shared: list[Any] = []
+        self._made: dict[tuple[Scheme, int], Any] = {}
+
+    def parts(self, layer: Layer) -> list[Part]:
+        """The groups of a layer's heads; equal ones become one.
+
+        Raises:
+            FlagError: heads that cannot be divided among the groups.
+        """
+        heads = self.geometry.heads
+        if heads % len(layer):
             raise FlagError(
-                "attn_use_cope",
-                f"attn_use_cope has {len(layers)} entries, but there are {len(attentions)} "
-                "self-attention layers",
+                "heads",
+                f"heads={heads} cannot be divided into {len(layer)} equal groups, as position asks "
+                "for: choose a multiple",
             )
-        for layer, attention in enumerate(attentions):
-            if layers is None or layers[layer]:
-                cope: Any = scheme.build(geometry)
-                seam.fill_attend(attention, cope, keep_logits=self.residual_attn)
+        sizes: dict[Group, int] = {}
+        for group in layer:
+            sizes[group] = sizes.get(group, 0) + heads // len(layer)
+        parts = [self._part(group, size) for group, size in sizes.items()]
+        if sum(part.forgetting is not None for part in parts) > 1:
+            raise FlagError(
+                "position",
+                "two groups of a layer's heads forget, with different schemes: let the heads of "
+                "one group forget",
+            )
+        return parts
+
+    def _part(self, group: Group, heads: int) -> Part:
+        part = Part(heads)
+        for one in group:
+            if one.slot is Slot.ROTATION:
+                rotation_max = getattr(one, "random_max", None)
+                part = replace(part, rotation=self._once(one, heads), rotation_max=rotation_max)
+            elif one.slot is Slot.BIAS:
+                bias_max = getattr(one, "random_max", None)
+                bias = self._once(one, heads) if one.shared else self._build(one, heads)
+                part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
+            elif one.slot is Slot.ATTEND:
+                module: Any = self._build(one, heads)
+                field = "cope" if isinstance(module, CoPE) else "forgetting"
+                part = replace(part, **{field: module})
+        return part
+
+    def _once(self, one: Scheme, heads: int) -> Any:
+        if (one, heads) not in self._made:
+            self._made[one, heads] = self._build(one, heads)
+            self.shared.append(self._made[one, heads])
+        return self._made[one, heads]
+
+    def _build(self, one: Scheme, heads: int) -> Any:
+        geometry = self.geometry
+        if heads != geometry.heads:  # groups of heads have keys of their own
+            geometry = replace(geometry, heads=heads, kv_heads=heads)
+        return one.build(geometry)
 
 
-# slots that one module fills for all layers
-_SHARED = {Slot.ROTATION: seam.fill_rotation, Slot.BIAS: seam.fill_bias}
+def _materialised_by_dropout(part: Part) -> bool:
+    return any(module is not None for module in (part.bias, part.cope, part.forgetting))
+
+
+def _check_layers(plan: Plan, attentions: int) -> None:
+    asked = len(plan.layers)
+    if plan.exact and asked != attentions:
+        raise FlagError(
+            "attn_use_cope",
+            f"a switch has {asked} entries, one for each layer, but there are {attentions} "
+            "self-attention layers",
+        )
+    if asked > attentions:
+        raise FlagError(
+            "position",
+            f"position has {asked} layers, but there are {attentions} self-attention layers: "
+            "shorten it, or raise depth",
+        )
 
 
 @contextmanager
@@ -129,13 +216,21 @@ def random_numbers_of_its_own() -> Iterator[None]:
 
 def _abs_pos_default(request: Request) -> bool:
     disable = request.upstream.get("disable_abs_pos_emb")
-    named = request.of(Slot.INPUT)
-    if disable and named is not None:
+    named = request.plan.of(Slot.INPUT)
+    if disable and named:
         raise FlagError(
             "disable_abs_pos_emb",
-            f"disable_abs_pos_emb=True contradicts position={named.name!r}: drop one of them",
+            f"disable_abs_pos_emb=True contradicts position={named[0].name!r}: drop one of them",
         )
     return not request.named if disable is None else not disable
+
+
+def _kv_heads(flags: dict[str, Any]) -> int:
+    """Key heads; per layer differing numbers count as many."""
+    if flags.get("attn_one_kv_head"):
+        return 1
+    given = flags.get("attn_kv_heads")
+    return given if isinstance(given, int) else flags.get("heads", 8)
 
 
 def _check_sizes(flags: dict[str, Any]) -> None:
@@ -155,10 +250,6 @@ def _check_sizes(flags: dict[str, Any]) -> None:
 def _upstream_flags(request: Request) -> dict[str, Any]:
     """The flags for x-transformers, which is to build no position that is filled here."""
     flags = dict(request.upstream)
-    if request.of(Slot.ATTEND) is not None and "attn_flash" in flags:
-        # CoPE layers are fused without it; x-transformers would take it as "no logits kept"
-        layers = request.attend_layers
-        flags["attn_flash"] = False if layers is None else tuple(not on for on in layers)
     if flags.get("attn_flash_pack_seq"):
-        flags["rotary_pos_emb"] = request.of(Slot.ROTATION) is not None
+        flags["rotary_pos_emb"] = bool(request.plan.of(Slot.ROTATION))
     return flags

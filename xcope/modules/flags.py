@@ -5,11 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.modules import seam
-from xcope.positions import Position, Scheme, Slot, check_together, expand, parse, scheme, schemes
+from xcope.positions import (
+    Plan,
+    Position,
+    Scheme,
+    Slot,
+    combined,
+    parse,
+    scheme,
+    schemes,
+    single,
+)
+
+PER_ROW = "attn_data_dependent_alibi_per_row"
 
 
 @dataclass(frozen=True)
@@ -17,21 +30,14 @@ class Request:
     """What the flags of a decoder ask for.
 
     Args:
-        schemes: combinations replaced by their parts.
-        attend_layers: for each self-attention layer, whether it has the scheme of the attend
-            slot; None for all.
+        plan: who has which scheme.
         named: whether any position was asked for, ``none`` included.
         upstream: the flags that are left for x-transformers.
     """
 
-    schemes: tuple[Scheme, ...]
-    attend_layers: tuple[bool, ...] | None
+    plan: Plan
     named: bool
     upstream: dict[str, Any]
-
-    def of(self, slot: Slot) -> Scheme | None:
-        """The scheme of a slot."""
-        return next((one for one in self.schemes if one.slot is slot), None)
 
 
 def switch_flags() -> dict[str, str]:
@@ -39,13 +45,20 @@ def switch_flags() -> dict[str, str]:
     return {kind.upstream_switch: name for name, kind in schemes().items() if kind.upstream_switch}
 
 
-def option_flags() -> dict[str, tuple[str, str]]:
-    """Flag → (scheme, option); ``cope_max_pos`` and x-transformers' ``attn_cope_max_pos``."""
-    flags: dict[str, tuple[str, str]] = {}
+def option_flags() -> dict[str, list[tuple[str, str]]]:
+    """Flag → its (scheme, option); ``cope_max_pos`` and x-transformers' ``attn_cope_max_pos``.
+
+    Schemes of one family share x-transformers' spellings.
+    """
+    flags: dict[str, list[tuple[str, str]]] = {}
     for name, kind in schemes().items():
-        if kind.slot is not None:  # a combination takes the flags of its parts
-            flags |= {f"{name}_{option}": (name, option) for option in kind.options()}
-            flags |= {flag: (name, option) for flag, option in kind.upstream_options.items()}
+        if kind.slot is None:  # a combination takes the flags of its parts
+            continue
+        spelled = {f"{name}_{option}": option for option in kind.options()} | dict(
+            kind.upstream_options
+        )
+        for flag, option in spelled.items():
+            flags.setdefault(flag, []).append((name, option))
     return flags
 
 
@@ -60,7 +73,7 @@ def wrapper_flags() -> frozenset[str]:
 
 
 def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
-    """Turn ``position=`` and the other flags into schemes and x-transformers' own flags.
+    """Turn ``position=`` and the other flags into a plan and x-transformers' own flags.
 
     Raises:
         FlagError: an unknown flag, two schemes at once, an option of a scheme that is not chosen,
@@ -71,56 +84,59 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
         if flag not in known:
             raise FlagError(flag, f"Decoder has no flag {flag!r}{did_you_mean(flag, known)}")
     rest = dict(flags)
-    chosen = {one.name: one for one in expand(parse(position) if position is not None else ())}
-    foreign = [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
-    switched, attend_layers = _switched(rest, foreign)
+    plan = single() if position is None else parse(position)
+    foreign = _foreign(rest)
+    switched = _switched(rest, foreign)
     if position is not None:
-        _check_switches(position, chosen, [*switched, *foreign])
-    for name in switched.values():
-        chosen.setdefault(name, scheme(name))
-    _take_options(rest, chosen, foreign)
-    parts = tuple(chosen.values())
-    check_together(parts)
-    _check_foreign(parts, foreign)
-    named = position is not None or bool(parts) or bool(foreign)
-    return Request(parts, attend_layers, named, rest)
+        _check_switches(position, plan, [*switched, *foreign])
+    for layers, name in switched.values():
+        plan = _with_scheme(plan, name, layers)
+    plan = _with_options(rest, plan)
+    _check_foreign(plan, foreign)
+    named = position is not None or bool(plan.schemes) or bool(foreign)
+    return Request(plan, named, rest)
 
 
-def _left_to_upstream(name: str, foreign: Sequence[str]) -> bool:
-    """x-transformers builds xPos itself, and takes rotary's flags for it."""
-    return name == "rotary" and "rotary_xpos" in foreign
+def _foreign(rest: Mapping[str, Any]) -> list[str]:
+    """The switches that are on and left to x-transformers."""
+    on = [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
+    if PER_ROW in on and not _on(rest.get("attn_data_dependent_alibi")):
+        on.remove(PER_ROW)  # it only varies the other
+    return on
 
 
 def _on(value: Any) -> bool:
     return any(value) if isinstance(value, tuple) else bool(value)
 
 
-def _switched(
-    rest: dict[str, Any], foreign: Sequence[str]
-) -> tuple[dict[str, str], tuple[bool, ...] | None]:
-    """Take the switches out of ``rest``: flag → scheme, and the layers if one is per layer."""
-    switched: dict[str, str] = {}
-    layers = None
+Switched = dict[str, tuple[tuple[bool, ...] | None, str]]
+
+
+def _switched(rest: dict[str, Any], foreign: Sequence[str]) -> Switched:
+    """Take the switches out of ``rest``: flag → the layers (None for all) and the scheme."""
+    switched: Switched = {}
     for flag, name in switch_flags().items():
-        if flag not in rest or _left_to_upstream(name, foreign):
+        if flag not in rest or (flag == "attn_data_dependent_alibi" and PER_ROW in foreign):
             continue
         value = rest.pop(flag)
+        layers = None
         if isinstance(value, tuple) and schemes()[name].slot is Slot.ATTEND:
             layers = tuple(map(bool, value))
         elif not isinstance(value, bool):
             raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
         if _on(value):
-            switched[flag] = name
-    return switched, layers
+            switched[flag] = (layers, name)
+    for _, name in [*switched.values()]:
+        for flag in schemes()[name].upstream_implies:
+            switched.pop(flag, None)
+    return switched
 
 
-def _check_switches(
-    position: Position, chosen: Mapping[str, Scheme], switches: Sequence[str]
-) -> None:
-    names = switch_flags()
+def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> None:
+    names, chosen = switch_flags(), {one.name for one in plan.schemes}
     for flag in switches:
         if names.get(flag) not in chosen:
-            both = listing([*chosen, names[flag]]) if flag in names else None
+            both = listing([*sorted(chosen), names[flag]]) if flag in names and chosen else None
             raise FlagError(
                 flag,
                 f"two schemes at once: position={position!r} and {flag}=True; drop one of them"
@@ -128,32 +144,57 @@ def _check_switches(
             )
 
 
-def _take_options(rest: dict[str, Any], chosen: dict[str, Scheme], foreign: Sequence[str]) -> None:
-    """Take the schemes' options out of ``rest`` and into the schemes."""
-    for flag, (name, option) in option_flags().items():
-        if flag not in rest or _left_to_upstream(name, foreign):
+def _with_scheme(plan: Plan, name: str, layers: tuple[bool, ...] | None) -> Plan:
+    """The plan with a scheme that a switch turned on, in all layers or in some."""
+    chosen = next((one for one in plan.schemes if one.name == name), None)
+    if chosen is not None and layers is None:
+        return plan
+    added = single(chosen or scheme(name))
+    if layers is not None:
+        nothing = single().layers[0]
+        added = Plan(tuple(added.layers[0] if on else nothing for on in layers), exact=True)
+    return combined([plan.without(name), added])
+
+
+def _with_options(rest: dict[str, Any], plan: Plan) -> Plan:
+    """Take the schemes' options out of ``rest`` and into the plan."""
+    chosen = {one.name for one in plan.schemes}
+    for flag, takers in option_flags().items():
+        if flag not in rest:
             continue
         value = rest.pop(flag)
-        if name not in chosen:
-            on = listing(chosen) if chosen else "none"
+        takers_here = [(name, option) for name, option in takers if name in chosen]
+        if not takers_here:
             raise FlagError(
                 flag,
-                f"{flag}={value!r} is an option of position {name!r}, which is not chosen "
-                f"(chosen: {on}): drop the flag, or choose {name!r}",
+                f"{flag}={value!r} is an option of position {takers[0][0]!r}, which is not chosen "
+                f"(chosen: {listing(sorted(chosen)) if chosen else 'none'}): drop the flag, or "
+                f"choose {takers[0][0]!r}",
             )
-        earlier = chosen[name].given().get(option, value)
-        if earlier != value:
-            raise FlagError(flag, f"{flag}={value!r} contradicts {name}_{option}={earlier!r}")
-        chosen[name] = dataclasses.replace(chosen[name], **{option: value})
-    for name, one in chosen.items():
-        if one.upstream_kwargs in rest:
-            options = one.given() | dict(rest.pop(one.upstream_kwargs))
-            chosen[name] = scheme(name, options)
+        for name, option in takers_here:
+            plan = plan.map(partial(_set, name=name, option=option, flag=flag, value=value))
+    for kwargs in {one.upstream_kwargs for one in plan.schemes}:
+        if kwargs is not None and kwargs in rest:
+            plan = plan.map(partial(_set_all, kwargs=kwargs, options=dict(rest.pop(kwargs))))
+    return plan
 
 
-def _check_foreign(parts: Sequence[Scheme], foreign: Sequence[str]) -> None:
+def _set_all(one: Scheme, kwargs: str, options: dict[str, Any]) -> Scheme:
+    return scheme(one.name, one.given() | options) if one.upstream_kwargs == kwargs else one
+
+
+def _set(one: Scheme, name: str, option: str, flag: str, value: Any) -> Scheme:
+    if one.name != name:
+        return one
+    earlier = one.given().get(option, value)
+    if earlier != value:
+        raise FlagError(flag, f"{flag}={value!r} contradicts {name}_{option}={earlier!r}")
+    return dataclasses.replace(one, **{option: value})
+
+
+def _check_foreign(plan: Plan, foreign: Sequence[str]) -> None:
     """Refuse two schemes for one slot where x-transformers builds one of them."""
-    taken = {part.slot: part.name for part in parts}
+    taken = {one.slot: one.name for one in plan.schemes}
     for flag in foreign:
         slot = seam.UPSTREAM_ONLY[flag]
         if slot in taken:

@@ -3,9 +3,15 @@
 x-transformers builds the decoder without positions; then each slot is filled here:
 
     input     TransformerWrapper.pos_emb
-    rotation  AttentionLayers.rotary_pos_emb
+    rotation  AttentionLayers.rotary_pos_emb, or polar_pos_emb
     bias      AttentionLayers.rel_pos
-    attend    Attention.attend, whose ``cope`` holds the parameters
+    attend    Attention.attend, whose ``cope`` holds CoPE's parameters, or, for forgetting
+              attention, Attention.data_dependent_alibi
+
+There the modules have x-transformers' names in state dicts. They act in one place only,
+`SchemeAttend`, which every self-attention gets: the layers hand each attention the places of its
+tokens (under the name of rotary's angles), attention hands them on to ``attend`` (under the name
+of the bias).
 
 Everything relied on is checked when a decoder is built; `SeamError` names the supported versions
 when something moved.
@@ -16,7 +22,8 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -27,16 +34,13 @@ from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrappe
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
 from x_transformers.attend import Attend, Intermediates
-from x_transformers.x_transformers import (
-    AlibiPositionalBias,
-    Attention,
-    AttentionLayers,
-    FeedForward,
-)
+from x_transformers.x_transformers import Attention, AttentionLayers, FeedForward
 
 from xcope.errors import FlagError, words_of
+from xcope.modules.attend import Call, Part
+from xcope.modules.groups import CoPEOfGroups, attend_by_groups, written_out
+from xcope.modules.places import Places
 from xcope.positions import Slot
-from xcope.positions.alibi import AlibiBias
 from xcope.positions.cope import CoPE
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,12 +49,8 @@ SUPPORTED = ">=2.31.10,<2.32"
 """Versions of x-transformers that this file is written for and tested with."""
 
 UPSTREAM_ONLY: dict[str, Slot] = {
-    "rel_pos_bias": Slot.BIAS,
-    "dynamic_pos_bias": Slot.BIAS,
-    "attn_data_dependent_alibi": Slot.BIAS,
     "attn_use_rel_proj_pos_bias": Slot.BIAS,
-    "rotary_xpos": Slot.ROTATION,
-    "polar_pos_emb": Slot.ROTATION,
+    "attn_data_dependent_alibi_per_row": Slot.ATTEND,
 }
 """x-transformers' switches of schemes that have no file here: it builds them itself."""
 
@@ -74,10 +74,11 @@ def _require(owner: object, names: Sequence[str]) -> None:
 
 def check_layers(layers: nn.Module) -> None:
     """Raise `SeamError` unless the attention layers have what is filled or read here."""
-    _require(layers, ["rotary_pos_emb", "rel_pos", "disable_abs_pos_emb", "attn_heads"])
-    _require(layers, ["attn_dim_head", "residual_attn", "num_attn_layers", "layers", "layer_types"])
+    _require(layers, ["rotary_pos_emb", "polar_pos_emb", "rel_pos", "disable_abs_pos_emb"])
+    _require(layers, ["attn_heads", "attn_dim_head", "residual_attn", "num_attn_layers"])
+    _require(layers, ["layers", "layer_types", "can_cache_kv"])
     for attention in self_attentions(layers):
-        _require(attention, ["attend", "heads", "kv_heads"])
+        _require(attention, ["attend", "heads", "kv_heads", "num_mem_kv", "data_dependent_alibi"])
         _require(attention.attend, ["scale", "causal", "cope", "attn_fn", "dropout", *_PLAIN_OFF])
 
 
@@ -88,11 +89,20 @@ def check_wrapper(wrapper: nn.Module) -> None:
 
 def self_attentions(layers: Any) -> list[Attention]:
     """The self-attention modules, first layer first."""
+    return _attentions(layers, "a")
+
+
+def cross_attentions(layers: Any) -> list[Attention]:
+    """The cross-attention modules, first layer first."""
+    return _attentions(layers, "c")
+
+
+def _attentions(layers: Any, wanted: str) -> list[Attention]:
     kinds, blocks = layers.layer_types, layers.layers
     return [
         next(module for module in block.modules() if isinstance(module, Attention))
         for kind, (_, block, _) in zip(kinds, blocks, strict=True)
-        if kind == "a"
+        if kind == wanted
     ]
 
 
@@ -139,13 +149,6 @@ def _as(cls: type[M], module: nn.Module) -> M:
     return new
 
 
-class _AlibiSlot(AlibiBias, AlibiPositionalBias):  # type: ignore[misc]
-    """Our ALiBi as x-transformers' class, which it asks for where ``pos=`` is given."""
-
-    forward = AlibiBias.forward
-    forward_custom_pos = AlibiBias.forward_custom_pos
-
-
 def fill_input(wrapper: Any, module: nn.Module) -> None:
     """Put a module of the input slot into the wrapper."""
     wrapper.pos_emb = module
@@ -153,33 +156,86 @@ def fill_input(wrapper: Any, module: nn.Module) -> None:
     wrapper.can_cache_kv_outside_max_seq_len = False
 
 
-def fill_rotation(layers: nn.Module, module: nn.Module) -> None:
-    """Put a module of the rotation slot into the decoder; all layers share it."""
-    layers.rotary_pos_emb = module
+def clear_rotation(layers: Any) -> None:
+    """Drop the angles that x-transformers made."""
+    layers.rotary_pos_emb = None
 
 
-def fill_bias(layers: nn.Module, module: nn.Module) -> None:
-    """Put a module of the bias slot into the decoder; all layers share it."""
-    layers.rel_pos = _as(_AlibiSlot, module) if type(module) is AlibiBias else module
+def keep_shared(layers: nn.Module, name: str, module: nn.Module) -> None:
+    """Register what several layers share, under x-transformers' name where this is free.
+
+    Args:
+        layers: the decoder.
+        name: ``rotary_pos_emb``, ``polar_pos_emb`` or ``rel_pos``.
+        module: one of several, if schemes differ from layer to layer.
+    """
+    free = (f"{name}_{index}" for index in range(1, 1000))
+    chosen = next(n for n in (name, *free) if getattr(layers, n, None) is None)
+    setattr(layers, chosen, module)
 
 
-def fill_attend(attention: Attention, cope: CoPE, keep_logits: bool) -> None:
-    """Put CoPE into one attention layer.
+def shadow(attention: Attention, name: str, module: nn.Module) -> None:
+    """Keep a module in state dicts under x-transformers' name, which its forward sees as None."""
+    attention.__dict__[name] = None
+    attention._modules[name] = module
+
+
+def forget_cache(layers: Any) -> None:
+    """Generation computes everything anew for each token."""
+    layers.can_cache_kv = False
+
+
+def needs_all_tokens(attention: Attention) -> bool:
+    """Whether what a token gives changes as more tokens follow, so that nothing can be cached."""
+    rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
+    memories = attention.num_mem_kv > 0
+    # a scheme that x-transformers builds itself knows nothing of its cache
+    foreign = not attention.forgets and "data_dependent_alibi" in attention._modules
+    return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+
+
+def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: bool) -> None:
+    """Let one self-attention layer follow its schemes.
 
     Args:
         attention: the layer.
-        cope: its module.
+        parts: of its groups of heads.
         keep_logits: another part of the decoder reads this layer's logits, so that they must be
             materialised.
     """
-    if cope.sep_keys:
+    if attention.data_dependent_alibi is not None:  # a variant that only x-transformers has
+        shadow(attention, "data_dependent_alibi", attention.data_dependent_alibi)
+    for part in parts:
+        if part.rotation is not None and part.rotation.widens and attention.num_mem_kv > 0:
+            raise FlagError(
+                "attn_num_mem_kv",
+                f"attn_num_mem_kv={attention.num_mem_kv} is not allowed with position 'pope', "
+                "whose keys are wider than the learned memories: drop one of them",
+            )
+        if part.forgetting is not None:
+            shadow(attention, "data_dependent_alibi", part.forgetting)
+        if part.cope is not None:
+            _check_gates(attention, part.cope)
+    if any(part.cope is not None and part.cope.sep_keys for part in parts):
         _add_gate_keys(attention)
+    attention.__class__ = PlacedAttention
+    attention.forgets = any(part.forgetting is not None for part in parts)
+    attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
+
+
+def fill_cross_attention(attention: Attention, part: Part) -> None:
+    """Let one cross-attention layer rotate its queries and its context by their places."""
+    attention.__class__ = PlacedAttention
+    attention.forgets = False
+    attention.attend = SchemeAttend.adopt(attention.attend, [part], keep_logits=False)
+
+
+def _check_gates(attention: Attention, cope: CoPE) -> None:
     if cope.val_gates and attention.to_v.out_features != attention.to_k.out_features:
         raise FlagError(
             "cope_val_gates",
             "cope_val_gates=True needs values as wide as the keys: drop attn_value_dim_head",
         )
-    attention.attend = CoPEAttend.adopt(attention.attend, cope, keep_logits)
 
 
 class _KeysAndGateKeys(nn.Linear):
@@ -231,22 +287,93 @@ _PLAIN_OFF = (
 )
 
 
-class CoPEAttend(Attend):  # type: ignore[misc]
-    """x-transformers' attention operation with CoPE inside.
+class PlacedAttention(Attention):  # type: ignore[misc]
+    """x-transformers' attention, whose positions are left to `SchemeAttend`."""
 
-    Where its softmax is the plain one, `cope_attention` does the work and no (h i j) tensor
+    forgets: bool
+
+    def forward(
+        self,
+        x: Tensor,
+        *args: Any,
+        rel_pos: Any = None,
+        pos: Any = None,
+        rotary_pos_emb: Places | None = None,
+        context_rotary_pos_emb: Tensor | None = None,
+        polar_pos_emb: Any = None,
+        attn_bias: Tensor | None = None,
+        cache: Intermediates | None = None,
+        return_intermediates: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As x-transformers'; the layers' places come as ``rotary_pos_emb``."""
+        if rotary_pos_emb is None:  # cross attention whose context has no places
+            call = None
+        elif context_rotary_pos_emb is not None:
+            call = Call(Places(context_rotary_pos_emb), q_places=rotary_pos_emb)
+        else:
+            call = Call(rotary_pos_emb, attn_bias)
+        extra = self._modules.get("data_dependent_alibi")
+        gates = None
+        if self.forgets and call is not None:
+            gates = self._log_gates(extra, x, kwargs.get("mem"), cache)
+            call = replace(call, log_gates=gates)
+            cache = _without_gates(cache)
+        elif extra is not None and call is not None:
+            call = call + F.pad(extra(x), (self.num_mem_kv, 0))
+        out = super().forward(
+            x,
+            *args,
+            attn_bias=call,
+            cache=cache,
+            return_intermediates=return_intermediates,
+            **kwargs,
+        )
+        if gates is not None and return_intermediates:
+            _, inter = out
+            inter.cached_kv = (*inter.cached_kv, gates[..., None])
+        return out
+
+    def _log_gates(
+        self, forgetting: Any, x: Tensor, mem: Tensor | None, cache: Intermediates | None
+    ) -> Tensor:
+        """Of all keys, (b h j): x-transformers' cache holds them beside k and v."""
+        gates: Tensor = forgetting.log_gates(x)
+        if cache is not None and len(cache.cached_kv) > 2:
+            gates = torch.cat((cache.cached_kv[2][..., 0], gates), dim=-1)
+        if mem is not None:
+            gates = torch.cat((forgetting.log_gates(mem), gates), dim=-1)
+        return gates
+
+
+def _without_gates(inter: Intermediates | None) -> Intermediates | None:
+    return None if inter is None else replace(inter, cached_kv=tuple(inter.cached_kv[:2]))
+
+
+class SchemeAttend(Attend):  # type: ignore[misc]
+    """x-transformers' attention operation under the schemes of its layer.
+
+    Where its softmax is the plain one, `attend_by_groups` does the work and no (h i j) tensor
     exists; where a flag changes the softmax or reads its logits, x-transformers' own (h i j) path
-    runs with our CoPE for the bias.
+    runs on turned queries and keys, with the bias written out.
     """
 
+    parts: tuple[Part, ...]
     keep_logits: bool
 
     @classmethod
-    def adopt(cls, attend: Attend, cope: CoPE, keep_logits: bool) -> CoPEAttend:
+    def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> SchemeAttend:
         """``attend`` with its settings and parameters, as this class."""
         new = _as(cls, attend)
-        new.cope = cope
+        new.parts = tuple(parts)
         new.keep_logits = keep_logits
+        copes = [part.cope for part in parts]
+        own = [part.bias for part in parts if part.bias is not None and part.own_bias]
+        if own:
+            new.bias = own[0] if len(parts) == 1 else nn.ModuleList(own)
+        new.cope = copes[0] if len(parts) == 1 else CoPEOfGroups(parts) if any(copes) else None
+        if any(copes):
+            new.flash = False  # where x-transformers' path runs, its flash attention has no CoPE
         return new
 
     @property
@@ -263,65 +390,53 @@ class CoPEAttend(Attend):  # type: ignore[misc]
         k: Tensor,
         v: Tensor,
         mask: Tensor | None = None,
-        attn_bias: Tensor | None = None,
+        attn_bias: Call | Tensor | None = None,
         prev_attn: Tensor | None = None,
         attn_delta: Tensor | None = None,
         causal: bool | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Intermediates]:
         """As x-transformers' Attend: (b h i d) in and out, (b 1 i d) keys for one head."""
-        gate_k = v if self.cope.val_gates else None
-        if self.cope.sep_keys:
+        if isinstance(attn_bias, Call):
+            call, parts = attn_bias, self.parts
+        else:  # nobody said where the keys stand: what needs no places acts
+            call = Call(Places(torch.arange(0, device=k.device)), attn_bias)
+            parts = tuple(Part(part.heads, cope=part.cope) for part in self.parts)
+        copes = [part.cope for part in parts if part.cope is not None]
+        gate_k = v if any(cope.val_gates for cope in copes) else None
+        if any(cope.sep_keys for cope in copes):
             k, gate_k = k.chunk(2, dim=1)
-        others = (attn_bias, prev_attn, attn_delta)
-        if self.plain and not any(other is not None for other in others):
-            causal = self.causal if causal is None else causal
-            return self._fused(q, k, v, gate_k, mask, causal), Intermediates()
-        if gate_k is not None:
-            gate_k = gate_k.repeat(1, q.shape[1] // gate_k.shape[1], 1, 1)
-        with self.cope.gates_from(gate_k, self._scale(q)):
+        causal = self.causal if causal is None else causal
+        scale = float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
+        others = (call.bias, prev_attn, attn_delta, kwargs.get("flash_pack_seq_kwargs"))
+        biased = any(part.bias is not None for part in parts)
+        free_order = biased and (call.places.given or not (causal or q.shape[-2] == 1))
+        if self.plain and not free_order and all(other is None for other in others):
+            given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
+            return attend_by_groups(parts, call, q, k, v, gate_k, **given), Intermediates()
+        q, k, v, gate_k, bias = written_out(parts, call, q, k, v, gate_k)
+        with _gates_from(self.cope, gate_k, scale):
             return super().forward(  # type: ignore[no-any-return]
                 q,
                 k,
                 v,
                 mask=mask,
-                attn_bias=attn_bias,
+                attn_bias=bias,
                 prev_attn=prev_attn,
                 attn_delta=attn_delta,
                 causal=causal,
                 **kwargs,
             )
 
-    def _scale(self, q: Tensor) -> float:
-        return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
-    def _fused(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gate_k: Tensor | None,
-        mask: Tensor | None,
-        causal: bool,
-    ) -> Tensor:
-        cope: CoPE = self.cope
-        h, kv_heads = q.shape[1], k.shape[1]
-        given: dict[str, Any] = {"scale": self._scale(q), "causal": causal, "gate_k": gate_k}
-        if not 1 < kv_heads < h:
-            return cope.attend(q, k, v, mask=mask, **given)
-        # x-transformers' query head a uses key head a mod kv_heads; our ops, as everyone
-        # else, a // groups: put the queries into that order and the output back.
-        order = torch.arange(h, device=q.device).view(h // kv_heads, kv_heads).T.flatten()
-        if mask is not None and mask.ndim == 4 and mask.shape[1] == h:
-            mask = mask[:, order]
-        out = cope.attend(q[:, order], k, v, mask=mask, head_order=order, **given)
-        return out[:, order.argsort()]
+def _gates_from(cope: Any, gate_k: Tensor | None, scale: float) -> AbstractContextManager[None]:
+    return nullcontext() if cope is None else cope.gates_from(gate_k, scale)
 
 
 @contextmanager
 def logits_kept(layers: nn.Module) -> Iterator[None]:
-    """Within, CoPE layers materialise their logits, for callers that want to see them."""
-    attends = [module for module in layers.modules() if isinstance(module, CoPEAttend)]
+    """Within, attention materialises its logits, for callers that want to see them."""
+    attends = [module for module in layers.modules() if isinstance(module, SchemeAttend)]
     before = [attend.keep_logits for attend in attends]
     for attend in attends:
         attend.keep_logits = True
@@ -336,18 +451,22 @@ __all__ = [
     "SUPPORTED",
     "UPSTREAM_ONLY",
     "AttentionLayers",
-    "CoPEAttend",
+    "SchemeAttend",
     "SeamError",
     "UpstreamAutoregressiveWrapper",
     "UpstreamDecoder",
     "UpstreamTransformerWrapper",
     "check_layers",
     "check_wrapper",
-    "fill_attend",
-    "fill_bias",
+    "clear_rotation",
+    "cross_attentions",
+    "fill_attention",
+    "fill_cross_attention",
     "fill_input",
-    "fill_rotation",
+    "forget_cache",
+    "keep_shared",
     "logits_kept",
+    "needs_all_tokens",
     "refused",
     "self_attentions",
     "upstream_decoder_flags",

@@ -13,7 +13,7 @@ from xcope.errors import FlagError, did_you_mean
 from xcope.modules import seam
 from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
-from xcope.positions import Geometry, Scheme, Slot, scheme
+from xcope.positions import Geometry, Plan, Scheme, Slot, combined, scheme, single
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
@@ -30,6 +30,10 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             adds none; None adds them only if the decoder names no position at all.
         scaled_sinu_pos_emb: sinusoidal instead of learned ones.
         flags: all other keywords of x-transformers' ``TransformerWrapper``.
+
+    Attributes:
+        plan: which layer and which head has which scheme.
+        schemes: all of them, combinations replaced by their parts.
 
     Raises:
         FlagError: (a ValueError) an unknown flag, contradictory flags, an impossible size.
@@ -66,10 +70,11 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             with random_numbers_of_its_own():
                 embedding: Any = chosen.build(geometry)
             seam.fill_input(self, embedding)
-        layers = getattr(attn_layers, "schemes", ())
-        self.schemes: tuple[Scheme, ...] = (
-            (*layers,) if chosen is None or chosen in layers else (chosen, *layers)
-        )
+        plan: Plan = getattr(attn_layers, "plan", single())
+        if chosen is not None and not plan.of(Slot.INPUT):
+            plan = combined([single(chosen), plan])
+        self.plan = plan
+        self.schemes = plan.schemes
         self.register_load_state_dict_pre_hook(_explain_positions)
 
     @property

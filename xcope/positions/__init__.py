@@ -1,32 +1,39 @@
-"""Positional schemes, one file each, and the registry that lists them."""
+"""Positional schemes, one file each, the registry that lists them, and plans made of them."""
 
 from xcope.discovery import discover
-from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
-from xcope.positions.registry import (
-    Position,
-    SchemeTable,
-    check_together,
-    expand,
-    parse,
-    register,
-    scheme,
-    schemes,
+from xcope.positions.base import (
+    AddedToInput,
+    Geometry,
+    IndexBias,
+    IndexedScheme,
+    Rotation,
+    Scheme,
+    Slot,
+    draw_places,
 )
+from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
+from xcope.positions.registry import SchemeTable, register, scheme, schemes
 
 discover(__name__, __path__)
 
 __all__ = [
     "AddedToInput",
     "Geometry",
+    "IndexBias",
+    "IndexedScheme",
+    "Plan",
     "Position",
+    "Rotation",
     "Scheme",
     "SchemeTable",
     "Slot",
-    "check_together",
-    "expand",
+    "clash",
+    "combined",
+    "draw_places",
+    "entries",
     "parse",
     "register",
     "scheme",
     "schemes",
-    "token_positions",
+    "single",
 ]

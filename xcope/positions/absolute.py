@@ -9,13 +9,13 @@ arXiv 1810.04805.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
-from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
+from xcope.positions.base import AddedToInput, Geometry, IndexedScheme, Slot
 from xcope.positions.registry import register
 
 
@@ -53,13 +53,13 @@ class AbsolutePositions(AddedToInput):
                 f"max_seq_len={self.max_seq_len}: shorten the input, raise max_seq_len before "
                 "training, or choose a scheme without a table of places",
             )
-        emb = self.emb(token_positions(x, pos, seq_start_pos, offset).clamp(min=0)) * self.scale
+        emb = self.emb(self.places(x, pos, seq_start_pos, offset).clamp(min=0)) * self.scale
         return F.normalize(emb, dim=-1) if self.l2norm else emb
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Absolute(Scheme):
+class Absolute(IndexedScheme):
     """``position: absolute``.
 
     Args:
@@ -67,18 +67,28 @@ class Absolute(Scheme):
     """
 
     name: ClassVar[str] = "absolute"
+    title: ClassVar[str] = "Learned absolute positions"
     slot: ClassVar[Slot | None] = Slot.INPUT
     paper: ClassVar[str] = "arXiv 1705.03122"
     formula: ClassVar[str] = "x_i + e_i/√dim"
+    oracle: ClassVar[str] = "x-transformers"
 
     l2norm: bool = False
 
+    @classmethod
+    def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What x-transformers does unless told otherwise."""
+        return {}, {}
+
     def build(self, geometry: Geometry) -> AbsolutePositions:
-        """The table, ``geometry.max_seq_len`` rows."""
+        """The table, ``geometry.max_seq_len`` rows, or ``random_max`` if these are more."""
         if geometry.max_seq_len < 1:
             raise FlagError(
                 "max_seq_len",
                 f"max_seq_len={geometry.max_seq_len} is not allowed with position 'absolute': its "
                 "table needs at least one row",
             )
-        return AbsolutePositions(geometry.dim, geometry.max_seq_len, self.l2norm)
+        rows = max(geometry.max_seq_len, self.random_max or 0)
+        module = AbsolutePositions(geometry.dim, rows, self.l2norm)
+        module.random_max = self.random_max
+        return module

@@ -16,10 +16,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.positions.base import Geometry, Scheme, Slot
+from xcope.ops.biased.terms import Separable
+from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
+from xcope.positions.distances import distances, real
 from xcope.positions.registry import register
 
 
@@ -32,8 +34,8 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + alibi_slopes(2 * power)[::2][: heads - power]
 
 
-class AlibiBias(nn.Module):
-    """The bias of every query and key index; no parameters.
+class AlibiBias(IndexBias):
+    """The bias of each query and key; no parameters.
 
     Args:
         slopes: one per head; heads beyond them get no bias.
@@ -45,26 +47,26 @@ class AlibiBias(nn.Module):
     def __init__(self, slopes: list[float], heads: int) -> None:
         super().__init__()
         per_head = F.pad(torch.tensor(slopes, dtype=torch.float32), (0, heads - len(slopes)))
-        self.register_buffer("slopes", per_head[:, None, None], persistent=False)
+        # not persistent, because x-transformers' checkpoints lack it
+        self.register_buffer("slopes", per_head, persistent=False)
 
-    def forward(self, i: int, j: int) -> Tensor:
-        """Bias (h i j) of ``i`` queries that are aligned to the end of ``j`` keys."""
-        keys = torch.arange(j, device=self.slopes.device)
-        return self.between(keys[j - i :], keys)
+    def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """See `IndexBias`."""
+        distance = real(distances(q_pos, k_pos).abs(), like=self.slopes)
+        return -self.slopes[:, None, None] * distance[..., None, :, :]
 
-    def between(self, pos_i: Tensor, pos_j: Tensor) -> Tensor:
-        """Bias (… h i j) for positions of the queries (… i) and of the keys (… j)."""
-        distance = (pos_i[..., :, None] - pos_j[..., None, :]).abs()
-        return -self.slopes * distance[..., None, :, :]
-
-    def forward_custom_pos(self, pos_i: Tensor, pos_j: Tensor | None = None) -> Tensor:
-        """x-transformers' name for `between`; keys default to the queries' positions."""
-        return self.between(pos_i, pos_i if pos_j is None else pos_j)
+    def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Separable:
+        """See `IndexBias`: −m |i − j| = (−m i) − (−m j) where j ≤ i."""
+        row, key = (
+            -self.slopes[:, None] * real(pos, like=self.slopes)[..., None, :]
+            for pos in (q_pos, k_pos)
+        )
+        return Separable(row, key)
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Alibi(Scheme):
+class Alibi(IndexedScheme):
     """``position: alibi``.
 
     Args:
@@ -73,9 +75,11 @@ class Alibi(Scheme):
     """
 
     name: ClassVar[str] = "alibi"
+    title: ClassVar[str] = "Linear biases (ALiBi)"
     slot: ClassVar[Slot | None] = Slot.BIAS
     paper: ClassVar[str] = "arXiv 2108.12409"
     formula: ClassVar[str] = "q·k − m_h|i−j|"
+    oracle: ClassVar[str] = "x-transformers"
     upstream_switch: ClassVar[str | None] = "alibi_pos_bias"
     upstream_options: ClassVar[dict[str, str]] = {"alibi_num_heads": "num_heads"}
     upstream_kwargs: ClassVar[str | None] = "rel_pos_kwargs"
@@ -84,7 +88,7 @@ class Alibi(Scheme):
     slopes: tuple[float, ...] | None = None
 
     def build(self, geometry: Geometry) -> AlibiBias:
-        """The module that fills ``rel_pos``."""
+        """The bias, shared among layers."""
         biased = geometry.heads if self.num_heads is None else self.num_heads
         self.require(1 <= biased <= geometry.heads, "num_heads", f"1 to heads={geometry.heads}")
         slopes = alibi_slopes(biased) if self.slopes is None else list(self.slopes)

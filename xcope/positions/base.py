@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
+from xcope.ops.biased.terms import Terms
 from xcope.options import is_a
 
 
@@ -23,9 +24,9 @@ class Slot(enum.Enum):
     INPUT = "input"
     """added to the token embedding"""
     ROTATION = "rotation"
-    """angles by which q and k are rotated"""
+    """applied to q and k (`Rotation`)"""
     BIAS = "bias"
-    """a function of query and key index, added to the attention logits"""
+    """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
     """the attention operation itself"""
 
@@ -35,13 +36,14 @@ class Geometry:
     """The decoder that a scheme is built for.
 
     ``max_seq_len`` is only known to schemes of the input slot, which the wrapper builds; 0
-    elsewhere.
+    elsewhere. ``kv_heads`` is 0 there.
     """
 
     dim: int
     heads: int
     dim_head: int
     max_seq_len: int = 0
+    kv_heads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +57,31 @@ class Scheme(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """its name for people"""
     slot: ClassVar[Slot | None]
     """None: nothing is built (``none``), or the scheme is a pair of others (see `parts`)."""
     paper: ClassVar[str]
     formula: ClassVar[str]
+    oracle: ClassVar[str]
+    """What its tests hold it to, never our own code: "x-transformers" (the equality tests take it,
+    by `counterpart`); else another package, or "formula", the paper's formula in plain loops, in
+    ``tests/positions/oracles/test_<name>.py``."""
+    shared: ClassVar[bool] = True
+    """Whether all layers share the module (of the rotation and bias slots)."""
+    excludes: ClassVar[Mapping[Slot | str, str]] = {}
+    """Slot or name of what cannot stand beside it at the same heads → why."""
     upstream_switch: ClassVar[str | None] = None
     """x-transformers' flag that turns the scheme on, if it has the scheme."""
+    upstream_implies: ClassVar[frozenset[str]] = frozenset()
+    """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
     upstream_options: ClassVar[Mapping[str, str]] = {}
     """x-transformers' spelling of an option → its name here."""
     upstream_kwargs: ClassVar[str | None] = None
     """x-transformers' flag whose value is a mapping of options, if it has one."""
 
     def __post_init__(self) -> None:
-        """Refuse values of the wrong type.
+        """Refuse values of the wrong type; lists, as YAML has them, become tuples.
 
         Raises:
             FlagError: names the flag and the type.
@@ -75,12 +89,22 @@ class Scheme(ABC):
         hints = typing.get_type_hints(type(self))
         for option in self.options():
             value = getattr(self, option)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, option, value)
             if not is_a(value, hints[option]):
                 flag = f"{self.name}_{option}"
                 wanted = getattr(hints[option], "__name__", None) or str(hints[option])
                 if typing.get_origin(hints[option]) is not None:
                     wanted = str(hints[option])
                 raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
+
+    @classmethod
+    def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """x-transformers' flags for the same, of its Decoder and of its TransformerWrapper."""
+        if cls.upstream_switch is None:
+            return None
+        return {cls.upstream_switch: True}, {"use_abs_pos_emb": False}
 
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""
@@ -119,8 +143,101 @@ class Scheme(ABC):
             raise FlagError(flag, f"{flag}={getattr(self, option)!r} is not allowed: {allowed}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class IndexedScheme(Scheme):
+    """A scheme that reads the places of tokens, so that they can be drawn at random in training.
+
+    Ruoss et al., *Randomized Positional Encodings Boost Length Generalization of Transformers*,
+    arXiv 2305.16843.
+
+    Args:
+        random_max: in training, n tokens stand at n places drawn without repetition from
+            0 … random_max − 1, in order, anew for each batch; in evaluation at 0 … n − 1. None:
+            always at 0 … n − 1.
+    """
+
+    random_max: int | None = None
+
+    def __post_init__(self) -> None:
+        """See `Scheme`; and ``random_max`` is at least 1."""
+        super().__post_init__()
+        self.require(self.random_max is None or self.random_max >= 1, "random_max", "1 or more")
+
+
+class Rotation(nn.Module, ABC):
+    """A module of the rotation slot: turns queries and keys by their places."""
+
+    length_dependent: bool = False
+    """Whether a token's turn depends on how many tokens follow: then no cache can be kept."""
+    scales: bool = False
+    """Whether queries grow with their place: then their logits with keys that have no place, as
+    learned memories, depend on the length."""
+    widens: bool = False
+    """Whether queries and keys come out wider than they went in."""
+    upstream_name: str = "rotary_pos_emb"
+    """Its name in x-transformers' state dicts."""
+
+    def forward(self, pos: Tensor) -> Tensor:
+        """The places as they are: x-transformers asks for angles, but turning is `rotate`'s."""
+        return pos
+
+    @abstractmethod
+    def rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        heads: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The turned queries and keys.
+
+        Args:
+            q: (b h i d).
+            k: (b hk j d).
+            q_pos: int64 places of the queries, (i) or (b i).
+            k_pos: int64 places of the keys, (j) or (b j).
+            heads: int64 (h), which query heads ``q`` holds; None: all of them.
+
+        Returns:
+            q (b h i d') and k (b hk j d') in their dtypes; d' = d, unless the scheme widens them.
+        """
+
+
+class IndexBias(nn.Module, ABC):
+    """A module of the bias slot: a number for each head, query and key, from their places."""
+
+    upstream_name: str = "rel_pos"
+    """Its name in x-transformers' state dicts."""
+
+    @abstractmethod
+    def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """The definition, written out.
+
+        Args:
+            q_pos: int64 places of the queries, (i) or (b i).
+            k_pos: int64 places of the keys, (j) or (b j).
+
+        Returns:
+            (h i j) or (b h i j); also where a key stands behind its query.
+        """
+
+    @abstractmethod
+    def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Terms:
+        """The same wherever no key stands behind its query, as vectors for tiled attention.
+
+        Args:
+            q_pos: as for `dense`.
+            k_pos: as for `dense`.
+            span: no key that is seen stands this many places before its query.
+        """
+
+
 class AddedToInput(nn.Module, ABC):
     """A module of the input slot."""
+
+    random_max: int | None = None
+    """See `IndexedScheme`."""
 
     @abstractmethod
     def forward(
@@ -142,13 +259,30 @@ class AddedToInput(nn.Module, ABC):
             (n dim) or (b n dim).
         """
 
+    def places(
+        self, x: Tensor, pos: Tensor | None, seq_start_pos: Tensor | None, offset: int
+    ) -> Tensor:
+        """Places, (n) or (b n), as `forward` describes them; below 0 only where padded."""
+        if pos is None:
+            pos = torch.arange(x.shape[1], device=x.device) + offset
+            if self.training and self.random_max is not None:
+                drawn = draw_places(x.shape[1] + offset, self.random_max, x.device)
+                pos = drawn[pos]
+        if seq_start_pos is not None:
+            pos = pos - seq_start_pos[..., None]
+        return pos
 
-def token_positions(
-    x: Tensor, pos: Tensor | None, seq_start_pos: Tensor | None, offset: int
-) -> Tensor:
-    """Integer positions as `AddedToInput.forward` describes them; below 0 only where padded."""
-    if pos is None:
-        pos = torch.arange(x.shape[1], device=x.device) + offset
-    if seq_start_pos is not None:
-        pos = pos - seq_start_pos[..., None]
-    return pos
+
+def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
+    """n places drawn without repetition from 0 … random_max − 1, in order; int64 (n).
+
+    Raises:
+        FlagError: fewer places than tokens.
+    """
+    if n > random_max:
+        raise FlagError(
+            "random_max",
+            f"random_max={random_max} is not allowed with inputs of {n} tokens, which need as many "
+            "places to be drawn from: raise it, or shorten the input",
+        )
+    return torch.randperm(random_max, device=device)[:n].sort().values

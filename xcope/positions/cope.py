@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError, listing
+from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import BACKENDS, cope_attention, position_bias
 from xcope.positions.base import Geometry, Scheme, Slot
 from xcope.positions.registry import register
@@ -95,12 +96,14 @@ class CoPE(nn.Module):
         mask: Tensor | None = None,
         causal: bool = True,
         gate_k: Tensor | None = None,
+        bias: Terms | None = None,
         head_order: Tensor | None = None,
     ) -> Tensor:
         """Attention with this layer's table; shapes and errors as `cope_attention`.
 
         Args:
             gate_k: what the gates are made from, with ``sep_keys`` or ``val_gates``.
+            bias: added to the logits before the gates are made.
             head_order: (h) int64; head ``a`` of ``q`` is this layer's head ``head_order[a]``.
         """
         pos_emb: Tensor = self.pos_emb
@@ -120,6 +123,7 @@ class CoPE(nn.Module):
             soft_onehot_temp=self.soft_onehot_temp,
             gate_k=gate_k,
             head_mix=head_mix,
+            bias=bias,
             backend=self.backend,
         )
 
@@ -177,9 +181,11 @@ class ContextualPosition(Scheme):
     """
 
     name: ClassVar[str] = "cope"
+    title: ClassVar[str] = "Contextual positions (CoPE)"
     slot: ClassVar[Slot | None] = Slot.ATTEND
     paper: ClassVar[str] = "arXiv 2405.18719"
     formula: ClassVar[str] = "q·k + q·e[Σ_{t=j..i} σ(q·k_t)]"
+    oracle: ClassVar[str] = "x-transformers"
     upstream_switch: ClassVar[str | None] = "attn_use_cope"
     upstream_options: ClassVar[dict[str, str]] = {
         "attn_cope_max_pos": "max_pos",
@@ -195,6 +201,11 @@ class ContextualPosition(Scheme):
     sep_keys: bool = False
     val_gates: bool = False
     backend: str = "auto"
+
+    def alone(self) -> ContextualPosition:
+        """This CoPE without what a subclass adds to it."""
+        options = ContextualPosition.options()
+        return ContextualPosition(**{name: getattr(self, name) for name in options})
 
     def build(self, geometry: Geometry) -> CoPE | None:
         """One layer's module; its table is (max_pos dim_head), or (heads max_pos dim_head)."""

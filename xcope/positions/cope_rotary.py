@@ -9,7 +9,7 @@ Golovneva et al., arXiv 2405.18719, and Su et al., arXiv 2104.09864; ``position:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from xcope.positions.base import Geometry, Scheme, Slot
 from xcope.positions.cope import ContextualPosition
@@ -27,18 +27,24 @@ class CoPEWithRotary(ContextualPosition):
     """
 
     name: ClassVar[str] = "cope_rotary"
+    title: ClassVar[str] = "CoPE with rotary"
     slot: ClassVar[Slot | None] = None
     paper: ClassVar[str] = "arXiv 2405.18719, 2104.09864"
     formula: ClassVar[str] = "cope on R(iω)q · R(jω)k"
+    oracle: ClassVar[str] = "x-transformers"
     upstream_switch: ClassVar[str | None] = None
     upstream_options: ClassVar[dict[str, str]] = {}
 
     rotary_dim: int | None = None
 
+    @classmethod
+    def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both switches of x-transformers."""
+        return {"attn_use_cope": True, "rotary_pos_emb": True}, {"use_abs_pos_emb": False}
+
     def parts(self) -> tuple[Scheme, ...]:
         """CoPE and rotary."""
-        cope = {name: getattr(self, name) for name in ContextualPosition.options()}
-        return (ContextualPosition(**cope), Rotary(dim=self.rotary_dim))
+        return (self.alone(), Rotary(dim=self.rotary_dim))
 
     def build(self, geometry: Geometry) -> None:
         """Nothing of its own: its parts are built."""

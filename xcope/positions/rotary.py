@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE): queries and keys are rotated by their place.
 
-Su et al., *RoFormer*, arXiv 2104.09864. Pairs of neighbouring channels turn by ``i·ω_m``, so
-that q·k depends on the distance alone:
+Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, arXiv 2104.09864.
+Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance alone:
 
     (q_2m, q_2m+1) ← R(i ω_m) (q_2m, q_2m+1),  ω_m = base^(−2m/dim)
 
@@ -13,63 +13,199 @@ channels only ("NTK-aware").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xcope.errors import FlagError
-from xcope.positions.base import Geometry, Scheme, Slot
+from xcope.errors import FlagError, did_you_mean, listing
+from xcope.ops.rotate import rotate
+from xcope.positions.base import Geometry, IndexedScheme, Rotation, Slot
 from xcope.positions.registry import register
 
+LAYOUTS = ("interleaved", "half_split")
 
-class RotaryAngles(nn.Module):
-    """Angles of each place; the seam's host applies them to q and k.
+
+def frequencies(dim: int, base: float) -> Tensor:
+    """ω_m = base^(−2m/dim) for the pairs m = 0 … dim/2 − 1, float32 (dim/2)."""
+    return 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
+
+
+def rescaled_base(base: float, factor: float, dim: int) -> float:
+    """base·factor^(dim/(dim−2)): the slowest of dim/2 pairs turns ``factor`` times slower."""
+    return base if factor == 1 else float(base * factor ** (dim / (dim - 2)))
+
+
+class WithFrequencies(Rotation):
+    """A rotation by angles place · frequency.
+
+    Its buffers stay float32 when the model is cast to a narrower dtype: with ω_m in bfloat16, say,
+    a fast pair would be off by whole turns after some hundred places.
+    """
+
+    inv_freq: Tensor
+
+    def angles(self, pos: Tensor, inv_freq: Tensor) -> Tensor:
+        """(n) or (b n) places times (m) frequencies: (n m) or (b n m)."""
+        return pos[..., None].to(inv_freq.dtype) * inv_freq
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self._buffers.items():
+            kept = before[name]
+            if buffer is not None and kept is not None and buffer.dtype.itemsize < 4:
+                self._buffers[name] = kept.to(buffer.device)
+        return self
+
+
+class RotaryAngles(WithFrequencies):
+    """Rotary position embedding of every layer; x-transformers' buffer name.
 
     Args:
         dim: rotated channels per head, even.
         base: θ of the formula.
         interpolation_factor: divides every angle.
+        half_split: pairs (m, m + dim/2) instead of (2m, 2m + 1).
+        freq_scale: (dim/2), multiplies the frequencies; 1 if None. ``inv_freq`` remains plain
+            rotary's, so that a checkpoint trained with plain rotary loads under any scaling.
+        amplitude: multiplies the turned channels of q and of k.
     """
 
-    inv_freq: Tensor
+    freq_scale: Tensor | None
 
-    def __init__(self, dim: int, base: float = 10000.0, interpolation_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        base: float = 10000.0,
+        interpolation_factor: float = 1.0,
+        *,
+        half_split: bool = False,
+        freq_scale: Tensor | None = None,
+        amplitude: float = 1.0,
+    ) -> None:
         super().__init__()
         self.interpolation_factor = interpolation_factor
+        self.half_split = half_split
+        self.amplitude = amplitude
         # persistent, because x-transformers' checkpoints hold it
-        self.register_buffer("inv_freq", 1.0 / base ** (torch.arange(0, dim, 2).float() / dim))
+        self.register_buffer("inv_freq", frequencies(dim, base))
+        self.register_buffer("freq_scale", freq_scale, persistent=False)
 
-    def forward(self, pos: Tensor) -> tuple[Tensor, float]:
-        """Angles (1 n dim) or (b n dim), each twice in a row, and the scale 1.
+    def frequencies(self, k_pos: Tensor) -> Tensor:
+        """(dim/2) frequencies for keys at the places ``k_pos``."""
+        return self.inv_freq if self.freq_scale is None else self.inv_freq * self.freq_scale
 
-        Args:
-            pos: integer positions, (n) or (b n).
-        """
-        if pos.ndim == 1:
-            pos = pos[None]
-        angles = pos[..., None].type_as(self.inv_freq) * self.inv_freq / self.interpolation_factor
-        return angles.repeat_interleave(2, dim=-1), 1.0
+    def turns(self, pos: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angles at places (n) or (b n): (n m) or (b n m)."""
+        angles = self.angles(pos, inv_freq)
+        if self.interpolation_factor != 1:
+            angles = angles / self.interpolation_factor
+        cos, sin = angles.cos(), angles.sin()
+        if self.amplitude != 1:
+            cos, sin = cos * self.amplitude, sin * self.amplitude
+        return cos, sin
+
+    def rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        heads: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Rotation`; where ``q_pos`` is ``k_pos``, cos and sin are computed once."""
+        inv_freq = self.frequencies(k_pos)
+        k_turn = self.turns(k_pos, inv_freq)
+        q_turn = k_turn if q_pos is k_pos else self.turns(q_pos, inv_freq)
+        return (
+            rotate(q, *q_turn, half_split=self.half_split),
+            rotate(k, *k_turn, half_split=self.half_split),
+        )
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
-class Rotary(Scheme):
-    """``position: rotary``.
+class RotaryScheme(IndexedScheme):
+    """What all rotary schemes have.
 
     Args:
         dim: rotated channels per head, even; half of ``dim_head`` if None.
         base: θ; larger turns slower.
+        layout: which channels turn together: ``"interleaved"`` (2m, 2m + 1), as x-transformers,
+            or ``"half_split"`` (m, m + dim/2), as LLaMA.
+    """
+
+    slot: ClassVar[Slot | None] = Slot.ROTATION
+
+    dim: int | None = None
+    base: float = 10000.0
+    layout: str = "interleaved"
+
+    def __post_init__(self) -> None:
+        """See `IndexedScheme`; and ``layout`` is a known one."""
+        super().__post_init__()
+        allowed = f"choose among {listing(LAYOUTS)}{did_you_mean(self.layout, LAYOUTS)}"
+        self.require(self.layout in LAYOUTS, "layout", allowed)
+
+    @property
+    def half_split(self) -> bool:
+        """Of `RotaryAngles`."""
+        return self.layout == "half_split"
+
+    def rotated_channels(self, geometry: Geometry, least: int = 2) -> int:
+        """``dim``, checked.
+
+        Raises:
+            FlagError: an odd number of channels, fewer than ``least`` or more than there are; a
+                base that is not above 1.
+        """
+        dim = geometry.dim_head // 2 if self.dim is None else self.dim
+        if self.dim is None and (dim < least or dim % 2):
+            raise FlagError(
+                "dim_head",
+                f"dim_head={geometry.dim_head} is not allowed with position {self.name!r}, which "
+                f"turns half of each head in pairs: choose a multiple of 4 from {2 * least} on, "
+                f"or set {self.name}_dim",
+            )
+        allowed = f"an even number from {least} to dim_head={geometry.dim_head}"
+        self.require(least <= dim <= geometry.dim_head and dim % 2 == 0, "dim", allowed)
+        self.require(self.base > 1, "base", "it must be above 1")
+        return dim
+
+    def known_length(self, trained_len: int | None) -> int:
+        """``trained_len``, which has no default: only the user knows it.
+
+        Raises:
+            FlagError: None, or below 1.
+        """
+        if trained_len is None or trained_len < 1:
+            flag = f"{self.name}_trained_len"
+            raise FlagError(
+                flag,
+                f"{flag}={trained_len} is not allowed: set it to the length, in tokens, of the "
+                "texts that the model was trained on",
+            )
+        return trained_len
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Rotary(RotaryScheme):
+    """``position: rotary``: the options of `RotaryScheme`, and
+
+    Args:
         interpolation_factor: at least 1; divides all angles.
         base_rescale_factor: raises the base, so that the slowest channels turn this many times
             slower.
     """
 
     name: ClassVar[str] = "rotary"
-    slot: ClassVar[Slot | None] = Slot.ROTATION
+    title: ClassVar[str] = "Rotary (RoPE)"
     paper: ClassVar[str] = "arXiv 2104.09864"
     formula: ClassVar[str] = "R(iω)q · R(jω)k"
+    oracle: ClassVar[str] = "x-transformers"
     upstream_switch: ClassVar[str | None] = "rotary_pos_emb"
     upstream_options: ClassVar[dict[str, str]] = {
         "rotary_emb_dim": "dim",
@@ -77,23 +213,17 @@ class Rotary(Scheme):
         "rotary_base_rescale_factor": "base_rescale_factor",
     }
 
-    dim: int | None = None
-    base: float = 10000.0
     interpolation_factor: float = 1.0
     base_rescale_factor: float = 1.0
 
     def build(self, geometry: Geometry) -> RotaryAngles:
-        """The module that makes the angles."""
-        dim = geometry.dim_head // 2 if self.dim is None else self.dim
-        if self.dim is None and (dim < 2 or dim % 2):
-            raise FlagError(
-                "dim_head",
-                f"dim_head={geometry.dim_head} is not allowed with position 'rotary', which turns "
-                "half of each head in pairs: choose a multiple of 4, or set rotary_dim",
-            )
-        allowed = f"an even number from 2 to dim_head={geometry.dim_head}"
-        self.require(2 <= dim <= geometry.dim_head and dim % 2 == 0, "dim", allowed)
-        self.require(self.base > 1, "base", "it must be above 1")
+        """The module that turns q and k."""
+        dim, base = self.dim_and_base(geometry)
+        return RotaryAngles(dim, base, self.interpolation_factor, half_split=self.half_split)
+
+    def dim_and_base(self, geometry: Geometry) -> tuple[int, float]:
+        """Rotated channels, and the base after its rescaling; every option checked."""
+        dim = self.rotated_channels(geometry)
         self.require(self.interpolation_factor >= 1, "interpolation_factor", "at least 1")
         self.require(self.base_rescale_factor > 0, "base_rescale_factor", "it must be above 0")
         self.require(
@@ -101,5 +231,4 @@ class Rotary(Scheme):
             "base_rescale_factor",
             "rescaling the base needs more than 2 rotated channels",
         )
-        rescale = self.base_rescale_factor ** (dim / (dim - 2)) if dim > 2 else 1.0
-        return RotaryAngles(dim, self.base * rescale, self.interpolation_factor)
+        return dim, rescaled_base(self.base, self.base_rescale_factor, dim)

@@ -9,13 +9,13 @@ x-transformers'.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
-from xcope.positions.base import AddedToInput, Geometry, Scheme, Slot, token_positions
+from xcope.positions.base import AddedToInput, Geometry, IndexedScheme, Slot
 from xcope.positions.registry import register
 
 
@@ -38,13 +38,13 @@ class SinusoidalPositions(AddedToInput):
         offset: int = 0,
     ) -> Tensor:
         """See `AddedToInput`; any length works."""
-        angles = token_positions(x, pos, seq_start_pos, offset)[..., None] * self.inv_freq
+        angles = self.places(x, pos, seq_start_pos, offset)[..., None] * self.inv_freq
         return torch.cat((angles.sin(), angles.cos()), dim=-1) * self.scale
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Sinusoidal(Scheme):
+class Sinusoidal(IndexedScheme):
     """``position: sinusoidal``.
 
     Args:
@@ -52,11 +52,18 @@ class Sinusoidal(Scheme):
     """
 
     name: ClassVar[str] = "sinusoidal"
+    title: ClassVar[str] = "Sinusoidal positions"
     slot: ClassVar[Slot | None] = Slot.INPUT
     paper: ClassVar[str] = "arXiv 1706.03762"
     formula: ClassVar[str] = "x_i + s·[sin iω, cos iω]"
+    oracle: ClassVar[str] = "x-transformers"
 
     theta: float = 10000.0
+
+    @classmethod
+    def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The flag of x-transformers' wrapper."""
+        return {}, {"scaled_sinu_pos_emb": True}
 
     def build(self, geometry: Geometry) -> SinusoidalPositions:
         """The module; the embedding's dimension must be even."""
@@ -66,4 +73,6 @@ class Sinusoidal(Scheme):
                 "dim",
                 f"dim={geometry.dim} is odd, but position 'sinusoidal' needs sine and cosine pairs",
             )
-        return SinusoidalPositions(geometry.dim, self.theta)
+        module = SinusoidalPositions(geometry.dim, self.theta)
+        module.random_max = self.random_max
+        return module

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from xcope.errors import FlagError, did_you_mean, listing
+from xcope.ops.biased.check import check_bias
+from xcope.ops.biased.terms import Terms
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
+from xcope.ops.inputs import autocast, check_attention, require, require_backend, shape
 
 BACKENDS = {"reference": cope_attention_reference, "tiled": cope_attention_tiled}
 
@@ -27,6 +26,7 @@ def cope_attention(
     soft_onehot_temp: float = 0.05,
     gate_k: Tensor | None = None,
     head_mix: Tensor | None = None,
+    bias: Terms | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with Contextual Position Encoding (arXiv 2405.18719).
@@ -57,6 +57,8 @@ def cope_attention(
             "sep-keys" of the paper, ``v`` for "val-gates".
         head_mix: (h h), mixes the gates' logits across heads before the sigmoid
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
+        bias: of the logits, one of the forms of `xcope.ops.biased.terms`: ALiBi's, say. Gates made
+            of the logits are made of the biased ones; those of ``gate_k`` are not biased.
         backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
             O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and runs.
 
@@ -68,10 +70,16 @@ def cope_attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
-    q, k, v, gate_k = _autocast(q, k, v, gate_k)
-    _check(q, k, v, pos_emb, mask, soft_onehot_temp, gate_k, head_mix)
+    q, k, v, gate_k = autocast(q, k, v, gate_k)
+    check_attention(q, k, v, mask)
+    _check(q, k, pos_emb, soft_onehot_temp, gate_k, head_mix)
+    if bias is not None:
+        check_bias(bias, q, k)
+    require_backend(backend, ["auto", *BACKENDS], "CoPE")
     tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
-    return BACKENDS[_choose(backend, tiled)](
+    if backend == "auto":
+        backend = "tiled" if tiled else "reference"
+    return BACKENDS[backend](
         q,
         k,
         v,
@@ -83,69 +91,19 @@ def cope_attention(
         soft_onehot_temp=soft_onehot_temp,
         gate_k=gate_k,
         head_mix=head_mix,
+        bias=bias,
     )
-
-
-def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """The tensors in autocast's dtype where it is on; float64 stays, as for torch's own ops."""
-    device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    casts = (torch.float32, torch.float16, torch.bfloat16)
-    return [t.to(dtype) if t is not None and t.dtype in casts else t for t in tensors]
-
-
-def _choose(backend: str, tiled: bool) -> str:
-    if backend == "auto":
-        return "tiled" if tiled else "reference"
-    if backend not in BACKENDS:
-        raise FlagError(
-            "backend",
-            f"backend={backend!r} is not a CoPE backend: choose 'auto' or one of "
-            f"{listing(BACKENDS)}{did_you_mean(backend, ['auto', *BACKENDS])}",
-        )
-    return backend
 
 
 def _check(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
     pos_emb: Tensor,
-    mask: Tensor | None,
     soft_onehot_temp: float,
     gate_k: Tensor | None,
     head_mix: Tensor | None,
 ) -> None:
-    def require(ok: bool, flag: str, message: str) -> None:
-        if not ok:
-            raise FlagError(flag, message)
-
-    def shape(t: Tensor) -> str:
-        return "(" + " ".join(map(str, t.shape)) + ")"
-
-    for name, t in {"q": q, "k": k, "v": v}.items():
-        require(t.ndim == 4, name, f"{name} must be (b h n d), but has shape {shape(t)}")
-        require(
-            t.is_floating_point(),
-            name,
-            f"{name} must be floating point, but is {t.dtype} {shape(t)}",
-        )
-        require(
-            t.dtype == q.dtype, name, f"{name} is {t.dtype}, but q is {q.dtype}: they must agree"
-        )
-    (b, h, i, d), (bk, hk, j, dk) = q.shape, k.shape
-    require(bk == b, "k", f"k {shape(k)} and q {shape(q)} differ in batch size")
-    require(dk == d, "k", f"k {shape(k)} and q {shape(q)} differ in their last dimension")
-    require(
-        hk > 0 and h % hk == 0, "k", f"the {h} heads of q are no multiple of the {hk} heads of k"
-    )
-    require(
-        v.shape[:3] == k.shape[:3],
-        "v",
-        f"v {shape(v)} must have the batch, heads and length of k {shape(k)}",
-    )
+    h, d = q.shape[1], q.shape[3]
     require(
         pos_emb.ndim in (2, 3) and pos_emb.shape[-1] == d,
         "pos_emb",
@@ -180,19 +138,6 @@ def _check(
     if head_mix is not None:
         require(
             head_mix.shape == (h, h), "head_mix", f"head_mix {shape(head_mix)} must be ({h} {h})"
-        )
-    if mask is not None:
-        require(
-            mask.dtype == torch.bool,
-            "mask",
-            f"mask must be bool (True: attend), but is {mask.dtype}",
-        )
-        whole = (b, h, i, j)
-        fits = (mask.ndim == 2 and mask.shape == (b, j)) or (
-            mask.ndim == 4 and all(m in (1, n) for m, n in zip(mask.shape, whole, strict=True))
-        )
-        require(
-            fits, "mask", f"mask {shape(mask)} must be ({b} {j}) or broadcast to ({b} {h} {i} {j})"
         )
 
 

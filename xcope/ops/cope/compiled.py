@@ -20,8 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xcope.ops.cope import threads
-from xcope.ops.cope.machine import (
+from xcope.ops import threads
+from xcope.ops.cope.tiles import BackwardRows, ForwardRows
+from xcope.ops.lines import (
+    BLOCK,
+    addresses,
+    exponentiate,
+    hide,
+    lay_out,
+    line,
+    move_to,
+    outgrown,
+    top_of,
+    unit_of,
+    unit_size,
+)
+from xcope.ops.machine import (
     Array,
     all_threads,
     compiled,
@@ -36,37 +50,16 @@ from xcope.ops.cope.machine import (
     sigmoid,
     this_thread,
 )
-from xcope.ops.cope.tiles import BackwardRows, ForwardRows, Tile
+from xcope.ops.tiles import Tile
 
 QUERIES = 128  # queries in a tile
 KEYS = 1024  # keys in a tile, at most
 AREA = 2**20  # logits in a tile, all heads together
-SMALLEST = 32  # queries of a unit, at least, where they are shared out among many threads
-BLOCK = 32  # keys between two looks at whether a unit is saturated
-HEADROOM = f32(30.0)  # how far above m a biased logit may be before m is moved
 ONE = i32(2**30)  # a gate of 1; two of them still fit
 LONG = 256  # positions: a longer table does not stay in the nearest cache
 
 
-def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
-    """See `xcope.ops.cope.tiles.Body`."""
-    return flat.view(units, keys, rows)
-
-
 # -- one key, all rows of a unit -----------------------------------------------------------------
-
-
-@compiled
-def line(tile: int, t: int, stride: int, rows: int) -> Array:
-    """Key t of the unit whose first logit lies at the address ``tile``."""
-    return floats(tile + 4 * t * stride, (rows,))
-
-
-@compiled
-def hide(key: Array, before: int) -> None:
-    """Masks the first rows of a key: the queries that stand before it."""
-    for r in range(min(key.size, before)):
-        key[r] = -np.inf
 
 
 @compiled
@@ -177,19 +170,6 @@ def add_bias(s: Array, low: Array, rise: Array, u: Array, top: Array) -> None:
 
 
 @compiled
-def top_of(s: Array, top: Array) -> None:
-    for r in range(s.size):
-        top[r] = s[r] if s[r] > top[r] else top[r]
-
-
-@compiled
-def exponentiate(s: Array, shift: Array, total: Array) -> None:
-    for r in range(s.size):
-        s[r] = exp(s[r] + shift[r])
-        total[r] += s[r]
-
-
-@compiled
 def counted_gradient(
     s: Array, dp: Array, a: Array, low: Array, rise: Array, u: Array, slope: Array, g: Array,
     m: Array, inverse: Array, D: Array, lift: Array, ds: Array, separate: bool,
@@ -222,33 +202,6 @@ def plain_gradient(
 
 
 # -- one unit ------------------------------------------------------------------------------------
-
-
-@compiled
-def outgrown(m: Array, top: Array) -> bool:
-    """Whether exp(top − m) could come near to overflowing, or m is not set yet."""
-    over = False
-    for r in range(m.size):
-        over |= top[r] > m[r] + HEADROOM
-    return over
-
-
-@compiled
-def move_to(
-    top: Array, s: int, stride: int, first: int, end: int, m: Array, total: Array, out: Array
-) -> None:
-    """Moves m up, and with it what was exponentiated: keys first … end of the tile."""
-    keep = np.empty(m.size, np.float32)
-    for r in range(m.size):
-        higher = top[r] if top[r] > m[r] else m[r]
-        keep[r] = exp(m[r] - higher)
-        m[r] = higher
-        total[r] *= keep[r]
-        out[r] *= keep[r]
-    for t in range(first, end):
-        key = line(s, t, stride, m.size)
-        for r in range(m.size):
-            key[r] *= keep[r]
 
 
 @compiled
@@ -351,15 +304,6 @@ def backward_unit(
 # -- all units, shared out among the threads -----------------------------------------------------
 
 
-@compiled
-def unit_of(task: int, heads: int, queries: int, size: int) -> Any:
-    """Key head, first row of the query head, and the unit's queries."""
-    chunks = (queries + size - 1) // size
-    key_head, rest = divmod(task, heads * chunks)
-    head, chunk = divmod(rest, chunks)
-    return key_head, head * queries, chunk * size, min(queries, (chunk + 1) * size)
-
-
 @kernel
 def _forward(given: Any) -> None:
     key_heads, heads, queries, size, keys, width, last, j0, diagonal, d = numba.carray(given, 10)
@@ -411,20 +355,15 @@ def _backward(given: Any) -> None:
 def _sizes(s: Tensor, rows: ForwardRows | BackwardRows, tile: Tile) -> list[int]:
     key_heads, keys, width = s.shape
     queries = tile.i1 - tile.i0
-    share = -(-key_heads * width // torch.get_num_threads())
-    size = min(queries, max(SMALLEST, share))
+    size = unit_size(queries, key_heads * width)
     table = [rows.L.shape[-1], rows.last]
     return [key_heads, width // queries, queries, size, keys, *table, tile.j0, tile.diagonal]
-
-
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [t.data_ptr() for t in tensors]
 
 
 def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
     """See `xcope.ops.cope.tiles.Body`."""
     sharp = torch.tensor([sharpness])
-    where = _addresses(
+    where = addresses(
         sharp, s, a, rows.L, rows.m, rows.total, rows.out, rows.count, rows.start
     )  # fmt: skip
     threads.run(_forward, [*_sizes(s, rows, tile), rows.out.shape[-1], *where])
@@ -435,8 +374,11 @@ def backward(
 ) -> None:
     """See `xcope.ops.cope.tiles.Body`."""
     sharp = torch.tensor([sharpness])
-    where = _addresses(
+    where = addresses(
         sharp, s, dp, a, rows.L, rows.dL, rows.m, rows.inverse, rows.D, rows.count, rows.lift,
         rows.start,
     )  # fmt: skip
     threads.run(_backward, [*_sizes(s, rows, tile), *where])
+
+
+__all__ = ["AREA", "KEYS", "QUERIES", "backward", "forward", "lay_out"]

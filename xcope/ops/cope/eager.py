@@ -8,23 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xcope.ops.cope.tiles import BackwardRows, ForwardRows, Tile
+from xcope.ops.cope.tiles import BackwardRows, ForwardRows
+from xcope.ops.tiles import Tile, exponentiate, hide, lay_out
 
 QUERIES = 128  # queries in a tile
 KEYS = 512  # keys in a tile, at most
 AREA = 2**18  # logits in a tile, all heads together
-
-
-def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
-    return flat.view(units, rows, keys).mT
-
-
-def hide(s: Tensor, tile: Tile) -> None:
-    """−∞ where a key (last dimension) stands behind its query."""
-    queries, keys = tile.i1 - tile.i0, s.shape[-1]
-    if tile.diagonal < keys - 1:
-        after = torch.ones(queries, keys, dtype=torch.bool, device=s.device).triu(tile.diagonal + 1)
-        s.view(s.shape[0], -1, queries, keys).masked_fill_(after, -torch.inf)
 
 
 class Interpolation:
@@ -76,13 +65,7 @@ def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: floa
     else:
         s += rows.L[..., last, None]
 
-    m = torch.maximum(rows.m, s.amax(-1))
-    finite = m.masked_fill(m == -torch.inf, 0.0)  # a row that has seen no key yet
-    keep = (rows.m - finite).exp_()
-    s.sub_(finite[..., None]).exp_()
-    rows.m.copy_(m)
-    rows.total.mul_(keep).add_(s.sum(-1))
-    rows.out.mul_(keep[..., None])
+    exponentiate(s, rows)
 
 
 def backward(
@@ -117,3 +100,6 @@ def backward(
         a.copy_(da)
     else:
         ds += da
+
+
+__all__ = ["AREA", "KEYS", "QUERIES", "Interpolation", "backward", "forward", "lay_out"]

@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xcope.ops.biased.reference import dense
+from xcope.ops.biased.terms import Terms
 from xcope.ops.cope.eager import Interpolation
-from xcope.ops.cope.reference import visible
-
-ROWS = 8  # queries of a head, at most
+from xcope.ops.inputs import visible
 
 
 def cope_attention_few(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, scale: float, causal: bool, sharpness: float,
+    mask: Tensor | None, bias: Terms | None, scale: float, causal: bool, sharpness: float,
 ) -> Tensor:  # fmt: skip
     """Arguments as of `xcope.ops.cope.tiled.cope_tiled`; (b h i dv)."""
     b, h, i, d = q.shape
@@ -28,6 +28,8 @@ def cope_attention_few(
 
     scaled = (q * scale).view(b, hk, -1, d)
     s = (scaled @ k.mT).view(b, h, i, j)
+    if bias is not None:
+        s = s + dense(bias, j)
     a = s if gate_k is None else (scaled @ gate_k.mT).view(b, h, i, j)
     if head_mix is not None:
         a = torch.einsum("gh,bhij->bgij", head_mix, a)

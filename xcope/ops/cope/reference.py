@@ -9,6 +9,8 @@ Important*, arXiv 2405.18719. For one head, keys j visible to query i:
     L_i  = e q_i                               table logits (P,), with q unscaled
     b_ij = (1 − w) L_i[f] + w L_i[c]           f = ⌊p⌋, c = min(f + 1, P − 1), w = p − f
     out  = softmax_j(s_ij + b_ij) v_j
+
+A bias of the logits (ALiBi's, say), where there is one, is part of s_ij.
 """
 
 from __future__ import annotations
@@ -16,20 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Which keys each query sees: a bool tensor that broadcasts to (b h i j).
-
-    Queries are aligned to the end of the keys: query ``i`` of ``n`` stands at key
-    ``j_total − n + i``.
-    """
-    i, j = q.shape[-2], k.shape[-2]
-    seen = torch.ones(1, 1, i, j, dtype=torch.bool, device=q.device)
-    if causal:
-        seen = seen.tril(j - i)
-    if mask is not None:
-        seen = seen & (mask[:, None, None, :] if mask.ndim == 2 else mask)
-    return seen
+from xcope.ops.biased.forms import cast_to
+from xcope.ops.biased.reference import dense
+from xcope.ops.biased.terms import Terms
+from xcope.ops.inputs import visible
 
 
 def positions(gates: Tensor, max_pos: int) -> Tensor:
@@ -107,6 +99,7 @@ def cope_attention_reference(
     soft_onehot_temp: float = 0.05,
     gate_k: Tensor | None = None,
     head_mix: Tensor | None = None,
+    bias: Terms | None = None,
 ) -> Tensor:
     """The definition on whole tensors. Arguments as in `xcope.cope_attention`, already checked.
 
@@ -120,6 +113,8 @@ def cope_attention_reference(
 
     seen = visible(q, k, mask, causal)
     s = scale * (q @ k.mT)
+    if bias is not None:
+        s = s + dense(cast_to(bias, q), k.shape[2])
     gate_logits = s
     if gate_k is not None:
         gate_logits = scale * (q @ gate_k.to(wide).repeat_interleave(groups, dim=1).mT)

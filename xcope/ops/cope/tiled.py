@@ -6,7 +6,7 @@ fake tensors and autograd registered. The algorithm is in `xcope.ops.cope.walk`.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -15,10 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
+from xcope.ops.biased.eager import Bias
+from xcope.ops.biased.forms import (
+    cast_to,
+    flatten,
+    like_gradients,
+    names,
+    unflatten,
+    with_gradient,
+)
+from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import eager, few, walk
 from xcope.ops.cope.tiles import SPARE, Body, Call
-
-log = logging.getLogger(__name__)
+from xcope.ops.inputs import FEW, differentiated
+from xcope.ops.tiles import by_key_head, compiled_or_none, sorted_by_key_head
 
 # Of the soft one-hot: its two nearest integers alone are right to float32's precision, e^(−1/τ).
 MAX_TEMPERATURE = 0.0625
@@ -37,6 +47,7 @@ def cope_attention_tiled(
     soft_onehot_temp: float = 0.05,
     gate_k: Tensor | None = None,
     head_mix: Tensor | None = None,
+    bias: Terms | None = None,
 ) -> Tensor:
     """Arguments as in `xcope.cope_attention`, already checked.
 
@@ -69,15 +80,13 @@ def cope_attention_tiled(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     sharpness = 1 / soft_onehot_temp if soft_onehot else 0.0
-    given = (q, k, v, pos_emb, gate_k, head_mix, mask, scale, causal, sharpness)
-    if q.shape[2] <= few.ROWS and not _differentiated(*given[:6]):
-        return few.cope_attention_few(*given).to(dtype)
-    out, *_ = cope_tiled(*given)
+    form, vectors = flatten(None if bias is None else cast_to(bias, q))
+    tensors = (q, k, v, pos_emb, gate_k, head_mix)
+    if q.shape[2] <= FEW and not differentiated(*tensors, *vectors):
+        terms = unflatten(form, vectors)
+        return few.cope_attention_few(*tensors, mask, terms, scale, causal, sharpness).to(dtype)
+    out, *_ = cope_tiled(*tensors, mask, vectors, form, scale, causal, sharpness)
     return cast(Tensor, out).to(dtype)
-
-
-def _differentiated(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def body_for(dtype: torch.dtype, device: torch.device) -> Body:
@@ -90,52 +99,51 @@ def body_for(dtype: torch.dtype, device: torch.device) -> Body:
 @cache
 def compiled_body() -> Body | None:
     """The body compiled by numba, or None where it cannot be had; says so once."""
-    try:
-        from xcope.ops.cope import compiled  # noqa: PLC0415, it needs numba
-    except Exception as error:
-        log.info("CoPE runs without compiled tiles, several times slower: %s", error)
-        return None
-    return cast(Body, compiled)
+    return cast(Body | None, compiled_or_none("xcope.ops.cope.compiled", "CoPE"))
 
 
 def _call(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, scale: float, causal: bool, sharpness: float,
+    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
+    sharpness: float, of_vectors: bool = False,
 ) -> Call:  # fmt: skip
-    """Sorts the tensors by key head."""
-    (b, h, i, _), (_, hk, j, _) = q.shape, k.shape
-
-    def by_key_head(t: Tensor) -> Tensor:
-        return t.contiguous().flatten(0, 1)
-
+    """Sorts the tensors by key head; ``of_vectors``: gradients of the bias are gathered."""
+    size = (*q.shape[:3], k.shape[2])
+    body, terms = body_for(q.dtype, q.device), unflatten(form, vectors)
+    q, k, v, hidden = sorted_by_key_head(q, k, v, mask)
     return Call(
-        q=q.contiguous().view(b * hk, h // hk, i, -1),
-        k=by_key_head(k),
-        v=by_key_head(v),
+        q=q,
+        k=k,
+        v=v,
+        hidden=hidden,
         e=F.pad(e, (0, 0, 0, SPARE)),
         max_pos=e.shape[-2],
         gate_k=None if gate_k is None else by_key_head(gate_k),
         head_mix=head_mix,
-        hidden=None if mask is None else (~mask).expand(b, h, i, j).view(b, hk, h // hk, i, j),
+        bias=None if terms is None else Bias(terms, size, of_vectors),
         scale=scale,
         causal=causal,
         sharpness=sharpness,
-        body=body_for(q.dtype, q.device),
-        heads=h,
+        body=body,
+        sizes=body,
+        heads=size[1],
     )
 
 
 @torch.library.custom_op("xcope::cope_tiled", mutates_args=())
 def cope_tiled(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, scale: float, causal: bool, sharpness: float,
+    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
+    sharpness: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """out (b h i dv), and for the backward m, 1 / Σ exp, count and start, (b h i).
 
-    float32 or float64.
+    float32 or float64; vectors and form of a bias as of `xcope.ops.biased.forms.flatten`.
     """
     b, h, i, _ = q.shape
-    result = walk.forward(_call(q, k, v, e, gate_k, head_mix, mask, scale, causal, sharpness))
+    result = walk.forward(
+        _call(q, k, v, e, gate_k, head_mix, mask, vectors, form, scale, causal, sharpness)
+    )
     return (
         result.out.view(b, h, i, -1),
         result.m.view(b, h, i),
@@ -161,46 +169,61 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor,
 def cope_tiled_backward(
     dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, scale: float, causal: bool, sharpness: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, e, gate_k and head_mix; the last two empty where there is none."""
-    call = _call(q, k, v, e, gate_k, head_mix, mask, scale, causal, sharpness)
+    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
+    sharpness: float, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k, v, e, gate_k, head_mix, and ``of_vectors``; empty where there is none."""
+    call = _call(
+        q, k, v, e, gate_k, head_mix, mask, vectors, form, scale, causal, sharpness, of_vectors
+    )  # fmt: skip
     rows = call.q.shape[:3]
     result = walk.Result(
         out.view(*rows, -1), m.view(rows), inverse.view(rows), count.view(rows), start.view(rows)
     )
     grads = walk.backward(call, result, dout.contiguous().view(*rows, -1))
-    return (
+    found = {} if call.bias is None else call.bias.gradients()
+    return [
         grads.q.view(q.shape),
         grads.k.view(k.shape),
         grads.v.view(v.shape),
         grads.e[..., :-SPARE, :].contiguous(),
         q.new_empty(0) if grads.gate_k is None else grads.gate_k.view(k.shape),
         q.new_empty(0) if grads.head_mix is None else grads.head_mix,
-    )
+        *(found.get(name, q.new_empty(0)) for name in names(form)),
+    ]
 
 
 @cope_tiled_backward.register_fake
 def _(
     dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    likes = (q, k, v, e, gate_k, head_mix)
-    return tuple(q.new_empty(0 if t is None else t.shape) for t in likes)
+    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
+    sharpness: float, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    likes = (q, k, v, e, gate_k, head_mix, *like_gradients(form, vectors, of_vectors))
+    return [q.new_empty(0 if t is None else t.shape) for t in likes]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.causal, ctx.sharpness = inputs
-    ctx.save_for_backward(*output, *tensors)
+    *tensors, vectors, form, scale, causal, sharpness = inputs
+    ctx.options = form, scale, causal, sharpness
+    ctx.save_for_backward(*output, *tensors, *vectors)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(True)
 
 
-def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grads = cope_tiled_backward(dout, *ctx.saved_tensors, ctx.scale, ctx.causal, ctx.sharpness)
-    needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)]
-    return (*needed, None, None, None, None)
+def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    saved, vectors = tensors[:12], tensors[12:]
+    *needed, of_vectors = ctx.needs_input_grad[:8]
+    of_vectors = with_gradient(ctx.options[0], of_vectors)
+    grads = cope_tiled_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
+    return (
+        *(grad if need else None for grad, need in zip(grads[:6], needed, strict=False)),
+        None,
+        [grad if need else None for grad, need in zip(grads[6:], of_vectors, strict=True)],
+        *(None,) * 4,
+    )
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:

@@ -17,6 +17,8 @@ D = Σ dout·out and ds_ij = prob_ij (dout_i·v_j − D_i), the gradient of the 
 
 Each pass sees a tile once and nothing larger than a tile is kept: memory O(n (d + P)). What is
 elementwise is the *body*'s work (`Body`): `xcope.ops.cope.eager` or `xcope.ops.cope.compiled`.
+
+A bias of the logits is added to a tile before its gates are made, in torch operations.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xcope.ops.cope.tiles import BackwardRows, Call, ForwardRows, Tile, product, rows_of
+from xcope.ops.cope.tiles import BackwardRows, Call, ForwardRows
+from xcope.ops.tiles import KeySums, Tile, finish, product, rows_of
 
 
 @dataclass
@@ -60,9 +63,16 @@ class Gradients:
     gate_k: Tensor | None
     head_mix: Tensor | None
 
-    def of(self, units: slice) -> Gradients:
-        gate_k = None if self.gate_k is None else self.gate_k[units]
-        return Gradients(self.q[units], self.k[units], self.v[units], self.e, gate_k, self.head_mix)
+
+@dataclass
+class Sums:
+    """The gradients of a part of the batch, as far as they are sums over its queries."""
+
+    k: KeySums
+    v: KeySums
+    gate_k: KeySums
+    e: Tensor
+    head_mix: Tensor | None
 
 
 def forward(call: Call) -> Result:
@@ -77,11 +87,9 @@ def forward(call: Call) -> Result:
     for units, part in call.parts():
         for i0, i1, seen in part.query_tiles():
             rows = _forward_rows(part, i0, i1, seen)
-            none = rows.total == 0  # the row sees no key: it becomes zero
-            rows.m.masked_fill_(none, 0.0)
-            inverse = rows.total.reciprocal_().masked_fill_(none, 0.0)
+            inverse = finish(rows)
             for name, value in {
-                "out": rows.out.mul_(inverse[..., None]),
+                "out": rows.out,
                 "m": rows.m,
                 "inverse": inverse,
                 "count": rows.count,
@@ -108,7 +116,7 @@ def _forward_rows(call: Call, i0: int, i1: int, seen: int) -> ForwardRows:
     )
     q = q * call.scale
     for tile in reversed(call.key_tiles(i0, i1, seen)):
-        s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
+        s = _logits(call, q, tile)
         a = _mix(call, _gate_logits(call, q, s, tile), tile)
         call.mask(tile, s, a)
         call.body.forward(s, a, rows, tile, call.sharpness)
@@ -119,22 +127,32 @@ def _forward_rows(call: Call, i0: int, i1: int, seen: int) -> ForwardRows:
 def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
     grads = Gradients(
         q=torch.empty_like(call.q),
-        k=torch.zeros_like(call.k),
-        v=torch.zeros_like(call.v),
+        k=torch.empty_like(call.k),
+        v=torch.empty_like(call.v),
         e=torch.zeros_like(call.e),
-        gate_k=None if call.gate_k is None else torch.zeros_like(call.gate_k),
+        gate_k=None if call.gate_k is None else torch.empty_like(call.gate_k),
         head_mix=None if call.head_mix is None else torch.zeros_like(call.head_mix),
     )
     for units, part in call.parts():
+        sums = Sums(KeySums(part), KeySums(part), KeySums(part), grads.e, grads.head_mix)
+        dq, its = grads.q[units], result.of(units)
         for i0, i1, seen in part.query_tiles():
-            _backward_rows(part, result.of(units), dout[units], grads.of(units), i0, i1, seen)
+            rows = _backward_rows(part, its, dout[units], sums, i0, i1, seen)
+            dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
+        sums.k.move_to(grads.k[units])
+        sums.v.move_to(grads.v[units])
+        if grads.gate_k is not None:
+            sums.gate_k.move_to(grads.gate_k[units])
     return grads
 
 
 def _backward_rows(
-    call: Call, result: Result, dout: Tensor, grads: Gradients, i0: int, i1: int, seen: int
-) -> None:
-    """One tile of queries against all the keys it sees, from the start to the diagonal."""
+    call: Call, result: Result, dout: Tensor, sums: Sums, i0: int, i1: int, seen: int
+) -> Tensor:
+    """One tile of queries against all the keys it sees, from the start to the diagonal.
+
+    Their dq, (u R d).
+    """
     q, dout = rows_of(call.q, i0, i1), rows_of(dout, i0, i1)
     count = rows_of(result.count, i0, i1)
     e, last = call.table(int(count.max()) + 2)
@@ -153,21 +171,23 @@ def _backward_rows(
     scaled, dq = q * call.scale, torch.zeros_like(q)
     for tile in call.key_tiles(i0, i1, seen):
         keys = tile.keys
-        s = product(call.k[:, keys], scaled.mT, call.room(tile, "s"))
+        s = _logits(call, scaled, tile)
         raw = _gate_logits(call, scaled, s, tile)
         a = _mix(call, raw, tile)
         raw = raw.clone() if call.head_mix is not None and raw is s else raw
         call.mask(tile, s, a)
         dp = product(call.v[:, keys], dout.mT, call.room(tile, "dp"))
         call.body.backward(s, dp, a, rows, tile, call.sharpness)
-        grads.v[:, keys].baddbmm_(s, dout)
+        sums.v.add(tile, s, dout)
         if a is not s:
-            _gate_backward(call, grads, scaled, raw, a, dp, dq, tile)
-        grads.k[:, keys].baddbmm_(dp, scaled)
+            _gate_backward(call, sums, scaled, raw, a, dp, dq, tile)
+        if call.bias is not None:
+            call.bias.accumulate(call.by_head(dp), tile)
+        sums.k.add(tile, dp, scaled)
         dq.baddbmm_(dp.mT, call.k[:, keys])
     dq.mul_(call.scale)
-    _table_backward(call, grads, q, e, rows.dL, dq)
-    grads.q[:, :, i0:i1] = dq.view(grads.q[:, :, i0:i1].shape)
+    _table_backward(call, sums, q, e, rows.dL, dq)
+    return dq
 
 
 def _table_logits(call: Call, q: Tensor, e: Tensor) -> Tensor:
@@ -176,22 +196,28 @@ def _table_logits(call: Call, q: Tensor, e: Tensor) -> Tensor:
     if e.ndim == 2:
         torch.mm(q.flatten(0, 1), e.mT, out=L.flatten(0, 1))
     else:
-        torch.matmul(call.by_head(q), e.mT, out=call.by_head(L))
+        torch.matmul(call.rows_by_head(q), e.mT, out=call.rows_by_head(L))
     return L
 
 
-def _table_backward(
-    call: Call, grads: Gradients, q: Tensor, e: Tensor, dL: Tensor, dq: Tensor
-) -> None:
+def _table_backward(call: Call, sums: Sums, q: Tensor, e: Tensor, dL: Tensor, dq: Tensor) -> None:
     """dq += dL e, de += dLᵀ q."""
-    de = grads.e[..., : e.shape[-2], :]
+    de = sums.e[..., : e.shape[-2], :]
     if e.ndim == 2:
         dq.add_(dL @ e)
         de.addmm_(dL.flatten(0, 1).mT, q.flatten(0, 1))
     else:
-        dL = call.by_head(dL)
+        dL = call.rows_by_head(dL)
         dq.add_((dL @ e).view(dq.shape))
-        de.add_((dL.mT @ call.by_head(q)).sum(0))
+        de.add_((dL.mT @ call.rows_by_head(q)).sum(0))
+
+
+def _logits(call: Call, q: Tensor, tile: Tile) -> Tensor:
+    """scale · q·k, biased."""
+    s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
+    if call.bias is not None:
+        call.bias.add(call.by_head(s), tile)
+    return s
 
 
 def _gate_logits(call: Call, q: Tensor, s: Tensor, tile: Tile) -> Tensor:
@@ -214,16 +240,16 @@ def _across_heads(head_mix: Tensor, a: Tensor) -> Tensor:
 
 
 def _gate_backward(
-    call: Call, grads: Gradients, q: Tensor, raw: Tensor, da: Tensor, ds: Tensor, dq: Tensor,
+    call: Call, sums: Sums, q: Tensor, raw: Tensor, da: Tensor, ds: Tensor, dq: Tensor,
     tile: Tile,
 ) -> None:  # fmt: skip
     """Takes da back through the mixing of heads to the gates' keys, or into ``ds``."""
-    if call.head_mix is not None and grads.head_mix is not None:
+    if call.head_mix is not None and sums.head_mix is not None:
         da_of, raw_of = (x.view(-1, call.heads, *x.shape[1:]) for x in (da, raw))
-        grads.head_mix += torch.einsum("bgkr,bhkr->gh", da_of, raw_of)
+        sums.head_mix += torch.einsum("bgkr,bhkr->gh", da_of, raw_of)
         da = _across_heads(call.head_mix.mT, da)
-    if call.gate_k is None or grads.gate_k is None:
+    if call.gate_k is None:
         ds += da
         return
-    grads.gate_k[:, tile.keys].baddbmm_(da, q)
+    sums.gate_k.add(tile, da, q)
     dq.baddbmm_(da.mT, call.gate_k[:, tile.keys])

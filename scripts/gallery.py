@@ -1,0 +1,49 @@
+"""Draw what each positional scheme does to attention, and write its page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from xcope import cli
+from xcope.gallery import write_pages, write_pictures
+
+EXAMPLES = """
+python scripts/gallery.py
+python scripts/gallery.py --pages
+python scripts/gallery.py --only cope,rotary --out /tmp/gallery
+"""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schemes")
+    parser.add_argument(
+        "--only",
+        type=names,
+        default=[],
+        metavar="SCHEME,…",
+        help="these schemes' pictures and pages, without the contact sheet and the README",
+    )
+    parser.add_argument("--pages", action="store_true", help="the Markdown alone")
+    return parser
+
+
+def names(text: str) -> list[str]:
+    """``cope,rotary`` → the two names."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the files."""
+    files = write_pages(args.out, ROOT, args.only)
+    if not args.pages:
+        files += write_pictures(args.out, ROOT, args.only)
+    print(f"Written: {len(files)} files in {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(parser(), main))

@@ -1,0 +1,239 @@
+"""Attention with an index bias as a PyTorch operator, the choice of a backend, bad input."""
+
+import dataclasses
+import logging
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from biased_terms import FORMS, leaves, make_terms
+from torch.library import opcheck
+from torch.profiler import profile
+from torch.utils.checkpoint import checkpoint
+
+from xcope.errors import FlagError
+from xcope.ops.biased import (
+    ByDistance,
+    Piecewise,
+    Separable,
+    biased_attention,
+    eager,
+    flex,
+    tiled,
+)
+from xcope.ops.biased.forms import flatten
+from xcope.ops.inputs import FEW
+
+
+def tensors(i=40, j=50, **options):
+    shapes = ((2, 4, i, 16), (2, 2, j, 16), (2, 2, j, 16))
+    return [torch.randn(shape, **options) for shape in shapes]
+
+
+def case(form, dtype=torch.float32, **options):
+    """An attention of q, k, v and the vectors of a form, and these."""
+    terms, vectors = leaves(make_terms(form, 2, 4, 40, 50, free=3), dtype)
+
+    def attention(q, k, v, *given):
+        bias = dataclasses.replace(terms, **dict(zip(vectors, given, strict=True)))
+        return biased_attention(q, k, v, bias, **options)
+
+    given = [*tensors(dtype=dtype), *vectors.values()]
+    return attention, [t.requires_grad_() for t in given]
+
+
+def gradients(function, given):
+    return torch.autograd.grad(function(*given).square().sum(), given)
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(form, masked):
+    terms = make_terms(form, 2, 4, 40, 50, free=3, batched=True) if form else None
+    terms, _ = leaves(terms, torch.float32)
+    name, vectors = flatten(terms)
+    mask = torch.rand(2, 1, 1, 50) > 0.3 if masked else None
+    given = [t.requires_grad_() for t in tensors()]
+    opcheck(tiled.biased_tiled, (*given, mask, vectors, name, 0.25, True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form, monkeypatch):
+    monkeypatch.setattr(eager, "QUERIES", 16)
+    attention, given = case(form, torch.float64, backend="tiled")
+    assert torch.autograd.gradcheck(attention, given, fast_mode=True)
+
+
+def test_second_derivatives_are_refused():
+    attention, given = case("by_distance", backend="tiled")
+    first = torch.autograd.grad(attention(*given).square().sum(), given, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        first[0].sum().backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiles_without_a_graph_break(form):
+    torch._dynamo.reset()
+    attention, given = case(form)
+    whole = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for ours, plain in zip(gradients(whole, given), gradients(attention, given), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_checkpoint():
+    attention, given = case("piecewise")
+    again = gradients(lambda *t: checkpoint(attention, *t, use_reentrant=False), given)
+    for ours, plain in zip(again, gradients(attention, given), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast(form):
+    attention, given = case(form)
+    eye = torch.eye(16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(*(F.linear(t, eye) for t in given[:3]), *given[3:])
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+    assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in given)
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("i", [1, FEW])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "tiled"])
+def test_a_few_queries_without_gradients(form, i, masked, backend):
+    q, k, v = tensors(i, 300)
+    terms = make_terms(form, 2, 4, i, 300, free=3, batched=masked) if form else None
+    mask = torch.rand(2, 300) > 0.4 if masked else None
+    if masked:
+        mask[0] = False
+    given = (q, k, v, terms)
+    ours = biased_attention(*given, mask=mask, backend=backend)
+    truth = biased_attention(*given, mask=mask, backend="reference")
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hk", [4, 2])
+def test_without_bias_pytorchs_flash_attention_does_it(hk):
+    q, k = torch.randn(1, 4, 64, 16), torch.randn(1, hk, 64, 16)
+    with profile() as profiled:
+        biased_attention(q, k, k, None)
+    names = {event.name for event in profiled.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+    assert "xcope::biased_tiled" not in names
+
+
+@pytest.mark.parametrize("change", ["mask", "cached keys", "narrow values"])
+def test_without_bias_the_rest_is_tiled(change):
+    q, k, v = tensors(40, 50 if change == "cached keys" else 40)
+    v = v[..., :8] if change == "narrow values" else v
+    mask = torch.rand(2, 40) > 0.3 if change == "mask" else None
+    with profile() as profiled:
+        ours = biased_attention(q, k, v, None, mask=mask)
+    assert "xcope::biased_tiled" in {event.name for event in profiled.events()}
+    truth = biased_attention(q, k, v, None, mask=mask, backend="reference")
+    torch.testing.assert_close(ours, truth)
+
+
+def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
+    tiled.compiled_body.cache_clear()
+    monkeypatch.setitem(sys.modules, "xcope.ops.biased.compiled", None)
+    try:
+        with caplog.at_level(logging.INFO, "xcope"):
+            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+        assert len(caplog.records) == 1
+    finally:
+        tiled.compiled_body.cache_clear()
+
+
+def test_float64_and_other_devices_are_eager():
+    assert tiled.body_for(torch.float64, torch.device("cpu")) is eager
+    assert tiled.body_for(torch.float32, torch.device("mps")) is eager
+
+
+# -- FlexAttention -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [None, "keys", "all"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_has_the_same_bias(form, batched, causal, masked):
+    q, k, v = tensors()
+    terms = make_terms(form, 2, 4, 40, 50, 3, batched, gaps=True) if form else None
+    mask = {
+        None: None,
+        "keys": torch.rand(2, 50) > 0.5,
+        "all": torch.rand(1, 4, 40, 50) > 0.5,
+    }[masked]
+    if masked == "keys":
+        mask[0, :20] = False  # the first rows see no key
+    options = {"mask": mask, "causal": causal}
+    ours = biased_attention(q, k, v, terms, backend="flex", **options)
+    truth = biased_attention(q, k, v, terms, backend="reference", **options)
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 4, 5, 33])
+def test_flex_finds_the_segment_among_any_number(segments):
+    knots = torch.linspace(0.1, 0.9, segments - 1)
+    pos = torch.arange(20)
+    terms = Piecewise(
+        torch.zeros(1, segments),
+        torch.arange(float(segments))[None],
+        knots,
+        torch.arange(20) / 10,
+        torch.full((20,), 0.7),
+        pos,
+        pos,
+    )
+    bias = flex._bias_of(terms)
+    distance = torch.arange(20)
+    zero = torch.zeros_like(distance)
+    found = bias(zero, zero, distance, zero)
+    t = 0.7 * distance / 10
+    assert torch.equal(found, (knots[None] <= t[:, None]).sum(-1).float())
+
+
+def test_flex_has_no_backward_on_cpus():
+    attention, given = case("by_distance", backend="flex")
+    with pytest.raises(FlagError, match="backend='tiled'"):
+        attention(*given)
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+n = torch.arange
+ok = {"q": (1, 4, 5, 8), "k": (1, 2, 5, 8), "v": (1, 2, 5, 8)}
+
+
+@pytest.mark.parametrize(
+    ("bias", "options", "said"),
+    [
+        (Separable(torch.ones(4, 4), torch.ones(4, 5)), {}, r"row \(4 4\) .*\(4 5\) or \(1 4 5\)"),
+        (Separable(torch.ones(4, 5), torch.ones(2, 5)), {}, r"key \(2 5\) of the bias Separable"),
+        (Separable(torch.ones(4, 5), torch.ones(4, 6)), {}, "for 6 keys, but k has 5"),
+        (Separable(torch.ones(4, 5).long(), torch.ones(4, 5)), {}, "row .* floating point"),
+        (ByDistance(torch.ones(2, 9), n(5), n(5)), {}, r"table \(2 9\) .*\(4 n\)"),
+        (ByDistance(torch.ones(4, 0), n(5), n(5)), {}, r"table \(4 0\) .* is empty"),
+        (ByDistance(torch.ones(4, 9), n(4), n(5)), {}, r"q_pos \(4\) .*\(5\) or \(1 5\)"),
+        (ByDistance(torch.ones(4, 9), n(5), n(5.0)), {}, "k_pos .* int64.*float32"),
+        (
+            Piecewise(
+                *(torch.ones(4, 3),) * 2, torch.ones(3), torch.ones(5), torch.ones(5), n(5), n(5)
+            ),
+            {},
+            r"slope \(4 3\), offset \(4 3\) and knots \(3\)",
+        ),
+        ("alibi", {}, "bias is a str: it must be one of Separable, ByDistance, Piecewise"),
+        (None, {"mask": torch.ones(1, 4, dtype=torch.bool)}, r"mask \(1 4\)"),
+        (None, {"backend": "flx"}, "'flx' is not a biased attention backend.*'flex'"),
+    ],
+)
+def test_bad_input_is_named(bias, options, said):
+    with pytest.raises(FlagError, match=said):
+        biased_attention(*(torch.randn(*s) for s in ok.values()), bias, **options)

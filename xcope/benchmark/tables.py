@@ -1,0 +1,37 @@
+"""What the reports share: how it was measured, Markdown tables, CSV files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from xcope.benchmark.measure import processor, versions
+
+Cells = Sequence[object]
+
+QUICK_RUN = "**A quick run: too short to judge the bars by.**"
+
+
+def machine(seconds: float) -> str:
+    """On what it ran, and for how long, as a paragraph."""
+    return (
+        f"{processor()}; threads: {torch.get_num_threads()}; {versions()}. The run took "
+        f"{seconds / 60:.1f} minutes."
+    )
+
+
+def table(head: Cells, rows: Iterable[Cells]) -> str:
+    """Markdown; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def write_csv(path: Path, head: Cells, rows: Iterable[Cells]) -> None:
+    """A file whose first line names the columns; None is left empty."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(head)
+        out.writerows(rows)

@@ -1,0 +1,99 @@
+"""Which schemes can stand at the same heads, as `xcope.positions.clash` decides."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+
+from xcope.gallery.markdown import code, table
+from xcope.positions import Scheme, Slot, clash
+
+WHERE = {
+    Slot.INPUT: "added to the token embedding",
+    Slot.ROTATION: "turns queries and keys",
+    Slot.BIAS: "added to the attention logits",
+    Slot.ATTEND: "the attention operation itself",
+}
+YES, SAME_SLOT, SELF = "✓", "–", "·"
+
+
+def where(one: Scheme) -> str:
+    """Where a scheme enters, for a table."""
+    if one.slot is not None:
+        return WHERE[one.slot]
+    return ", ".join(where(part) for part in one.parts()) or "nowhere"
+
+
+def singles(examples: Sequence[Scheme]) -> list[Scheme]:
+    """Those that fill one slot, ordered by it: neither combinations nor ``none``."""
+    slots = list(Slot)
+    filling = [one for one in examples if one.slot is not None]
+    return sorted(filling, key=lambda one: (slots.index(one.slot or Slot.INPUT), one.name))
+
+
+def refusal(one: Scheme, other: Scheme) -> str | None:
+    """Why two schemes, combinations among them, cannot stand at the same heads."""
+    pairs = ((mine, theirs) for mine in one.parts() for theirs in other.parts())
+    return next((why for pair in pairs if (why := clash(*pair))), None)
+
+
+def together(examples: Sequence[Scheme]) -> Iterator[str]:
+    """The blocks of Markdown: slots, pairs of slots, pairs of schemes with the reasons."""
+    chosen = singles(examples)
+    yield (
+        "At the same heads one scheme may stand from each slot: `position: [absolute, rotary, "
+        "cope]`. Other layers or heads may have others: `{layers: [rotary, alibi]}`, "
+        "`{heads: [cope, rotary]}`. What is added to the input stands before all of them: "
+        "`[absolute, {layers: [rotary, alibi]}]`."
+    )
+    yield table(("slot", "where", "schemes"), [_slot(slot, chosen) for slot in Slot])
+    yield "Pairs of slots: ✓ all pairs of their schemes are allowed, (✓) some, – none."
+    head = ("", *(slot.value for slot in Slot))
+    yield table(head, [(a.value, *(_slots(a, b, chosen) for b in Slot)) for a in Slot])
+    yield (
+        "Pairs of schemes: ✓ allowed, – both fill one slot, a letter: the reason below. `none` "
+        "stands beside no other, as `[rotary, none]` means layers with rotary and layers without; "
+        "combinations go with what their parts go with."
+    )
+    yield from _pairs(chosen)
+
+
+def _slot(slot: Slot, chosen: Sequence[Scheme]) -> tuple[str, ...]:
+    names = ", ".join(code(one.name) for one in chosen if one.slot is slot)
+    return slot.value, WHERE[slot], names
+
+
+def _slots(a: Slot, b: Slot, chosen: Sequence[Scheme]) -> str:
+    found = [
+        clash(one, other) is None
+        for one in chosen
+        for other in chosen
+        if one.slot is a and other.slot is b and one is not other
+    ]
+    return YES if found and all(found) else f"({YES})" if any(found) else SAME_SLOT
+
+
+def _pairs(chosen: Sequence[Scheme]) -> Iterator[str]:
+    letters: dict[str, str] = {}
+
+    def cell(one: Scheme, other: Scheme) -> str:
+        why = clash(one, other)
+        if one is other:
+            return SELF
+        if why is None:
+            return YES
+        if one.slot is other.slot:
+            return SAME_SLOT
+        return letters.setdefault(reason(why), string.ascii_lowercase[len(letters)])
+
+    numbered = list(enumerate(chosen, 1))
+    rows = [
+        (str(n), code(one.name), *(cell(one, other) for other in chosen)) for n, one in numbered
+    ]
+    yield table(("", "", *(str(n) for n, _ in numbered)), rows, centred=True)
+    yield "\n".join(f"- {letter}: {reason}" for reason, letter in letters.items())
+
+
+def reason(why: str) -> str:
+    """Of two schemes that do not go together, without their names and without what to do."""
+    return why.partition(": ")[2].rpartition(";")[0]

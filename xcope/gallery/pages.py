@@ -1,0 +1,227 @@
+"""The page of a scheme, and the page that lists them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xcope.errors import listing
+from xcope.gallery.captions import caption
+from xcope.gallery.docstring import described, linked, meanings
+from xcope.gallery.example import needs_options
+from xcope.gallery.markdown import code, listed, page, table
+from xcope.gallery.matrix import reason, refusal, together, where
+from xcope.positions import Scheme, Slot
+
+EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
+COSTS = {
+    "time_over_sdpa": "time over attention without positions (SDPA)",
+    "memory_over_sdpa": "peak memory over it",
+    "x_transformers_over_ours": "x-transformers' time over ours",
+}
+"""Columns of the measurements → what they say."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What pages tell beside the scheme itself.
+
+    Args:
+        examples: every scheme.
+        costs: scheme → its row of the measurements; empty where there are none.
+    """
+
+    examples: Sequence[Scheme]
+    costs: Mapping[str, Mapping[str, str]]
+
+
+def measured(file: Path) -> dict[str, dict[str, str]]:
+    """The rows of the measurements by scheme; nothing where the file is missing."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="") as opened:
+        return {row["scheme"]: row for row in csv.DictReader(opened)}
+
+
+def scheme_page(one: Scheme, facts: Facts) -> str:
+    """The Markdown of ``<name>.md``."""
+    return page(
+        [
+            f"# {one.title}: `{one.name}`",
+            described(type(one)),
+            f"![{one.title}: what it does to attention]({one.name}.png)",
+            *caption(one),
+            *_formula(one),
+            *_switching(one),
+            *_options(one),
+            *_cost(one, facts),
+            *_together(one, facts),
+            *_held(one),
+            f"[All schemes](README.md) · [source]({_link(f'xcope/positions/{one.name}.py')}) · "
+            f"[YAML]({_link(f'configs/schemes/{one.name}.yaml')})",
+        ]
+    )
+
+
+def index_page(facts: Facts) -> str:
+    """The Markdown of ``README.md``."""
+    rows = [
+        (f"[`{one.name}`]({one.name}.md)", one.title, where(one), code(one.formula), _paper(one))
+        for one in facts.examples
+    ]
+    return page(
+        [
+            "# Positional schemes",
+            "Each is one file under [xcope/positions](../../xcope/positions) and one under "
+            "[configs/schemes](../../configs/schemes). `python scripts/gallery.py` writes these "
+            "pages and pictures.",
+            table(("name", "title", "where it enters", "formula", "paper"), rows),
+            "## What each does to attention",
+            "Biases and rotations against the distance of query and key, vectors of the input by "
+            "their likeness, CoPE and forgetting on a sentence; heads from dark to light. The page "
+            "of each scheme explains its picture.",
+            "![contact sheet of all schemes](contact-sheet.png)",
+            "## What goes together",
+            *together(facts.examples),
+        ]
+    )
+
+
+def _formula(one: Scheme) -> Iterator[str]:
+    yield f"Where it enters: {where(one)}. In short: `{one.formula}`. Paper: {_paper(one)}."
+
+
+def _paper(one: Scheme) -> str:
+    return linked(one.paper)
+
+
+def _switching(one: Scheme) -> Iterator[str]:
+    yield "## Switch it on"
+    given = one.given() if needs_options(one) else {}
+    flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
+    switches = [f'position="{one.name}"']
+    if one.upstream_switch:
+        switches.append(f"{one.upstream_switch}=True")
+    lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
+    yield "```python\n" + "\n".join(lines) + "\n```"
+    options = "".join(f", {option}: {value}" for option, value in given.items())
+    position = f"{{name: {one.name}{options}}}" if given else one.name
+    yield f"```yaml\nmodel:\n  position: {position}\n```"
+    yield _upstream(one)
+
+
+def _upstream(one: Scheme) -> str:
+    same = one.counterpart()
+    if same is None:
+        return "x-transformers has no switch of its own for it."
+    decoder, wrapper = ([f"{flag}={value}" for flag, value in flags.items()] for flags in same)
+    layers = f"attn_layers=Decoder({', '.join(['…', *decoder])})"
+    call = f"TransformerWrapper({', '.join(['…', *wrapper, layers])})"
+    text = f"The same in x-transformers: `{call}`."
+    if one.upstream_kwargs:
+        text += f" Its `{one.upstream_kwargs}={{…}}` takes the options, too."
+    return text
+
+
+def flag_of(one: Scheme, option: str) -> str:
+    """The keyword flag of an option; combinations take the flags of their parts."""
+    for part in one.parts():
+        for own in part.options():
+            if option in (own, f"{part.name}_{own}"):
+                return f"{part.name}_{own}"
+    return f"{one.name}_{option}"
+
+
+def _options(one: Scheme) -> Iterator[str]:
+    if not one.options():
+        return
+    yield "## Options"
+    told = meanings(type(one))
+    spelled: dict[str, list[str]] = {}
+    for kind in (one, *one.parts()):
+        for theirs, ours in kind.upstream_options.items():
+            spelled.setdefault(flag_of(kind, ours), []).append(code(theirs))
+    rows = []
+    for option in dict.fromkeys([*told, *one.options()]):
+        flag = flag_of(one, option)
+        theirs = listed(dict.fromkeys(spelled.get(flag, [])))
+        default = code(repr(one.options()[option].default))
+        rows.append((code(option), default, code(flag), theirs, told.get(option, "")))
+    yield table(("option", "default", "keyword flag", "x-transformers", "meaning"), rows)
+
+
+def _cost(one: Scheme, facts: Facts) -> Iterator[str]:
+    yield "## Cost"
+    row = facts.costs.get(one.name, {})
+    cells = [(says, row[column]) for column, says in COSTS.items() if row.get(column)]
+    if not cells:
+        yield "Not measured."
+        return
+    yield table(("measured", "ratio"), cells)
+    yield f"How: [results/schemes-cpu]({_link('results/schemes-cpu')})."
+
+
+def _together(one: Scheme, facts: Facts) -> Iterator[str]:
+    yield "## What it goes together with"
+    parts = one.parts()
+    if not parts:
+        yield (
+            f"Nothing can stand beside `{one.name}` at the same heads; in a list of layers or "
+            f"heads it means those without positions: `{{layers: [rotary, {one.name}]}}`."
+        )
+        return
+    if len(parts) > 1:
+        names = ", ".join(part.name for part in parts)
+        yield f"It is `position: [{names}]` under one name."
+    others = [other for other in facts.examples if len(other.parts()) == 1 and other != one]
+    refused = {other.name: why for other in others if (why := refusal(one, other))}
+    yield f"At the same heads: {listed(code(o.name) for o in others if o.name not in refused)}."
+    filled = {part.slot for part in parts}
+    reasons: dict[str, list[str]] = {}
+    for other in others:
+        if other.name in refused and other.slot not in filled:
+            reasons.setdefault(reason(refused[other.name]), []).append(code(other.name))
+    yield "\n".join(f"- Not {', '.join(names)}: {why}." for why, names in reasons.items())
+    if Slot.INPUT in filled:
+        yield "It stands before all layers and heads, whatever these have."
+    else:
+        anchor = "[what goes together](README.md#what-goes-together)"
+        yield f"Other layers or heads may have others: {anchor}."
+
+
+def _held(one: Scheme) -> Iterator[str]:
+    yield "## What its tests hold it to"
+    if one.oracle == "x-transformers":
+        yield (
+            f"x-transformers: the same weights give the same outputs, in "
+            f"[{EQUALITY_TESTS}]({_link(EQUALITY_TESTS)})."
+        )
+        return
+    file = f"tests/positions/oracles/test_{one.name}.py"
+    held = (
+        "The paper's formula in plain loops"
+        if one.oracle == "formula"
+        else f"The package `{one.oracle}`"
+    )
+    yield f"{held}, in [{file}]({_link(file)})."
+
+
+def _link(path: str) -> str:
+    """From the folder of the pages to a file of the repository."""
+    return f"../../{path}"
+
+
+def all_pages(facts: Facts, names: Sequence[str] = ()) -> dict[str, str]:
+    """File name → Markdown: the pages of these schemes, or every page and the README.
+
+    Raises:
+        ValueError: a name that is not among the examples.
+    """
+    unknown = set(names) - {one.name for one in facts.examples}
+    if unknown:
+        raise ValueError(f"no example of {listing(sorted(unknown))}")
+    chosen = [one for one in facts.examples if not names or one.name in names]
+    pages = {f"{one.name}.md": scheme_page(one, facts) for one in chosen}
+    return pages if names else pages | {"README.md": index_page(facts)}

@@ -1,0 +1,100 @@
+"""Attention with an index bias, in O(n) memory: one function, backends that agree."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcope.ops.biased.check import check_bias
+from xcope.ops.biased.flex import biased_attention_flex, flex_takes
+from xcope.ops.biased.forms import flatten
+from xcope.ops.biased.reference import biased_attention_reference, dense
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.biased.tiled import biased_attention_tiled
+from xcope.ops.inputs import (
+    FEW,
+    autocast,
+    check_attention,
+    differentiated,
+    require_backend,
+)
+
+BACKENDS = {
+    "reference": biased_attention_reference,
+    "tiled": biased_attention_tiled,
+    "flex": biased_attention_flex,
+}
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Terms | None,
+    *,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention whose logits have a bias that follows from the places of query and key.
+
+    Shape notation:
+        b batch, h query heads, hk key heads (h divisible by hk; query head ``a`` uses key head
+        ``a // (h / hk)``, as in `torch.nn.functional.scaled_dot_product_attention`), i queries,
+        j keys (queries are aligned to the end of the keys), d head dimension, dv value dimension.
+
+    Args:
+        q: queries, (b h i d); float32, float64, float16 or bfloat16.
+        k: keys, (b hk j d), dtype of ``q``.
+        v: values, (b hk j dv), dtype of ``q``.
+        bias: one of the forms of `xcope.ops.biased.terms`, whose vectors get gradients, or None.
+            Vectors over keys may be shorter than ``k``: the keys before them have bias 0.
+        scale: of the logits, before the bias; ``d ** -0.5`` if None.
+        mask: bool, True where a key may be attended: (b j), or 4 dimensions that broadcast to
+            (b h i j). A row that sees no key gives zeros.
+        causal: query i sees keys up to its own place.
+        backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
+            O(n d) memory; "flex" is PyTorch's FlexAttention, compiled, for CUDA; "auto" takes
+            "flex" on CUDA where it can, "tiled" elsewhere, and PyTorch's own attention where
+            there is no bias and nothing to mask.
+
+    Under autocast q, k and v are cast as for matrix products.
+
+    Returns:
+        (b h i dv), dtype of ``q``.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit, before any work is done.
+    """
+    q, k, v = autocast(q, k, v)
+    check_attention(q, k, v, mask)
+    if bias is not None:
+        check_bias(bias, q, k)
+    require_backend(backend, ["auto", *BACKENDS], "biased attention")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend == "auto":
+        if bias is None and _is_plain(q, k, v, mask, causal):
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        few = q.shape[2] <= FEW and not differentiated(q, k, v, *flatten(bias)[1])
+        backend = "flex" if flex_takes(q, v) and not few else "tiled"
+    return BACKENDS[backend](q, k, v, bias, scale=scale, mask=mask, causal=causal)
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
+    """Whether PyTorch's fast attention does it, in O(n d) memory: it aligns no queries."""
+    aligned = not causal or q.shape[2] == k.shape[2]
+    return mask is None and aligned and q.shape[-1] == v.shape[-1] and 0 not in k.shape
+
+
+__all__ = [
+    "BACKENDS",
+    "ByDistance",
+    "Piecewise",
+    "Separable",
+    "Terms",
+    "biased_attention",
+    "dense",
+]

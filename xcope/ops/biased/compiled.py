@@ -1,0 +1,304 @@
+"""The elementwise work of a tile, compiled: one pass over the logits, on all cores.
+
+The steps are those of `xcope.ops.biased.walk`; `xcope.ops.biased.eager` does the same in torch
+operations. float32, on CPUs; see `xcope.ops.lines` for how a tile lies and is shared out.
+
+Gradients of the vectors are gathered by each unit in memory of its own, and added up at the end:
+in the same order whatever the threads do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcope.ops import threads
+from xcope.ops.biased import by_distance, piecewise, separable
+from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, placed
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.biased.unit import (
+    BY_DISTANCE,
+    FAR,
+    FREE,
+    MARGIN,
+    PACKED,
+    PIECEWISE,
+    SEPARABLE,
+    Block,
+    Sums,
+    Unit,
+    packed_at,
+    sums_at,
+    unit_at,
+    work_of,
+)
+from xcope.ops.lines import (
+    BLOCK,
+    SMALLEST,
+    addresses,
+    exponentiate,
+    lay_out,
+    line,
+    move_to,
+    outgrown,
+    sum_of,
+    unit_of,
+    unit_size,
+)
+from xcope.ops.machine import (
+    Array,
+    all_threads,
+    compiled,
+    f32,
+    floats,
+    kernel,
+    this_thread,
+)
+from xcope.ops.tiles import BackwardRows, ForwardRows, Heads, Tile
+
+QUERIES = 128
+KEYS = 1024
+AREA = 2**20
+
+# -- one unit ------------------------------------------------------------------------------------
+
+
+@compiled
+def form_of(u: Unit, first: int, end: int) -> int:
+    """What biases keys first … end, counted from the first that has a place."""
+    if first < 0:
+        return FREE
+    if u.form == BY_DISTANCE and by_distance.is_far(u, first, end):
+        return FAR
+    return u.form
+
+
+@compiled
+def constant_of(u: Unit, form: int) -> Any:
+    """What all keys of a block are biased by, if it is the same."""
+    return u.table[MARGIN + u.last] if form == FAR else f32(0)
+
+
+@compiled
+def forward_unit(
+    s: int, stride: int, keys: int, free: int, u: Unit, none: Sums, m: Array, total: Array,
+    out: Array, diagonal: int,
+) -> None:  # fmt: skip
+    """s becomes exp(s + b − m); the rows move on, block by block from the right.
+
+    m is about the largest logit: it is moved only when it must.
+    """
+    rows, w = m.size, work_of(u, m.size)
+    top, shift = w.top, w.shift
+    end = keys
+    while end > 0:
+        first = max(0, end - BLOCK)
+        if first < free < end:
+            first = free
+        form = form_of(u, first - free, end - free)
+        block = Block(form, s, s, stride, rows, first, end, free, diagonal)
+        top[:] = -np.inf
+        if form == BY_DISTANCE:
+            by_distance.add(block, u, w)
+        elif form == PIECEWISE:
+            piecewise.add(block, u, w, none)
+        else:
+            separable.add(block, u, w)
+        constant = constant_of(u, form)
+        top += constant
+        if outgrown(m, top):
+            move_to(top, s, stride, end, keys, m, total, out)
+        for r in range(rows):
+            shift[r] = constant - m[r]
+        for t in range(first, end):
+            exponentiate(line(s, t, stride, rows), shift, total)
+        end = first
+
+
+@compiled
+def backward_unit(
+    s: int, dp: int, stride: int, keys: int, free: int, u: Unit, sums: Sums, m: Array,
+    inverse: Array, D: Array, diagonal: int,
+) -> None:  # fmt: skip
+    """s becomes prob, dp the gradient of the logits."""
+    rows, w = m.size, work_of(u, m.size)
+    for r in range(rows):
+        w.inverse[r], w.D[r] = inverse[r], D[r]
+    first = 0
+    while first < keys:
+        end = min(keys, first + BLOCK)
+        if first < free < end:
+            end = free
+        form = form_of(u, first - free, end - free)
+        block = Block(form, s, dp, stride, rows, first, end, free, diagonal)
+        constant = constant_of(u, form)
+        for r in range(rows):
+            w.shift[r] = constant - m[r]
+        if form == BY_DISTANCE:
+            by_distance.back(block, u, w, sums)
+        elif form == PIECEWISE:
+            piecewise.back(block, u, w, sums)
+        else:
+            separable.back(block, u, w, sums)
+        first = end
+    if sums.wanted and u.form == PIECEWISE:
+        piecewise.pay_all(w, sums)
+    if sums.wanted and u.form == BY_DISTANCE:
+        sums.table[MARGIN + u.last] += sum_of(w.ds)
+
+
+# -- all units, shared out among the threads -----------------------------------------------------
+
+
+@compiled
+def mine(tasks: int) -> Any:
+    """This thread's share: neighbours, as in the products before and after."""
+    return range(
+        tasks * this_thread() // all_threads(), tasks * (this_thread() + 1) // all_threads()
+    )
+
+
+@kernel
+def _forward(given: Any) -> None:
+    key_heads, heads, queries, size, keys, i0, diagonal, head0, first, free = numba.carray(
+        given, 10
+    )
+    rows, d = heads * queries, given[10]
+    packed = packed_at(given[11])
+    m = floats(given[13], (key_heads, rows))
+    total = floats(given[14], (key_heads, rows))
+    out = floats(given[15], (key_heads, rows, d))
+    for task in mine(key_heads * heads * ((queries + size - 1) // size)):
+        n, row, lo, hi = unit_of(task, heads, queries, size)
+        here, head = slice(row + lo, row + hi), head0 + n * heads + row // queries
+        u = unit_at(packed, head, i0 + lo, hi - lo, first, keys - free)
+        sums = sums_at(packed, head, 0, i0 + lo, hi - lo, first, keys - free)
+        forward_unit(
+            given[12] + 4 * (n * keys * rows + row + lo), rows, keys, free, u, sums,
+            m[n, here], total[n, here], out[n, here], diagonal + lo,
+        )  # fmt: skip
+
+
+@kernel
+def _backward(given: Any) -> None:
+    key_heads, heads, queries, size, keys, i0, diagonal, head0, first, free = numba.carray(
+        given, 10
+    )
+    rows = heads * queries
+    packed = packed_at(given[10])
+    m = floats(given[13], (key_heads, rows))
+    inverse = floats(given[14], (key_heads, rows))
+    D = floats(given[15], (key_heads, rows))
+    for task in mine(key_heads * heads * ((queries + size - 1) // size)):
+        n, row, lo, hi = unit_of(task, heads, queries, size)
+        here, head = slice(row + lo, row + hi), head0 + n * heads + row // queries
+        offset = 4 * (n * keys * rows + row + lo)
+        u = unit_at(packed, head, i0 + lo, hi - lo, first, keys - free)
+        sums = sums_at(packed, head, lo // size, i0 + lo, hi - lo, first, keys - free)
+        backward_unit(
+            given[11] + offset, given[12] + offset, rows, keys, free, u, sums,
+            m[n, here], inverse[n, here], D[n, here], diagonal + lo,
+        )  # fmt: skip
+
+
+# -- from and to tensors -------------------------------------------------------------------------
+
+
+class Bias:
+    """A bias packed for the kernels. Arguments as of `xcope.ops.biased.eager.Bias`."""
+
+    def __init__(
+        self, terms: Terms | None, size: tuple[int, int, int, int], differentiated: bool = False
+    ):
+        b, h, _, j = size
+        self.heads, self.keys = h, j
+        self.free = j if terms is None else j - placed(terms)
+        self.terms, self.sums = terms, {}
+        self.packed = np.zeros(1, PACKED)
+        self._pack(form=FORMS[type(terms)], heads=h, all_heads=b * h, wanted=differentiated)
+        self.vectors = {} if terms is None else self._vectors(terms)
+        for name, t in self.vectors.items():
+            many = t.numel() // t.shape[-1] if t.numel() else 1
+            self._pack(**{name: t.data_ptr(), "n_" + name: t.shape[-1], "many_" + name: many})
+        if terms is not None and differentiated:
+            chunks = 1 if torch.get_num_threads() <= h else -(-QUERIES // SMALLEST)
+            for name, t in self.vectors.items():
+                if name not in WITHOUT_GRADIENT:
+                    self.sums[name] = torch.zeros(chunks, b, h, t.shape[-1])
+                    self._pack(**{"d_" + name: self.sums[name].data_ptr()})
+
+    def _pack(self, **numbers: int) -> None:
+        for name, number in numbers.items():
+            self.packed[name] = number
+
+    def _vectors(self, terms: Terms) -> dict[str, Tensor]:
+        """The vectors as kernels read them."""
+        vectors = named(terms)
+        if isinstance(terms, ByDistance | Piecewise):
+            table = vectors.pop("warp") if isinstance(terms, Piecewise) else terms.table
+            table = table.view(-1, table.shape[-1])
+            ends = [table[:, :1].expand(-1, MARGIN), table[:, -1:].expand(-1, MARGIN)]
+            vectors["table"] = torch.cat([ends[0], table, ends[1]], dim=1)
+            places = terms.q_pos, terms.k_pos
+            self._pack(last=table.shape[-1] - 1, consecutive=all(map(_consecutive, places)))
+            for name, pos in zip(("q_pos", "k_pos"), places, strict=True):
+                vectors[name] = pos.clamp(-(2**29), 2**29).int()
+        return {name: t.contiguous() for name, t in vectors.items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See `xcope.ops.biased.eager.Bias`."""
+        found = {name: self._summed(name) for name in self.sums}
+        if "table" in found and isinstance(self.terms, Piecewise):
+            found["warp"] = found.pop("table")
+        return found
+
+    def _summed(self, name: str) -> Tensor:
+        sums = self.sums[name].sum(0)
+        if name == "table":
+            before, sums, after = sums.tensor_split([MARGIN, sums.shape[-1] - MARGIN], dim=-1)
+            sums[..., 0] += before.sum(-1)
+            sums[..., -1] += after.sum(-1)
+        name = "warp" if name == "table" and isinstance(self.terms, Piecewise) else name
+        ndim, per_head = getattr(self.terms, name).ndim, name not in ("warp", "shrink")
+        if not per_head:
+            sums = sums.sum(1)
+        return sums.sum(0) if ndim < sums.ndim else sums
+
+
+FORMS = {type(None): FREE, Separable: SEPARABLE, ByDistance: BY_DISTANCE, Piecewise: PIECEWISE}
+
+
+def _consecutive(pos: Tensor) -> bool:
+    return bool((pos.diff(dim=-1) == 1).all())
+
+
+def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
+    """What both kernels are given first."""
+    key_heads, keys, rows = s.shape
+    queries = tile.i1 - tile.i0
+    size = unit_size(queries, key_heads * rows)
+    free = min(max(0, bias.free - tile.j0), keys)
+    first = max(0, tile.j0 - bias.free)
+    place = [tile.i0, tile.diagonal, tile.batch0 * bias.heads, first, free]
+    return [key_heads, rows // queries, queries, size, keys, *place]
+
+
+def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
+    """See `xcope.ops.biased.walk.Body`."""
+    where = [bias.packed.ctypes.data, *addresses(s, rows.m, rows.total, rows.out)]
+    threads.run(_forward, [*_sizes(s, tile, bias), rows.out.shape[-1], *where])
+
+
+def backward(
+    s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
+) -> None:
+    """See `xcope.ops.biased.walk.Body`."""
+    where = [bias.packed.ctypes.data, *addresses(s, dp, rows.m, rows.inverse, rows.D)]
+    threads.run(_backward, [*_sizes(s, tile, bias), *where])
+
+
+__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]

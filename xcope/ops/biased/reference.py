@@ -1,0 +1,82 @@
+"""Attention with an index bias by its definition: readable, (b h i j) memory.
+
+    out_i = Σ_j softmax_j(scale · q_i·k_j + b_ij) v_j
+
+where b_ij is one of the forms of `xcope.ops.biased.terms`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcope.ops.biased.forms import cast_to, placed
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.inputs import visible
+
+
+def distances(terms: ByDistance | Piecewise) -> Tensor:
+    """δ_ij, clamped to the table: int64, (i j) or (b i j)."""
+    table = terms.table if isinstance(terms, ByDistance) else terms.warp
+    apart = terms.q_pos[..., :, None] - terms.k_pos[..., None, :]
+    return apart.clamp(0, table.shape[-1] - 1)
+
+
+def of_heads(vectors: Tensor, index: Tensor) -> Tensor:
+    """Entries of (h n) at (i j) or (b i j): (h i j) or (b h i j)."""
+    chosen = vectors[:, index]
+    return chosen if index.ndim == 2 else chosen.transpose(0, 1)
+
+
+def curve(terms: Piecewise, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """t_ij = warp[δ_ij] · shrink_i and the segment that it lies in, (i j) or (b i j)."""
+    t = terms.warp[delta] * terms.shrink[..., None]
+    return t, torch.searchsorted(terms.knots, t, right=True)
+
+
+def dense(terms: Terms, keys: int | None = None) -> Tensor:
+    """The bias written out.
+
+    Args:
+        terms: one of the forms.
+        keys: j; those before the keys that have a place get 0. None: all have one.
+
+    Returns:
+        (h i j) or (b h i j), dtype of the vectors.
+    """
+    if isinstance(terms, Separable):
+        bias = terms.row[..., :, None] - terms.key[..., None, :]
+    elif isinstance(terms, ByDistance):
+        bias = of_heads(terms.table, distances(terms))
+    else:
+        t, segment = curve(terms, distances(terms))
+        by_head = t if t.ndim == 2 else t[:, None]
+        bias = of_heads(terms.slope, segment) * by_head + of_heads(terms.offset, segment)
+    free = 0 if keys is None else keys - placed(terms)
+    return F.pad(bias, (free, 0)) if free else bias
+
+
+def biased_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Terms | None,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """The definition on whole tensors. Arguments as of `biased_attention`, already checked."""
+    dtype = q.dtype
+    q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    s = scale * (q @ k.mT)
+    if bias is not None:
+        s = s + dense(cast_to(bias, q), k.shape[2])
+    seen = visible(q, k, mask, causal)
+    # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
+    attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return (attn @ v).to(dtype)

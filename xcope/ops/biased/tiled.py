@@ -1,0 +1,168 @@
+"""Attention with an index bias tile by tile: exact, O(n d) memory, on CPUs and any other device.
+
+The public function of this backend and its PyTorch operator (`torch.ops.xcope.biased_tiled`),
+with fake tensors and autograd registered. The algorithm is in `xcope.ops.biased.walk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from xcope.ops.biased import eager, few, walk
+from xcope.ops.biased.forms import (
+    cast_to,
+    flatten,
+    like_gradients,
+    names,
+    unflatten,
+    with_gradient,
+)
+from xcope.ops.biased.terms import Terms
+from xcope.ops.biased.walk import Body
+from xcope.ops.inputs import FEW, differentiated
+from xcope.ops.tiles import Heads, compiled_or_none, sorted_by_key_head
+
+
+def biased_attention_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Terms | None,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """Arguments as of `xcope.ops.biased.biased_attention`, already checked.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    """
+    dtype = q.dtype
+    q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
+    form, vectors = flatten(None if bias is None else cast_to(bias, q))
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    if q.shape[2] <= FEW and not differentiated(q, k, v, *vectors):
+        return few.biased_attention_few(q, k, v, unflatten(form, vectors), mask, scale, causal).to(
+            dtype
+        )
+    out, *_ = biased_tiled(q, k, v, mask, vectors, form, scale, causal)
+    return cast(Tensor, out).to(dtype)
+
+
+def body_for(dtype: torch.dtype, device: torch.device) -> Body:
+    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return compiled_body() or cast(Body, eager)
+    return cast(Body, eager)
+
+
+@cache
+def compiled_body() -> Body | None:
+    """The body compiled by numba, or None where it cannot be had; says so once."""
+    what = "attention with an index bias"
+    return cast(Body | None, compiled_or_none("xcope.ops.biased.compiled", what))
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> tuple[Heads, Body]:
+    body, heads = body_for(q.dtype, q.device), q.shape[1]
+    q, k, v, hidden = sorted_by_key_head(q, k, v, mask)
+    call = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=heads, sizes=body)
+    return call, body
+
+
+def _size(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
+    b, h, i, _ = q.shape
+    return b, h, i, k.shape[2]
+
+
+@torch.library.custom_op("xcope::biased_tiled", mutates_args=())
+def biased_tiled(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out (b h i dv), and for the backward m and 1 / Σ exp, (b h i).
+
+    float32 or float64; form and vectors as of `xcope.ops.biased.forms.flatten`.
+    """
+    call, body = _call(q, k, v, mask, scale, causal)
+    result = walk.forward(call, body, body.Bias(unflatten(form, vectors), _size(q, k)))
+    rows = q.shape[:3]
+    return result.out.view(*rows, -1), result.m.view(rows), result.inverse.view(rows)
+
+
+@biased_tiled.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = q.shape[:3]
+    return q.new_empty(*rows, v.shape[-1]), q.new_empty(rows), q.new_empty(rows)
+
+
+@torch.library.custom_op("xcope::biased_tiled_backward", mutates_args=())
+def biased_tiled_backward(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k and v, and ``of_vectors``; these empty where there is none."""
+    call, body = _call(q, k, v, mask, scale, causal)
+    bias = body.Bias(unflatten(form, vectors), _size(q, k), of_vectors)
+    rows = call.q.shape[:3]
+    result = walk.Result(out.view(*rows, -1), m.view(rows), inverse.view(rows))
+    grads = walk.backward(call, body, bias, result, dout.contiguous().view(*rows, -1))
+    found = bias.gradients()
+    return [
+        grads.q.view(q.shape),
+        grads.k.view(k.shape),
+        grads.v.view(v.shape),
+        *(found.get(name, q.new_empty(0)) for name in names(form)),
+    ]
+
+
+@biased_tiled_backward.register_fake
+def _(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    likes = (q, k, v, *like_gradients(form, vectors, of_vectors))
+    return [q.new_empty(0 if t is None else t.shape) for t in likes]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, vectors, form, scale, causal = inputs
+    ctx.options = form, scale, causal
+    ctx.save_for_backward(*output, *tensors, *vectors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(True)
+
+
+def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    saved, vectors = tensors[:7], tensors[7:]
+    *needed, _of_mask, of_vectors = ctx.needs_input_grad[:5]
+    of_vectors = with_gradient(ctx.options[0], of_vectors)
+    grads = biased_tiled_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
+    return (
+        *(grad if need else None for grad, need in zip(grads[:3], needed, strict=True)),
+        None,
+        [grad if need else None for grad, need in zip(grads[3:], of_vectors, strict=True)],
+        *(None,) * 3,
+    )
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:
+    raise NotImplementedError(
+        "attention with an index bias has no second derivatives in its tiled backend: "
+        "use backend='reference'"
+    )
+
+
+biased_tiled.register_autograd(_gradients, setup_context=_save)
+biased_tiled_backward.register_autograd(_no_second_derivative, setup_context=lambda *_, **__: None)

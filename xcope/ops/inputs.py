@@ -1,0 +1,103 @@
+"""What attention functions share at their door: autocast, checks, who sees whom.
+
+Shape notation as in `xcope.ops.cope.cope_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcope.errors import FlagError, did_you_mean, listing
+
+FEW = 8  # queries of a head, at most, that take a path of their own where no gradient is wanted
+
+
+def autocast(*tensors: Tensor | None) -> list[Any]:
+    """The tensors in autocast's dtype where it is on; float64 stays, as for torch's own ops."""
+    device = next(t for t in tensors if t is not None).device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    casts = (torch.float32, torch.float16, torch.bfloat16)
+    return [t.to(dtype) if t is not None and t.dtype in casts else t for t in tensors]
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of them is wanted."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Which keys each query sees: a bool tensor that broadcasts to (b h i j).
+
+    Queries are aligned to the end of the keys: query ``i`` of ``n`` stands at key
+    ``j_total − n + i``.
+    """
+    i, j = q.shape[-2], k.shape[-2]
+    seen = torch.ones(1, 1, i, j, dtype=torch.bool, device=q.device)
+    if causal:
+        seen = seen.tril(j - i)
+    if mask is not None:
+        seen = seen & (mask[:, None, None, :] if mask.ndim == 2 else mask)
+    return seen
+
+
+def shape(t: Tensor) -> str:
+    """``(b h n d)`` in numbers."""
+    return "(" + " ".join(map(str, t.shape)) + ")"
+
+
+def require(ok: bool, flag: str, message: str) -> None:
+    """Raise a `FlagError` unless ``ok``."""
+    if not ok:
+        raise FlagError(flag, message)
+
+
+def require_backend(backend: str, backends: Iterable[str], kind: str) -> None:
+    """Raise a `FlagError` unless there is such a backend of this kind of attention."""
+    names = list(backends)
+    if backend not in names:
+        raise FlagError(
+            "backend",
+            f"backend={backend!r} is not a {kind} backend: choose 'auto' or one of "
+            f"{listing(name for name in names if name != 'auto')}{did_you_mean(backend, names)}",
+        )
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    """Raise a `FlagError` unless q (b h i d), k (b hk j d), v (b hk j dv) and mask fit."""
+    for name, t in {"q": q, "k": k, "v": v}.items():
+        if t.ndim != 4:
+            raise FlagError(name, f"{name} must be (b h n d), but has shape {shape(t)}")
+        if not t.is_floating_point():
+            raise FlagError(name, f"{name} must be floating point, but is {t.dtype} {shape(t)}")
+        if t.dtype != q.dtype:
+            raise FlagError(name, f"{name} is {t.dtype}, but q is {q.dtype}: they must agree")
+    (b, h, i, d), (bk, hk, j, dk) = q.shape, k.shape
+    if bk != b:
+        raise FlagError("k", f"k {shape(k)} and q {shape(q)} differ in batch size")
+    if dk != d:
+        raise FlagError("k", f"k {shape(k)} and q {shape(q)} differ in their last dimension")
+    if hk == 0 or h % hk:
+        raise FlagError("k", f"the {h} heads of q are no multiple of the {hk} heads of k")
+    if v.shape[:3] != k.shape[:3]:
+        raise FlagError("v", f"v {shape(v)} must have the batch, heads and length of k {shape(k)}")
+    if mask is not None:
+        _check_mask(mask, (b, h, i, j))
+
+
+def _check_mask(mask: Tensor, whole: tuple[int, int, int, int]) -> None:
+    b, h, i, j = whole
+    if mask.dtype != torch.bool:
+        raise FlagError("mask", f"mask must be bool (True: attend), but is {mask.dtype}")
+    fits = (mask.ndim == 2 and mask.shape == (b, j)) or (
+        mask.ndim == 4 and all(m in (1, n) for m, n in zip(mask.shape, whole, strict=True))
+    )
+    if not fits:
+        raise FlagError(
+            "mask", f"mask {shape(mask)} must be ({b} {j}) or broadcast to ({b} {h} {i} {j})"
+        )

@@ -1,0 +1,104 @@
+"""Turning pairs of channels: what rotary position embeddings do to queries and keys.
+
+Shape notation: b batch, h heads, n places, d channels of a head, m pairs.
+
+    (x_a, x_b) ← (x_a cos − x_b sin, x_a sin + x_b cos)
+
+Pair m is the channels (2m, 2m + 1), or (m, m + dim/2) where the layout is half-split, dim being
+the number of channels that turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> Tensor:
+    """The first dim = 2·m channels of ``x`` turned in pairs; the others as they are.
+
+    Low-precision ``x`` is turned in float32 and rounded once. The backward keeps cos and sin
+    alone, and turns the gradient back; cos and sin get no gradients.
+
+    Args:
+        x: (b h n d), d ≥ 2·m.
+        cos: (n m) or (b n m), float32 or float64; a factor may have been multiplied in.
+        sin: as ``cos``, with the same factor.
+        half_split: pairs (m, m + dim/2), as in LLaMA and GPT-NeoX, instead of (2m, 2m + 1), as in
+            x-transformers and GPT-J.
+
+    Returns:
+        (b h n d) in the dtype and memory layout of ``x``.
+    """
+    return cast(Tensor, turn_pairs(x, cos, sin, half_split))
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> Tensor:
+    """The definition of `rotate`: a 2 × 2 matrix for each pair; same arguments."""
+    m = cos.shape[-1]
+    channels = torch.arange(2 * m, device=x.device)
+    pairs = channels.view(2, m).T if half_split else channels.view(m, 2)
+    matrices = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    if matrices.ndim == 5:
+        matrices = matrices[:, None]
+    turned = (matrices @ x[..., pairs].to(matrices.dtype)[..., None])[..., 0]
+    return x.index_copy(-1, pairs.flatten(), turned.flatten(-2).to(x.dtype))
+
+
+@torch.library.custom_op("xcope::turn_pairs", mutates_args=())
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
+    """`rotate` as a PyTorch operator."""
+    dim = 2 * cos.shape[-1]
+    wide = torch.promote_types(x.dtype, cos.dtype)
+    cos, sin = (t.to(wide)[:, None] if t.ndim == 3 else t.to(wide) for t in (cos, sin))
+    out = torch.empty_like(x)
+    out[..., dim:] = x[..., dim:]
+
+    turned, target = x[..., :dim], out[..., :dim]
+    direct = x.dtype == wide and _is_of_pairs(turned) and _is_of_pairs(target)
+    if not direct:
+        turned = turned.to(wide).contiguous()
+        target = torch.empty_like(turned)
+    (_turn_halves if half_split else _turn_neighbours)(turned, cos, sin, target)
+    if not direct:
+        out[..., :dim] = target
+    return out
+
+
+@turn_pairs.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _is_of_pairs(x: Tensor) -> bool:
+    """Whether neighbouring channels of ``x`` can be viewed as complex numbers."""
+    steps = (*x.stride()[:-1], x.storage_offset())
+    return x.stride(-1) == 1 and all(step % 2 == 0 for step in steps)
+
+
+def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """(x_2m + i x_2m+1) · (cos + i sin): one pass over memory."""
+    pairs = (*x.shape[:-1], x.shape[-1] // 2, 2)
+    z, turned = (torch.view_as_complex(t.view(pairs)) for t in (x, out))
+    torch.mul(z, torch.complex(cos, sin), out=turned)
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+    torch.mul(a, sin, out=turned_b).addcmul_(b, cos)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+    _, cos, sin, ctx.half_split = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _turn_back(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    cos, sin = ctx.saved_tensors
+    return turn_pairs(grad, cos, -sin, ctx.half_split), None, None, None
+
+
+turn_pairs.register_autograd(_turn_back, setup_context=_save)

@@ -1,0 +1,68 @@
+"""What biases of the distance between query and key have in common; no scheme of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from xcope.ops.biased.terms import ByDistance
+from xcope.positions.base import IndexBias
+
+
+def distances(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """q_pos_i − k_pos_j, int64 (i j) or (b i j); below 0 where a key stands behind its query."""
+    return q_pos[..., :, None] - k_pos[..., None, :]
+
+
+def real(distance: Tensor, like: Tensor) -> Tensor:
+    """Whole numbers as floating point: the dtype of ``like``, at least float32.
+
+    bfloat16 and float16 cannot tell large distances apart.
+    """
+    return distance.to(torch.promote_types(like.dtype, torch.float32))
+
+
+def tabulated(curve: Callable[[Tensor], Tensor], distance: Tensor) -> Tensor:
+    """curve(distance) where the curve is costly: computed once for each distance that may occur.
+
+    Args:
+        curve: (n) → (n h).
+        distance: int64, any shape.
+
+    Returns:
+        (… h).
+    """
+    low, high = (int(end) for end in distance.aminmax())
+    table = curve(torch.arange(low, high + 1, device=distance.device))
+    return table[distance - low]
+
+
+class DistanceBias(IndexBias):
+    """A bias that is a curve over the distance, one for each head."""
+
+    @abstractmethod
+    def curve(self, distance: Tensor) -> Tensor:
+        """The formula.
+
+        Args:
+            distance: int64 i − j, any shape; below 0 where a key stands behind its query.
+
+        Returns:
+            (… h).
+        """
+
+    def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """See `IndexBias`."""
+        return self.curve(distances(q_pos, k_pos)).movedim(-1, -3)
+
+    def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> ByDistance:
+        """See `IndexBias`: the curve as a table."""
+        table = self.curve(torch.arange(self.size(span), device=q_pos.device))
+        return ByDistance(table.mT.contiguous(), q_pos, k_pos)
+
+    def size(self, span: int) -> int:
+        """How many distances the table needs."""
+        return span

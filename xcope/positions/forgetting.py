@@ -1,0 +1,110 @@
+"""Forgetting attention: each token decides how much of the past is forgotten when it is read.
+
+Lin et al., *Forgetting Transformer: Softmax Attention with a Forget Gate*, arXiv 2503.02130;
+x-transformers calls it data-dependent ALiBi.
+
+    s_ij ← s_ij + Σ_{t=j+1..i} log f_t,  log f_t = post_log_scale · log sigmoid(w_h·x_t + b_h)
+
+x_t is what the layer's attention reads. With c_i = Σ_{t≤i} log f_t the sum is c_i − c_j. Nothing
+here knows a token's place, so a cache needs the log f of its tokens beside their keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcope.ops.biased.terms import Separable
+from xcope.positions.base import Geometry, Scheme, Slot
+from xcope.positions.registry import register
+
+
+class Forgetting(nn.Module):
+    """The forget gates of one layer; x-transformers' parameter names.
+
+    Args:
+        dim: of the decoder.
+        heads: of the decoder.
+        bias_init: where b begins.
+        post_log_scale: multiplies every log f.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, bias_init: float = 5.0, post_log_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.post_log_scale = post_log_scale
+        linear = nn.Linear(dim, heads)
+        nn.init.constant_(linear.bias, bias_init)
+        self.to_forget_gates = nn.Sequential(linear)
+
+    def log_gates(self, x: Tensor) -> Tensor:
+        """log f of each token: what a cache keeps of it.
+
+        Args:
+            x: (b n dim).
+
+        Returns:
+            (b h n), at least float32.
+        """
+        gates: Tensor = self.to_forget_gates(x)
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
+        return F.logsigmoid(gates).mT * self.post_log_scale
+
+    def terms(self, log_gates: Tensor, i: int) -> Separable:
+        """The bias of the last ``i`` tokens' queries, as vectors for tiled attention.
+
+        Sums are made in float64 (where the device has it) and then told from the middle query's:
+        c of a long text is a large number, whose digits after the point float32 would lose; this
+        way they are there near the middle query, or at the only one.
+
+        Args:
+            log_gates: of all keys, (b h j).
+            i: number of queries.
+        """
+        exact = log_gates.dtype if log_gates.device.type == "mps" else torch.float64
+        c = log_gates.cumsum(-1, dtype=exact)
+        middle = c[..., i // 2 - i, None].detach()  # cancels out, also from the gradient
+        c = (c - middle).to(log_gates.dtype)
+        return Separable(c[..., -i:], c)
+
+    def dense(self, log_gates: Tensor, i: int) -> Tensor:
+        """The same written out, (b h i j); also where a key stands behind its query."""
+        c = self.terms(log_gates, i)
+        return c.row[..., :, None] - c.key[..., None, :]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class ForgettingAttention(Scheme):
+    """``position: forgetting``.
+
+    Args:
+        bias_init: where the gates' bias begins; 5 forgets little.
+        post_log_scale: multiplies the logarithm of every gate.
+    """
+
+    name: ClassVar[str] = "forgetting"
+    title: ClassVar[str] = "Forgetting attention"
+    slot: ClassVar[Slot | None] = Slot.ATTEND
+    paper: ClassVar[str] = "arXiv 2503.02130"
+    formula: ClassVar[str] = "q·k + Σ_{t=j+1..i} log σ(w_h·x_t + b_h)"
+    oracle: ClassVar[str] = "x-transformers"
+    excludes: ClassVar[Mapping[Slot | str, str]] = {
+        Slot.BIAS: "what is forgotten is itself a bias of the logits"
+    }
+    upstream_switch: ClassVar[str | None] = "attn_data_dependent_alibi"
+    upstream_kwargs: ClassVar[str | None] = "attn_data_dependent_alibi_kwargs"
+
+    bias_init: float = 5.0
+    post_log_scale: float = 1.0
+
+    def build(self, geometry: Geometry) -> Forgetting:
+        """The gates of one layer."""
+        self.require(self.post_log_scale > 0, "post_log_scale", "it must be above 0")
+        return Forgetting(geometry.dim, geometry.heads, self.bias_init, self.post_log_scale)

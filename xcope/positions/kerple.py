@@ -1,0 +1,99 @@
+"""KERPLE: kernelized relative positions, whose bias falls with a learned logarithm or power.
+
+Chi, Fan, Ramadge, Rudnicky, *KERPLE: Kernelized Relative Positional Embedding for Length
+Extrapolation*, arXiv 2205.09921.
+
+    s_ij ← s_ij − r1_h log(1 + r2_h |i − j|)       kind "log"
+    s_ij ← s_ij − r1_h |i − j|^r2_h                kind "power", r2 at most 2
+
+Every head learns r1 and r2, both above 0. The paper's code sets values below 0.01 to 0.01 before
+each use; here r1 = softplus(raw_r1), and r2 likewise or, for powers, r2 = 2 sigmoid(raw_r2), so
+that they stay within their bounds and always have a gradient. They begin where those of the
+paper's code do: uniformly between 0 and 1, and between 0 and 2 for r1 of "log" and r2 of "power".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcope.errors import listing
+from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.distances import DistanceBias, real
+from xcope.positions.registry import register
+
+KINDS = ("log", "power")
+LEAST = 0.01
+"""No parameter begins nearer than this to a bound."""
+
+
+class KerpleBias(DistanceBias):
+    """The bias of each query and key.
+
+    Args:
+        heads: of the decoder.
+        kind: ``log`` or ``power``.
+    """
+
+    def __init__(self, heads: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        r1 = torch.rand(heads) * (2 if kind == "log" else 1)
+        r2 = torch.rand(heads) * (1 if kind == "log" else 2)
+        self.raw_r1 = nn.Parameter(_inverse_softplus(r1.clamp(min=LEAST)))
+        raw_r2 = (
+            _inverse_softplus(r2.clamp(min=LEAST))
+            if kind == "log"
+            else torch.logit(r2.clamp(LEAST, 2 - LEAST) / 2)
+        )
+        self.raw_r2 = nn.Parameter(raw_r2)
+
+    @property
+    def r1(self) -> Tensor:
+        """(h), above 0."""
+        return F.softplus(self.raw_r1)
+
+    @property
+    def r2(self) -> Tensor:
+        """(h), above 0; for powers below 2."""
+        return F.softplus(self.raw_r2) if self.kind == "log" else 2 * self.raw_r2.sigmoid()
+
+    def curve(self, distance: Tensor) -> Tensor:
+        """See `DistanceBias`."""
+        delta = real(distance.abs(), like=self.raw_r1)[..., None]
+        if self.kind == "log":
+            return -self.r1 * torch.log1p(self.r2 * delta)
+        return -self.r1 * delta**self.r2
+
+
+def _inverse_softplus(r: Tensor) -> Tensor:
+    return r + torch.log(-torch.expm1(-r))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Kerple(IndexedScheme):
+    """``position: kerple``.
+
+    Args:
+        kind: ``log``, which extrapolates best in the paper, or ``power``.
+    """
+
+    name: ClassVar[str] = "kerple"
+    title: ClassVar[str] = "Kernelized bias (KERPLE)"
+    slot: ClassVar[Slot | None] = Slot.BIAS
+    paper: ClassVar[str] = "arXiv 2205.09921"
+    formula: ClassVar[str] = "q·k − r1_h log(1 + r2_h|i−j|)"
+    oracle: ClassVar[str] = "formula"
+    shared: ClassVar[bool] = False
+
+    kind: str = "log"
+
+    def build(self, geometry: Geometry) -> KerpleBias:
+        """The bias of one layer: each has its own, as in the paper's code."""
+        self.require(self.kind in KINDS, "kind", f"choose among {listing(KINDS)}")
+        return KerpleBias(geometry.heads, self.kind)
