@@ -1,11 +1,14 @@
 """CoPE's variants in a decoder: each is what it says, on the fused and on the (i j) path."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 import xcope
 from xcope.errors import FlagError
 from xcope.modules import seam
+from xcope.modules.places import Places
 
 VARIANTS = {
     "per_head": {"cope_per_head": True},
@@ -16,9 +19,9 @@ VARIANTS = {
 }
 
 
-def model(**flags):
+def model(position="cope", **flags):
     decoder = xcope.Decoder(
-        dim=32, depth=2, heads=4, attn_dim_head=8, position="cope", cope_max_pos=6, **flags
+        dim=32, depth=2, heads=4, attn_dim_head=8, position=position, cope_max_pos=6, **flags
     )
     made = xcope.TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=decoder).eval()
     with torch.no_grad():
@@ -174,3 +177,34 @@ def test_variants_stay_right_where_the_logits_are_materialised():
     with torch.no_grad():
         attention.to_k.gate_weight.neg_()
     assert not torch.allclose(made(tokens), before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_with_rotary_only_distances_matter(variant):
+    made = model(["cope", "rotary"], **variant)
+    layers, x = made.attn_layers, torch.randn(1, 12, 32)
+    (attention, _) = seam.self_attentions(layers)
+    with torch.no_grad():
+        attention.attend.cope.pos_emb.zero_()  # else turned queries meet it
+        here, there = (attention(x, rotary_pos_emb=Places(torch.arange(12) + s)) for s in (0, 7))
+    gates = []
+    for shift in (0, 7):
+        with seam.logits_kept(layers), recorded_gates(attention.attend.cope) as seen:
+            attention(x, rotary_pos_emb=Places(torch.arange(12) + shift))
+        gates.append(seen[0])
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*gates, atol=1e-5, rtol=1e-4)
+
+
+@contextmanager
+def recorded_gates(cope):
+    """The gates that CoPE makes within, (b h i j), 0 where a key is not seen."""
+    seen = []
+
+    def record(_module, inputs, _output):
+        logits, visible = cope.gate_logits(*inputs)
+        seen.append(logits.sigmoid().masked_fill(~visible, 0.0))
+
+    hook = cope.register_forward_hook(record)
+    yield seen
+    hook.remove()

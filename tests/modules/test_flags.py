@@ -139,6 +139,7 @@ def test_weights_of_one_seed_are_the_same_under_every_scheme():
         ({"depth": 0}, "depth", ["from 1 on"]),
         ({"dim": -4}, "dim", ["from 1 on"]),
         ({"heads": 2.5}, "heads", ["2.5"]),
+        ({"heads": 1}, "attn_dim_head", ["attn_project_out=True", "attn_dim_head=32"]),
         ({"attn_kv_heads": 3}, "attn_kv_heads", ["does not divide heads=4"]),
         (
             {"attn_use_cope": (True, False, True)},
@@ -197,7 +198,7 @@ def test_errors_of_the_decoder(flags, flag, said):
                 num_tokens=4,
                 max_seq_len=4,
                 attn_layers=xcope.Decoder(
-                    dim=9, depth=1, heads=1, attn_dim_head=8, position="sinusoidal"
+                    dim=9, depth=1, heads=2, attn_dim_head=8, position="sinusoidal"
                 ),
             ),
             "dim=9 is odd",

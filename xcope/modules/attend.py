@@ -100,6 +100,17 @@ def turned(
     return q, torch.cat((k[:, :, :free], turned_k), dim=-2) if free else turned_k
 
 
+def turned_with_gates(
+    part: Part, call: Call, q: Tensor, k: Tensor, gate_k: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`turned`, and what the gates are made from turned as keys are: it meets turned queries."""
+    if gate_k is None or part.rotation is None:
+        return *turned(part, call, q, k), gate_k
+    q, both = turned(part, call, q, torch.cat((k, gate_k), dim=1))
+    k, gate_k = both.chunk(2, dim=1)
+    return q, k, gate_k
+
+
 def terms_of(part: Part, call: Call, i: int) -> Terms | None:
     """The bias in the form that tiles are computed from."""
     if part.forgetting is not None and call.log_gates is not None:
@@ -159,7 +170,7 @@ def attend(
         heads = torch.arange(q.shape[1], device=q.device) if order is None else order
         out = _attend_wide(part, call, q[:, heads], k, v, heads, terms, mask, **given)
         return out if order is None else out[:, order.argsort()]
-    q, k = turned(part, call, q, k)
+    q, k, gate_k = turned_with_gates(part, call, q, k, gate_k)
     q = q if order is None else q[:, order]
     given |= {"mask": mask, "bias": terms}
     if part.cope is not None:

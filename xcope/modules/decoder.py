@@ -243,6 +243,15 @@ def _check_sizes(flags: dict[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise FlagError(flag, f"{flag}={value!r} is not allowed: a whole number from 1 on")
     heads, kv_heads = flags.get("heads", 8), flags.get("attn_kv_heads")
+    width = flags.get("attn_value_dim_head") or flags.get("attn_dim_head", 64)
+    projected = flags.get("attn_project_out") or flags.get("attn_on_attn")
+    if heads == 1 and width != flags["dim"] and not projected:
+        raise FlagError(
+            "attn_dim_head",
+            f"heads=1 with attn_dim_head={width} and dim={flags['dim']} is not allowed: "
+            "x-transformers projects the output of a single head only if attn_project_out=True; "
+            f"set that, or attn_dim_head={flags['dim']}",
+        )
     if kv_heads is not None and heads % kv_heads:
         raise FlagError("attn_kv_heads", f"attn_kv_heads={kv_heads} does not divide heads={heads}")
 

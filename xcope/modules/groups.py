@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcope.modules.attend import Call, Part, attend, dense_of, turned
+from xcope.modules.attend import Call, Part, attend, dense_of, turned_with_gates
 from xcope.positions.cope import CoPE
 
 
@@ -51,11 +51,18 @@ def written_out(
     if len(parts) == 1:
         (part,) = parts
         bias = dense_of(part, call, i, j)
-        q, k = turned(part, call, q, k)
+        q, k, gate_k = turned_with_gates(part, call, q, k, gate_k)
     else:
-        k, v = (for_each_query_head(t, h) for t in (k, v))
-        pieces = [turned(part, call, q[:, heads], k[:, heads]) for part, heads in _slices(parts)]
-        q, k = (torch.cat(turns, dim=1) for turns in zip(*pieces, strict=True))
+        k, v, gate_k = (for_each_query_head(t, h) for t in (k, v, gate_k))
+        qs, ks, gates = [], [], []
+        for part, heads in _slices(parts):
+            its_gate_k = None if gate_k is None else gate_k[:, heads]
+            its = turned_with_gates(part, call, q[:, heads], k[:, heads], its_gate_k)
+            qs.append(its[0])
+            ks.append(its[1])
+            gates.append(its[2])
+        q, k = torch.cat(qs, dim=1), torch.cat(ks, dim=1)
+        gate_k = None if gate_k is None else torch.cat([g for g in gates if g is not None], dim=1)
         bias = _bias_of_groups(parts, call, i, j)
     if call.bias is not None:
         bias = call.bias if bias is None else call.bias + bias

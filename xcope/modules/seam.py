@@ -437,14 +437,14 @@ def _gates_from(cope: Any, gate_k: Tensor | None, scale: float) -> AbstractConte
 def logits_kept(layers: nn.Module) -> Iterator[None]:
     """Within, attention materialises its logits, for callers that want to see them."""
     attends = [module for module in layers.modules() if isinstance(module, SchemeAttend)]
-    before = [attend.keep_logits for attend in attends]
+    before = [(attend.keep_logits, attend.flash) for attend in attends]
     for attend in attends:
-        attend.keep_logits = True
+        attend.keep_logits, attend.flash = True, False
     try:
         yield
     finally:
-        for attend, kept in zip(attends, before, strict=True):
-            attend.keep_logits = kept
+        for attend, (kept, flash) in zip(attends, before, strict=True):
+            attend.keep_logits, attend.flash = kept, flash
 
 
 __all__ = [

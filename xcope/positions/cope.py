@@ -144,6 +144,26 @@ class CoPE(nn.Module):
             attn_logits: (b h i j), masked keys at the dtype's lowest value, as x-transformers
                 hands them to its own CoPE.
         """
+        gate_logits, seen = self.gate_logits(query, attn_logits)
+        return position_bias(
+            query,
+            gate_logits,
+            self.pos_emb,
+            seen,
+            soft_onehot=self.soft_onehot,
+            soft_onehot_temp=self.soft_onehot_temp,
+        )
+
+    def gate_logits(self, query: Tensor, attn_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gates are the sigmoids of, and which keys are seen at all.
+
+        Args:
+            query: as for `forward`.
+            attn_logits: as for `forward`.
+
+        Returns:
+            (b h i j) logits, without meaning where a key is not seen; (b h i j) bool.
+        """
         seen = attn_logits > torch.finfo(attn_logits.dtype).min / 2
         gate_logits = attn_logits
         if self._given_gates is not None:
@@ -154,14 +174,7 @@ class CoPE(nn.Module):
         if self.head_mix is not None:
             unmasked = gate_logits.masked_fill(~seen, 0.0)
             gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix, unmasked)
-        return position_bias(
-            query,
-            gate_logits,
-            self.pos_emb,
-            seen,
-            soft_onehot=self.soft_onehot,
-            soft_onehot_temp=self.soft_onehot_temp,
-        )
+        return gate_logits, seen
 
 
 @register
