@@ -43,6 +43,23 @@ def test_peak_memory_sees_what_is_allocated_and_freed_again():
     assert peak_memory(idle, idle, 1) < 2 * MIB
 
 
+def _leave_a_hole() -> None:
+    def mebibytes(size: int) -> torch.Tensor:
+        return torch.ones(size * MIB // 4)
+
+    mebibytes(16)  # freed: glibc would now keep such memory
+    below, above = mebibytes(16), mebibytes(16)
+    del below
+    mebibytes(24)
+    del above
+
+
+def test_peak_memory_is_what_is_held_not_what_the_allocator_keeps():
+    assert peak_memory(partial(torch.ones, 1), _leave_a_hole, 1) == pytest.approx(
+        40 * MIB, rel=0.05
+    )
+
+
 def test_a_process_that_ends_early_is_told():
     with pytest.raises(RuntimeError, match="ended with 3"):
         peak_memory(partial(torch.ones, 1), partial(os._exit, 3), 1)

@@ -12,11 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xcope.ops.machine import Array, compiled, exp, f32, floats, inlined, summing
+from xcope.ops.machine import (
+    Array,
+    all_threads,
+    compiled,
+    exp,
+    f32,
+    floats,
+    inlined,
+    summing,
+    this_thread,
+)
 
 SMALLEST = 32  # queries of a unit, at least, where they are shared out among many threads
 BLOCK = 32  # keys between two looks at how far the softmax has come
 HEADROOM = f32(30.0)  # how far above m a biased logit may be before m is moved
+NOTHING = f32(1e-25)  # what is less is 0 when m has moved, see LOWEST in `xcope.ops.machine`
 
 
 def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
@@ -32,6 +43,14 @@ def unit_size(queries: int, rows: int) -> int:
 
 def addresses(*tensors: Tensor) -> list[int]:
     return [t.data_ptr() for t in tensors]
+
+
+@compiled
+def mine(tasks: int) -> Any:
+    """This thread's share: neighbours, as in the products before and after."""
+    return range(
+        tasks * this_thread() // all_threads(), tasks * (this_thread() + 1) // all_threads()
+    )
 
 
 @compiled
@@ -101,4 +120,5 @@ def move_to(
     for t in range(first, end):
         key = line(s, t, stride, m.size)
         for r in range(m.size):
-            key[r] *= keep[r]
+            kept = key[r] * keep[r]
+            key[r] = kept if kept > NOTHING else f32(0)

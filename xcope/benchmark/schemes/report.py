@@ -61,8 +61,8 @@ def _head(measured: Measured) -> Iterator[str]:
     yield (
         f"float32, b=1 h={HEADS} d={DIM_HEAD}, causal, n={n}; q, k and v random, the options those "
         "of [configs/schemes](../../configs/schemes). Times are medians, of what is compared in "
-        "turn in one process; memory is the peak over idle, in a process of its own, inputs, "
-        "parameters and gradients included."
+        "turn in one process; memory is the peak over idle of what is held at once, in a process "
+        "of its own, inputs, parameters and gradients included."
     )
     yield (
         "**Over SDPA**: forward and backward of one layer's attention under the scheme, from q, k "

@@ -8,7 +8,8 @@ from torch import Tensor
 from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, part, placed, replaced
 from xcope.ops.biased.reference import curve, dense, distances, of_heads
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.tiles import BackwardRows, ForwardRows, Heads, Tile, exponentiate, hide, lay_out
+from xcope.ops.eager import exponentiate, hide, lay_out
+from xcope.ops.tiles import BackwardRows, ForwardRows, Heads, Tile
 
 QUERIES = 128
 KEYS = 512

@@ -29,6 +29,7 @@ from xcope.ops.lines import (
     hide,
     lay_out,
     line,
+    mine,
     move_to,
     outgrown,
     top_of,
@@ -37,7 +38,6 @@ from xcope.ops.lines import (
 )
 from xcope.ops.machine import (
     Array,
-    all_threads,
     compiled,
     doubles,
     exp,
@@ -48,7 +48,6 @@ from xcope.ops.machine import (
     kernel,
     prefetch,
     sigmoid,
-    this_thread,
 )
 from xcope.ops.tiles import Tile
 
@@ -315,8 +314,7 @@ def _forward(given: Any) -> None:
     out = floats(given[16], (key_heads, rows, d))
     count = doubles(given[17], (key_heads, rows))
     start = integers(given[18], (key_heads, rows))
-    tasks = key_heads * heads * ((queries + size - 1) // size)
-    for task in range(this_thread(), tasks, all_threads()):
+    for task in mine(key_heads * heads * ((queries + size - 1) // size)):
         n, head, lo, hi = unit_of(task, heads, queries, size)
         here = slice(head + lo, head + hi)
         offset = 4 * (n * keys * rows + head + lo)
@@ -340,8 +338,7 @@ def _backward(given: Any) -> None:
     count = doubles(given[18], (key_heads, rows))
     lift = floats(given[19], (key_heads, rows))
     start = integers(given[20], (key_heads, rows))
-    tasks = key_heads * heads * ((queries + size - 1) // size)
-    for task in range(this_thread(), tasks, all_threads()):
+    for task in mine(key_heads * heads * ((queries + size - 1) // size)):
         n, head, lo, hi = unit_of(task, heads, queries, size)
         here = slice(head + lo, head + hi)
         offset = 4 * (n * keys * rows + head + lo)

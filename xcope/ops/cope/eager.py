@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from xcope.ops.cope.tiles import BackwardRows, ForwardRows
-from xcope.ops.tiles import Tile, exponentiate, hide, lay_out
+from xcope.ops.eager import exponentiate, hide, lay_out
+from xcope.ops.tiles import Tile
 
 QUERIES = 128  # queries in a tile
 KEYS = 512  # keys in a tile, at most
