@@ -1,4 +1,4 @@
-"""Train every run of a config's sweep, and compare them: table, plots, report."""
+"""Train every run of a config's sweep, and compare them: tables, plots, a page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ python scripts/compare.py configs/quickstart.yaml
 python scripts/compare.py configs/quickstart.yaml 'sweep.train.seed=[0, 1, 2]' --out runs/seeds
 python scripts/compare.py configs/quickstart.yaml train.steps=100 --jobs 1 --threads 2
 python scripts/compare.py configs/quickstart.yaml 'sweep.model.position=[none, cope]' --overwrite
+python scripts/compare.py configs/quickstart.yaml 'tune.train.lr=[5e-4, 1e-3, 2e-3]' baseline=alibi
 """
 
 
@@ -50,10 +51,13 @@ def main(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         command=command(),
     )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     for summary in comparison.summaries:
         console.print(terminal_table(summary))
-    console.print(f"\nReport: {comparison.out / 'report.md'}", markup=False, soft_wrap=True)
+    console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
+    if comparison.failed_tuning:
+        names = ", ".join(one.run.name for one in comparison.failed_tuning)
+        console.print(f"Tuning runs that failed: {names}", markup=False, soft_wrap=True)
     if comparison.failed:
         reasons = [f"\n  {one.run.name}: {one.reason}" for one in comparison.failed]
         raise CompareFailedError(

@@ -4,6 +4,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# one browser for all tests that look at a page
+pytest_plugins = ["browser_fixture"]
+
 settings.register_profile("xcope", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("xcope")
 

@@ -1,5 +1,8 @@
 """xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
 
+import importlib
+from types import ModuleType
+
 from xcope.config import build_model, load_config
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
@@ -7,6 +10,14 @@ from xcope.positions import schemes
 from xcope.positions.cope import CoPE
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``xcope.inspect``, when it is asked for: it draws, and what draws takes long to import."""
+    if name == "inspect":
+        return importlib.import_module("xcope.inspect")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AutoregressiveWrapper",

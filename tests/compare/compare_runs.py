@@ -58,25 +58,29 @@ def outcome(
     swept: Mapping[str, str] | None = None,
     metric: str = "error",
     task: str = "selective_copy",
+    options: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    **rest: Any,
 ) -> Outcome:
     """An outcome without a run: ``error`` of each split, the same of all, or None for failed."""
     config = Config(
         model=ModelConfig(dim=16, depth=1, position=scheme),
-        task=TaskConfig(name=task),
+        task=TaskConfig(name=task, **(options or {})),
         train=TrainConfig(seed=seed),
         evaluate=EvaluateConfig(batches=1, batch_size=10_000),
     )
     values = error if isinstance(error, Mapping) else {"near": error, "far": error}
-    folder = Path(f"{scheme}-seed{seed}")
+    folder = (folder or Path()) / f"{scheme}-seed{seed}"
     run = Run(folder, config, scheme, seed, swept or {}, tuple(values), metric)
     if error is None:
         return Outcome(run, reason="the loss is nan")
     metrics = {split: {metric: value} for split, value in values.items() if value is not None}
-    return Outcome(run, "", metrics, params=1000, steps=10, seconds=2.0)
+    measured = {"params": 1000, "steps": 10, "seconds": 2.0, "pace": 0.2} | rest
+    return Outcome(run, "", metrics, **measured)
 
 
-def outcomes(errors: Mapping[str, Sequence[float | None]], **rest: Any) -> list[Outcome]:
-    """Scheme → error of each seed."""
+def outcomes(errors: Mapping[str, Sequence[Any]], **rest: Any) -> list[Outcome]:
+    """Scheme → what `outcome` takes as the error of each seed."""
     return [
         outcome(scheme, seed, error=error, **rest)
         for scheme, values in errors.items()

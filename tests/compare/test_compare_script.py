@@ -54,7 +54,7 @@ def test_the_configs_load_back(made, config):
 def test_a_table_is_printed_and_progress_told_line_by_line(made):
     for part in ("none", "cope(max_pos=8)", "in distribution", "error, %", "parameters", "±"):
         assert part in made.printed
-    assert "runs/tiny/report.md" in made.printed
+    assert "runs/tiny/report.html" in made.printed
     for name in NAMES:
         assert f"{name}: done in" in made.progress
 

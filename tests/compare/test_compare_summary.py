@@ -29,28 +29,65 @@ def test_mean_and_std_over_seeds():
 
 
 @pytest.mark.parametrize(
-    ("errors", "best"),
+    ("errors", "best", "tied"),
     [
-        ({"none": [0.4], "rotary": [0.1], "cope": [0.2]}, {"rotary"}),
-        ({"none": [0.4], "rotary": [0.0], "cope": [0.0]}, {"rotary", "cope"}),
-        ({"none": [0.4, 0.5], "rotary": [0.1, 0.3], "cope": [0.15, 0.3]}, {"rotary", "cope"}),
-        ({"none": [0.4, 0.5], "rotary": [0.1, 0.101], "cope": [0.15, 0.151]}, {"rotary"}),
+        ({"none": [0.4], "rotary": [0.1], "cope": [0.2]}, "rotary", set()),
+        ({"none": [0.4], "rotary": [0.0], "cope": [0.0]}, "rotary", {"cope"}),
         # of 10,000 sequences, 12.0 % and 12.1 % cannot be told apart
-        ({"none": [0.4], "rotary": [0.121], "cope": [0.12]}, {"rotary", "cope"}),
-        ({"none": [0.4], "rotary": [0.4], "cope": [0.4]}, set()),
-        ({"none": [0.4], "rotary": [None], "cope": [math.nan]}, set()),
-        ({"none": [0.4], "rotary": [None], "cope": [0.2]}, {"cope"}),
-        ({"none": [None], "rotary": [None], "cope": [None]}, set()),
+        ({"none": [0.4], "rotary": [0.121], "cope": [0.12]}, "cope", {"rotary"}),
+        # each seed 5 points better; 5 points on average, but not of each seed
+        ({"none": [0.2, 0.3, 0.4], "rotary": [0.15, 0.25, 0.35]}, "rotary", set()),
+        ({"none": [0.9] * 3, "a": [0.2, 0.3, 0.4], "b": [0.35, 0.15, 0.25]}, "b", {"a"}),
+        # with two seeds the interval is thirteen standard errors wide, unless there is no spread
+        ({"none": [0.9, 0.8], "rotary": [0.1, 0.3], "cope": [0.15, 0.3]}, None, 0),
+        ({"none": [0.9, 0.9], "rotary": [0.1, 0.1], "cope": [0.1, 0.3]}, "rotary", {"cope"}),
+        ({"none": [0.4], "rotary": [None], "cope": [0.2]}, "cope", set()),
+        # one seed in common is too few
+        ({"none": [0.9] * 3, "a": [None, 0.1, 0.1], "b": [0.3, 0.3, None]}, "a", {"b"}),
+        ({"none": [0.4], "rotary": [0.4], "cope": [0.4]}, None, 0),
+        ({"none": [0.4], "rotary": [None], "cope": [math.nan]}, None, 0),
+        ({"none": [None], "rotary": [None], "cope": [None]}, None, 0),
     ],
 )
-def test_best_is_what_is_lowest_and_what_cannot_be_told_from_it(errors, best):
-    assert only(errors).best("near") == best
+def test_the_best_is_lowest_and_tied_is_what_cannot_be_told_from_it(errors, best, tied):
+    """Nothing is marked where that holds for all."""
+    marks = {best: "best"} | dict.fromkeys(tied, "tied") if best else {}
+    assert only(errors).standing("near") == marks
 
 
-def test_best_differs_by_split():
+def test_the_best_differs_by_split():
     far = {"none": {"near": 0.4, "far": 0.4}, "rotary": {"near": 0.1, "far": 0.8}}
     (summary,) = summarise([outcome(scheme, error=error) for scheme, error in far.items()])
-    assert (summary.best("near"), summary.best("far")) == ({"rotary"}, {"none"})
+    assert summary.standing("near") == {"rotary": "best"}
+    assert summary.standing("far") == {"none": "best"}
+
+
+def base_labels(summary):
+    bases = [summary.base(row) for row in summary.rows]
+    return [base and base.label for base in bases]
+
+
+def test_schemes_are_compared_with_the_first_or_with_the_one_that_is_named():
+    made = outcomes({"none": [0.4], "rotary": [0.1], "cope": [0.2]})
+    assert base_labels(summarise(made)[0]) == [None, "none", "none"]
+    assert base_labels(summarise(made, "rotary")[0]) == ["rotary", None, "rotary"]
+
+
+def test_with_other_swept_keys_the_baseline_has_the_same_values_of_them():
+    made = [
+        outcome(scheme, error=0.5, swept={"model.dim": dim})
+        for scheme in ("none", "rotary")
+        for dim in ("16", "32")
+    ]
+    by_scheme = [None, None, "none, dim=16", "none, dim=32"]
+    assert base_labels(summarise(made, "none")[0]) == by_scheme
+    one = "rotary, dim=16"
+    assert base_labels(summarise(made, one)[0]) == [one, one, None, one]
+
+
+def test_where_the_scheme_is_not_swept_the_first_row_is_the_baseline():
+    made = [outcome("rotary", error=0.5, swept={"model.dim": dim}) for dim in ("16", "32")]
+    assert base_labels(summarise(made)[0]) == [None, "rotary, dim=16"]
 
 
 def test_a_failed_seed_is_left_out_of_the_mean_and_counted():
@@ -64,7 +101,7 @@ def test_bits_per_byte_are_no_shares():
     summary = only({"none": [2.5], "rotary": [2.25]}, metric="bits_per_byte")
     assert summary.unit == "bits per byte"
     assert summary.text(summary.rows[1], "near") == "2.250"
-    assert summary.best("near") == {"rotary"}
+    assert summary.standing("near") == {"rotary": "best"}
 
 
 def test_other_swept_keys_make_rows_and_tasks_make_tables():

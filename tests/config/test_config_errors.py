@@ -16,14 +16,14 @@ EXACT = [
         "train:",
         "trian:",
         "base.yaml:10: trian: unknown key 'trian'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out' and 'sweep'; did you mean 'train'?",
+        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train'?",
         id="unknown section",
     ),
     pytest.param(
         "train:",
         "lr: 1\ntrain:",
         "base.yaml:10: lr: unknown key 'lr'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out' and 'sweep'; did you mean 'train.lr'?",
+        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train.lr'?",
         id="key of another section",
     ),
     pytest.param(
@@ -45,8 +45,8 @@ EXACT = [
     pytest.param(
         "train:",
         "evaluate: {batch: 1}\ntrain:",
-        "base.yaml:10: evaluate.batch: unknown key 'batch'; allowed: 'batches', 'batch_size' and "
-        "'seed'; did you mean 'batches'?",
+        "base.yaml:10: evaluate.batch: unknown key 'batch'; allowed: 'batches', 'batch_size', "
+        "'seed' and 'splits'; did you mean 'batches'?",
         id="unknown evaluate key",
     ),
     pytest.param(

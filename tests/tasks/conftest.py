@@ -13,7 +13,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "selective_copy": {"tokens": 5, "blanks": 7},
     "counting": {"variables": 2, "length": 12},
     "text": {"length": 20},
+    "parity": {"length": 5, "stretch": 4},
+    "copy": {"length": 5, "stretch": 4},
+    "recall": {"pairs": 3, "blanks": 5, "stretch": 4},
+    "indexing": {"length": 60, "max_k": 3, "longest_word": 8, "stretch": 4},
 }
+ON_TEXT = frozenset({"text", "indexing"})
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +33,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_task(corpus: Path) -> Callable[[str], Task]:
+def small_task(corpus: Path) -> Callable[..., Task]:
     """Build a task by name; one that has no small size here gets its defaults."""
 
-    def build(name: str) -> Task:
-        extra = {"corpus": str(corpus)} if name == "text" else {}
-        return task(name, {**SMALL.get(name, {}), **extra})
+    def build(name: str, **options: Any) -> Task:
+        extra = {"corpus": str(corpus)} if name in ON_TEXT else {}
+        return task(name, {**SMALL.get(name, {}), **extra, **options})
 
     return build

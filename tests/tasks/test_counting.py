@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from xcope.errors import FlagError
 from xcope.tasks import IGNORE, task
 
-SPLITS = ("train", "in_distribution", "longer", "longer_pass")
+SPLITS = ("train", "in_distribution", "longer", "longer_pass", "longer_2x", "longer_4x")
 
 
 def run(commands: list[str]) -> dict[str, int]:
@@ -37,6 +37,7 @@ def options(draw):
         "set_weight": draw(st.integers(0, 3)),
         "increment_weight": draw(st.integers(1, 20)),
         "pass_weight": draw(st.integers(0, 20)),
+        "stretch": 4,
     }
 
 
@@ -46,7 +47,8 @@ def test_the_answer_is_the_value_that_the_program_leaves(options, split, seed):
     one = task("counting", options)
     assert one.num_tokens == 1 + 3 * options["variables"] + options["max_value"] + 1
     longer = 2 * options["length"] if options["longer"] is None else options["longer"]
-    length = longer if split.startswith("longer") else options["length"]
+    multiple = {"longer_2x": 2, "longer_4x": 4}.get(split, 1)
+    length = longer if split in ("longer", "longer_pass") else options["length"] * multiple
 
     batch = one.batch(split, 6, seed, 0)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from xcope.errors import FlagError
 from xcope.tasks import IGNORE, task
 
-SPLITS = ("train", "in_distribution", "dense", "sparse")
+SPLITS = ("train", "in_distribution", "dense", "sparse", "longer_2x", "longer_4x")
 probability = st.floats(0, 1)
 
 
@@ -21,13 +21,17 @@ probability = st.floats(0, 1)
 def test_reads_repeat_the_last_written_bit(instructions, p, split, seed):
     one = task(
         "flip_flop",
-        {"instructions": instructions, "p_train": p[0], "p_dense": p[1], "p_sparse": p[2]},
-    )
+        {
+            "instructions": instructions, "p_train": p[0], "p_dense": p[1], "p_sparse": p[2],
+            "stretch": 4,
+        },
+    )  # fmt: skip
+    multiple = {"longer_2x": 2, "longer_4x": 4}.get(split, 1)
     assert one.num_tokens == 5
     batch = one.batch(split, 5, seed, 0)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         words = one.decode(tokens).split()
-        assert len(words) == 2 * instructions
+        assert len(words) == 2 * instructions * multiple
         assert words[0] == "w"
         assert words[-2] == "r"
         stored = None
@@ -45,10 +49,14 @@ def test_reads_repeat_the_last_written_bit(instructions, p, split, seed):
 
 
 @pytest.mark.parametrize(
-    ("split", "p"), [("train", 0.8), ("in_distribution", 0.8), ("dense", 0.1), ("sparse", 0.98)]
-)
+    ("split", "p"),
+    [
+        ("train", 0.8), ("in_distribution", 0.8), ("dense", 0.1), ("sparse", 0.98),
+        ("longer_2x", 0.8),
+    ],
+)  # fmt: skip
 def test_proportions_are_those_of_ffl(split, p):
-    one = task("flip_flop", {"instructions": 200})
+    one = task("flip_flop", {"instructions": 200, "stretch": 2})
     rows = [one.decode(row).split() for row in one.batch(split, 300, 1, 0).tokens.tolist()]
     inner = [word for row in rows for word in row[2:-2:2]]
     n = len(inner)

@@ -34,8 +34,10 @@ class Echo(WordTask):
 '''
 
 
-def test_the_four_tasks_are_listed():
-    assert list(tasks()) == ["counting", "flip_flop", "selective_copy", "text"]
+def test_the_tasks_are_listed():
+    assert list(tasks()) == [
+        "copy", "counting", "flip_flop", "indexing", "parity", "recall", "selective_copy", "text"
+    ]  # fmt: skip
     for name, kind in tasks().items():
         assert issubclass(kind, Task)
         assert kind.name == name

@@ -9,8 +9,10 @@ import torch
 
 from xcope.errors import FlagError
 from xcope.tasks import IGNORE, Batch, Task, task, tasks
+from xcope.tasks.words import WordTask
 
-Build = Callable[[str], Task]
+Build = Callable[..., Task]
+WORDS = [name for name, kind in tasks().items() if issubclass(kind, WordTask)]
 every_task = pytest.mark.parametrize("name", tasks())
 
 
@@ -85,7 +87,7 @@ def test_an_unknown_split_is_named(name: str, small_task: Build) -> None:
         assert caught.value.flag == "split"
 
 
-@pytest.mark.parametrize("name", ["flip_flop", "selective_copy", "counting"])
+@pytest.mark.parametrize("name", WORDS)
 def test_an_unknown_word_of_a_prompt_is_named(name: str, small_task: Build) -> None:
     with pytest.raises(FlagError, match="hello") as caught:
         small_task(name).encode("hello")
@@ -93,19 +95,18 @@ def test_an_unknown_word_of_a_prompt_is_named(name: str, small_task: Build) -> N
 
 
 def test_a_fresh_process_with_other_threads_draws_the_same(small_task: Build) -> None:
-    names = ["counting", "flip_flop", "selective_copy"]
     script = f"""
 import torch
 torch.set_num_threads({1 if torch.get_num_threads() > 1 else 2})
 from xcope.tasks import task
-for name in {names}:
+for name in {WORDS}:
     one = task(name)
     print([one.batch(split, 4, 2, 7).tokens.tolist() for split in ("train", *one.splits)])
 """
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
-    for name, line in zip(names, run.stdout.splitlines(), strict=True):
+    for name, line in zip(WORDS, run.stdout.splitlines(), strict=True):
         one = task(name)
         assert line == str(
             [one.batch(split, 4, 2, 7).tokens.tolist() for split in ("train", *one.splits)]

@@ -36,13 +36,14 @@ def test_every_file_is_on_one_side_and_whole(corpus: Path):
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 200),
-    split=st.sampled_from(("train", "held_out")),
+    split=st.sampled_from(("train", "held_out", "longer_2x")),
     seed=st.integers(0, 10**6),
     index=st.integers(0, 10**6),
 )
 def test_windows_are_stretches_of_the_splits_own_text(corpus: Path, length, split, seed, index):
-    one = task("text", {"corpus": str(corpus), "length": length})
-    source = text_of(one, split)
+    one = task("text", {"corpus": str(corpus), "length": length, "stretch": 2})
+    source = text_of(one, "train" if split == "train" else "held_out")
+    length *= 2 if split == "longer_2x" else 1
     batch = one.batch(split, 5, seed, index)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         assert len(tokens) == length

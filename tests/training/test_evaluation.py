@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from xcope.errors import FlagError
 from xcope.modules import TransformerWrapper
 from xcope.tasks import IGNORE, Batch, Task, task
-from xcope.training import evaluate
+from xcope.training import RunFolder, evaluate
+from xcope.training.evaluation import MOST_PAIRS, Tally, tally
 
 
 class Guess(nn.Module):
@@ -109,3 +111,84 @@ def test_sequences_beyond_a_table_of_positions_are_refused_before_any_work():
         measure(model, Fixed())
     assert model.modes == []
     assert list(measure(model, Fixed(), splits=["a"])) == ["a"]
+
+
+class Recorder(Guess):
+    """Remembers the shape of what it is given."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.shapes.append(tuple(tokens.shape))
+        return super().forward(tokens)
+
+
+def test_long_sequences_are_measured_a_few_at_a_time():
+    one = task("flip_flop", {"instructions": 128, "stretch": 8})
+    model = Recorder(one.num_tokens)
+    results = measure(model, one, batches=2, batch_size=70, splits=one.length_splits)
+    assert model.shapes[:4] == [(64, 256), (6, 256)] * 2
+    assert model.shapes[4:8] == [(16, 512)] * 4
+    assert set(model.shapes[-140:]) == {(1, 2048)}
+    assert all(b * n * n <= MOST_PAIRS for b, n in model.shapes)
+    rows = dict.fromkeys((256, 512, 1024, 2048), 0)
+    for b, n in model.shapes:
+        rows[n] += b
+    assert set(rows.values()) == {140}, "each split has all its sequences"
+    whole = Tally()
+    for index in range(2):
+        batch = one.batch("longer_8x", 70, 0, index)
+        with torch.no_grad():
+            whole.add(model(batch.tokens), batch.targets)
+    for metric, value in whole.metrics(one).items():
+        assert results["longer_8x"][metric] == pytest.approx(value, rel=1e-6)
+
+
+def curve(model: nn.Module, task: Task, split: str, batches: int = 1) -> dict[str, Any]:
+    sums = tally(cast(TransformerWrapper, model), task, batches=batches, batch_size=2, seed=0)
+    return sums[split].by_position(task)
+
+
+def test_the_curve_over_positions_is_that_of_the_targets():
+    right = (math.log(3 + math.e**2) - 2) / math.log(2)
+    wrong = math.log(3 + math.e**2) / math.log(2)
+    found = curve(Guess(4), Fixed(), "b", batches=3)
+    assert found["metric"] == "bits_per_byte"
+    assert found["edges"] == [0, 1, 2, 3]
+    # the first place is scored in the second sequence alone, where all is wrong
+    assert found["values"] == pytest.approx([wrong, (right + wrong) / 2, (right + wrong) / 2])
+
+
+def test_places_that_are_not_scored_have_no_value():
+    one = task("parity", {"length": 5})
+    found = curve(Guess(one.num_tokens), one, "in_distribution")
+    assert found["metric"] == "error"
+    assert found["edges"] == list(range(11))
+    batch = one.batch("in_distribution", 2, 0, 0)
+    assert found["values"][1::2] == [None] * 5
+    for place in range(0, 10, 2):
+        wrong = (batch.tokens[:, place] + 1) % 6 != batch.targets[:, place]
+        assert found["values"][place] == wrong.double().mean()
+
+
+def test_long_curves_have_at_most_64_bins_as_wide_as_each_other():
+    one = task("parity", {"length": 75})
+    found = curve(Guess(one.num_tokens), one, "in_distribution")
+    assert found["edges"] == [*range(0, 150, 3), 150]
+    assert len(found["values"]) == 50
+    batch = one.batch("in_distribution", 2, 0, 0)
+    wrong = (batch.targets != IGNORE) & ((batch.tokens + 1) % 6 != batch.targets)
+    assert found["values"][1] == wrong[:, 3:6].sum() / (batch.targets[:, 3:6] != IGNORE).sum()
+    long = curve(Guess(one.num_tokens), one, "longer_8x")
+    assert long["edges"] == [*range(0, 1200, 19), 1200]
+    assert len(long["values"]) == len(long["edges"]) - 1 == 64
+
+
+def test_results_of_runs_without_curves_can_still_be_read(tmp_path: Path):
+    (tmp_path / "results.json").write_text('{"splits": {}, "params": 7, "steps": 3}')
+    (tmp_path / "timing.json").write_text('{"seconds": 1.5}')
+    result = RunFolder(tmp_path).read_result()
+    assert result is not None
+    assert (result.params, result.by_position) == (7, {})

@@ -29,10 +29,18 @@ def test_another_seed_is_another_run(tiny: MakeConfig, tmp_path: Path):
     assert train(tiny("train.seed=1"), tmp_path / "b").splits != first.splits
 
 
-def test_results_hold_splits_parameters_and_steps(tiny: MakeConfig, tmp_path: Path):
+def test_results_hold_splits_parameters_steps_and_curves(tiny: MakeConfig, tmp_path: Path):
     result = train(tiny(), tmp_path / "run")
     written = results(tmp_path / "run")
+    curves = written.pop("by_position")
+    assert curves == result.by_position
     assert written == {"splits": result.splits, "params": result.params, "steps": 12}
+    # three non-blank tokens and three blanks, a separator, and the three again
+    places = curves["in_distribution"]
+    assert places["edges"] == list(range(11))
+    assert [value is not None for value in places["values"]] == [*[False] * 6, *[True] * 3, False]
+    mean = sum(places["values"][6:9]) / 3
+    assert mean == pytest.approx(written["splits"]["in_distribution"]["error"])
     assert set(written["splits"]) == {"in_distribution", "dense", "sparse"}
     assert set(written["splits"]["dense"]) == {"loss", "error", "sequence_error"}
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xcope.compare.errors import CompareError
-from xcope.config import Config, build_task, expand_sweep
+from xcope.config import Config, ConfigError, build_task, expand_sweep
+from xcope.errors import did_you_mean, listing
 from xcope.training import RunFolder, safe_name
 
 NAME_LENGTH = 120
@@ -25,7 +26,7 @@ class Run:
         folder: the run folder; its name is the run's name.
         scheme: label of the positional scheme, with the options that are not the default.
         swept: the swept keys besides scheme and seed, each with this run's value as text.
-        splits: test splits of the task, in distribution first.
+        splits: test splits that are measured, in the order of the task: in distribution first.
         metric: the task's headline metric.
     """
 
@@ -50,10 +51,14 @@ class Run:
         return self.config.task.name + (f"({', '.join(options)})" if options else "")
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """What else is swept within a task: ``("lr=0.001",)``."""
+        return tuple(_short(k, v) for k, v in self.swept.items() if k.split(".")[0] != "task")
+
+    @property
     def variant(self) -> str:
         """The scheme with what else is swept within a task: ``rotary``, ``rotary, lr=0.001``."""
-        others = [_short(k, v) for k, v in self.swept.items() if k.split(".")[0] != "task"]
-        return ", ".join([self.scheme, *others])
+        return ", ".join([self.scheme, *self.others])
 
     @property
     def same_config(self) -> bool:
@@ -70,41 +75,77 @@ class Run:
 def plan(config: Config, out: Path) -> list[Run]:
     """The runs of a config's sweep in order, first key slowest, in folders under ``out/runs``.
 
+    What ``tune`` picks is not known yet, and not in their configs.
+
     Raises:
         CompareError: the config has no sweep, or two of its runs would be the same.
+        ConfigError: a baseline that is not in the sweep.
     """
     if not config.sweep:
         raise CompareError(
             "the config has no sweep: add for instance sweep: {model.position: [none, rotary, "
             "cope], train.seed: [0, 1, 2]}, or train it alone with scripts/train.py"
         )
-    rows = itertools.product(*config.sweep.values())
-    swept = [
-        {key: as_text(value) for key, value in zip(config.sweep, row, strict=True) if _shown(key)}
-        for row in rows
-    ]
+    swept = combinations(config.sweep)
     configs = [one.model_copy(update={"out": None}) for one in expand_sweep(config)]
-    names = folder_names([_label(*pair) for pair in zip(configs, swept, strict=True)])
+    runs = make_runs(configs, swept, out / "runs")
+    _check_baseline(config, runs)
+    return runs
+
+
+def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
+    """Each combination of values as text, first key slowest, without what scheme and seed tell."""
+    shown = [key for key in axes if key != "train.seed" and not _of_position(key)]
     return [
-        _run(one, keys, out / "runs" / name)
-        for one, keys, name in zip(configs, swept, names, strict=True)
+        {key: as_text(value) for key, value in zip(axes, row, strict=True) if key in shown}
+        for row in itertools.product(*axes.values())
     ]
 
 
-def _shown(key: str) -> bool:
-    """Whether a swept key is told neither by the scheme's label nor by the seed."""
-    return key != "train.seed" and not f"{key}.".startswith("model.position.")
+def _of_position(key: str) -> bool:
+    """Whether a swept key is told by the scheme's label."""
+    return f"{key}.".startswith("model.position.")
 
 
-def _label(config: Config, swept: Mapping[str, str]) -> str:
-    others = [_short(key, value) for key, value in swept.items()]
-    return "-".join([f"{config.label()}-seed{config.train.seed}", *others])
+def make_runs(
+    configs: Sequence[Config], swept: Sequence[Mapping[str, str]], folder: Path
+) -> list[Run]:
+    """A run for each config, in a folder of its own.
+
+    Args:
+        swept: for each config, the keys that tell it from others besides scheme and seed.
+
+    Raises:
+        CompareError: two of them are the same.
+    """
+    schemes = [config.label() for config in configs]
+    labels = [
+        "-".join([f"{scheme}-seed{config.train.seed}", *map(_short, keys, keys.values())])
+        for config, scheme, keys in zip(configs, schemes, swept, strict=True)
+    ]
+    return [
+        _run(config, scheme, keys, folder / name)
+        for config, scheme, keys, name in zip(
+            configs, schemes, swept, folder_names(labels), strict=True
+        )
+    ]
 
 
-def _run(config: Config, swept: Mapping[str, str], folder: Path) -> Run:
-    task = build_task(config)
-    seed = config.train.seed
-    return Run(folder, config, config.label(), seed, swept, task.splits, task.metric)
+def _run(config: Config, scheme: str, swept: Mapping[str, str], folder: Path) -> Run:
+    task, chosen = build_task(config), config.evaluate.splits
+    splits = tuple(split for split in task.splits if chosen is None or split in chosen)
+    return Run(folder, config, scheme, config.train.seed, swept, splits, task.metric)
+
+
+def _check_baseline(config: Config, runs: Sequence[Run]) -> None:
+    names = dict.fromkeys([*(run.scheme for run in runs), *(run.variant for run in runs)])
+    if config.baseline is not None and config.baseline not in names:
+        raise ConfigError(
+            f"{config.baseline!r} is not in the sweep: choose among {listing(names)}"
+            f"{did_you_mean(config.baseline, names)}",
+            "baseline",
+            config.source.mark_of(("baseline",)) if config.source else None,
+        )
 
 
 def _short(key: str, value: str) -> str:

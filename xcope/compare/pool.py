@@ -1,4 +1,4 @@
-"""Runs side by side in worker processes: hand out the runs, listen, replace a worker that died."""
+"""Runs side by side, each in a worker process of its own: start them, and listen."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import signal
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+
+import torch
 
 from xcope.compare.display import Display
 from xcope.compare.plan import Run
 from xcope.compare.worker import Ended, Job, Message, Moved, serve
+
+PRELOADED = ["xcope.compare.worker", "xcope.ops.cope.compiled", "xcope.ops.biased.compiled"]
+"""What is slow to import and needed by most runs; those that cannot be imported are left out."""
 
 
 def run_all(
@@ -21,7 +27,7 @@ def run_all(
 
     Args:
         runs: in the order in which they start.
-        jobs: worker processes.
+        jobs: worker processes at a time.
         threads: torch threads of each.
         logs: folder of one log per run.
         display: is told what happens.
@@ -33,88 +39,102 @@ def run_all(
         KeyboardInterrupt: Ctrl-C; the runs that had begun have saved a checkpoint. A second one
             stops them at once.
     """
-    waiting, failed = deque(runs), dict[str, str]()
-    workers = [Worker(threads) for _ in range(min(jobs, len(runs)))]
+    waiting, busy, failed = deque(runs), list[Worker](), dict[str, str]()
     try:
-        for worker in workers:
-            worker.take(waiting.popleft(), logs)
-        while busy := [worker for worker in workers if worker.run]:
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                busy.append(Worker(waiting.popleft(), threads, logs))
+                busy[-1].start()
             ready = wait([worker.connection for worker in busy])
-            for worker in busy:
-                if worker.connection in ready:
-                    _listen(worker, failed, display)
-                if worker.run is None and waiting:
-                    worker.take(waiting.popleft(), logs)
+            for worker in [one for one in busy if one.connection in ready]:
+                if _listen(worker, failed, display):
+                    busy.remove(worker)
     except KeyboardInterrupt:
         display.note("stopping: the runs in hand save a checkpoint (Ctrl-C again stops at once)")
         raise
     finally:
-        _dismiss(workers)
+        _dismiss(busy)
     return failed
 
 
-def _listen(worker: Worker, failed: dict[str, str], display: Display) -> None:
-    """Pass one message of a busy worker on."""
-    run, message = worker.run, worker.receive()
-    assert run is not None
+def _listen(worker: Worker, failed: dict[str, str], display: Display) -> bool:
+    """Pass one message of a worker on; whether it was the last."""
+    message = worker.receive()
     if isinstance(message, Moved):
-        display.moved(run, message)
-        return
-    worker.run = None
+        display.moved(worker.run, message)
+        return False
+    worker.connection.close()
+    worker.process.join()
     if message.reason:
-        failed[run.name] = message.reason
-    display.ended(run, message.reason)
+        failed[worker.run.name] = message.reason
+    display.ended(worker.run, message.reason)
+    return True
 
 
 def _dismiss(workers: Sequence[Worker]) -> None:
     """Hang up, and wait until each worker has saved what it has in hand."""
     for worker in workers:
         worker.connection.close()
+    started = [worker.process for worker in workers if worker.process.pid is not None]
     try:
-        for worker in workers:
-            worker.process.join()
+        for process in started:
+            process.join()
     except KeyboardInterrupt:
-        for worker in workers:
-            worker.process.kill()
+        for process in started:
+            process.kill()
         raise
 
 
 class Worker:
-    """A worker process and the run that it has in hand (None: it is idle)."""
+    """A process that trains one run.
 
-    def __init__(self, threads: int) -> None:
-        self.run: Run | None = None
-        self._threads = threads
-        self._start()
+    Every run has a new one, so that the memory it takes does not depend on what ran before.
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, self._threads), daemon=True)
+    Args:
+        threads: torch threads.
+        logs: folder of the run's log.
+    """
+
+    def __init__(self, run: Run, threads: int, logs: Path) -> None:
+        self.run = run
+        context = _context()
+        self.connection, self._theirs = context.Pipe()
+        # the process may have another working folder than this one has now
+        job = Job(run.config, run.folder.absolute(), (logs / f"{run.name}.log").absolute())
+        arguments = (self._theirs, job, threads)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         # a terminal's Ctrl-C goes to every process: the worker must not die of it while it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        theirs.close()
-
-    def take(self, run: Run, logs: Path) -> None:
-        """Begin a run, in a new process if the old one died."""
-        if self.connection.closed or not self.process.is_alive():
-            self._start()
-        self.run = run
-        self.connection.send(Job(run.config, run.folder, logs / f"{run.name}.log"))
+        self._theirs.close()
 
     def receive(self) -> Message:
         """The next message; `Ended` with a reason if the process died."""
         try:
             message: Message = self.connection.recv()
         except (EOFError, OSError):
-            self.connection.close()
             self.process.join()
             return Ended(f"its process died ({_cause(self.process.exitcode or 0)})")
         return message
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes start: as copies of one that has imported all that is slow to import.
+
+    Where there is a GPU each starts from nothing: a copy of a process that has looked at the GPU
+    could not use it.
+    """
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def _cause(exitcode: int) -> str:

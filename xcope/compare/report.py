@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from xcope.compare import wording
+from xcope.compare.costs import costs
+from xcope.compare.findings import Findings
+from xcope.compare.notes import about_costs, about_results, about_test
 from xcope.compare.plan import as_text
-from xcope.compare.summary import Row, Summary, seconds_text, spread_text, words
+from xcope.compare.summary import Row, Summary, spread_text
+from xcope.compare.tuning import Candidate, Pick
+from xcope.compare.versions import versions
+from xcope.compare.wording import NOTHING, interval_text, words
 from xcope.config import Config, build_task
 
 SETTINGS = {
@@ -18,134 +21,167 @@ SETTINGS = {
     "train": ("steps", "batch_size", "lr"),
     "evaluate": ("batches", "batch_size"),
 }
-PACKAGES = ("xcope", "torch", "x-transformers")
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """How a comparison was run.
-
-    Args:
-        command: what to type to run it again.
-        device: ``cpu`` or ``cuda``.
-        jobs: runs side by side.
-        threads: torch threads of each run.
-    """
-
-    command: str
-    device: str
-    jobs: int
-    threads: int
-
-
-def report(
-    config: Config, summaries: Sequence[Summary], plots: Sequence[Sequence[str]], how: Circumstances
-) -> str:
+def report(found: Findings, plots: Sequence[Sequence[str]]) -> str:
     """The report as Markdown.
 
     Args:
         plots: for each summary, the paths of its plots.
     """
-    tasks = ", ".join(words(summary.task) for summary in summaries)
-    blocks = [f"# Positional schemes on {tasks}", *_asked(config, summaries)]
-    for summary, paths in zip(summaries, plots, strict=True):
+    blocks = [f"# {found.title}", *_asked(found), *_protocol(found), *_tuning(found.picks)]
+    for summary, paths in zip(found.summaries, plots, strict=True):
         blocks += _task(summary, paths)
-    blocks += [*_failures(summaries), *_again(how)]
+    blocks += [*_failures(found), *_again(found)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _asked(config: Config, summaries: Sequence[Summary]) -> Iterator[str]:
-    runs = sum(len(row.outcomes) for summary in summaries for row in summary.rows)
+def _asked(found: Findings) -> Iterator[str]:
     yield "## What was asked"
-    yield f"{runs} runs, one for each combination of"
+    yield f"{len(found.outcomes)} runs, one for each combination of"
     yield "\n".join(
         f"- `{key}`: {', '.join(as_text(value) for value in values)}"
-        for key, values in config.sweep.items()
+        for key, values in found.config.sweep.items()
     )
     yield "All else is the same in all of them (the rest is in [config.yaml](config.yaml)):"
-    yield "\n".join(_settings(config))
+    yield "\n".join(settings(found.config))
 
 
-def _settings(config: Config) -> Iterator[str]:
+def settings(config: Config) -> Iterator[str]:
+    """The most telling keys that are neither swept nor tuned, a line for each section."""
+    varied = {*config.sweep, *(config.tune.grid if config.tune else ())}
     for section, keys in SETTINGS.items():
         values = [
             f"{key} {as_text(getattr(getattr(config, section), key))}"
             for key in keys
-            if f"{section}.{key}" not in config.sweep
+            if f"{section}.{key}" not in varied
         ]
         yield f"- `{section}`: {', '.join(values)}"
 
 
+def _protocol(found: Findings) -> Iterator[str]:
+    yield "## What makes it fair"
+    yield "\n".join(
+        f"- {'' if statement.holds else '**Note.** '}{statement.text}"
+        for statement in found.protocol
+    )
+
+
+def _tuning(picks: Sequence[Pick]) -> Iterator[str]:
+    if not picks:
+        return
+    keys = list(picks[0].candidates[0].tried)
+    yield "## What tuning picked"
+    yield "The headline metric in distribution, mean over the tuning seeds; **bold**: picked."
+    lines = [
+        [pick.task, pick.variant, *one.tried.values(), score_text(one)]
+        if one is not pick.picked
+        else [pick.task, pick.variant, *map(_bold, [*one.tried.values(), score_text(one)])]
+        for pick in picks
+        for one in pick.candidates
+    ]
+    yield _table(["task", "scheme", *keys, "validation"], lines, left=2)
+
+
+def score_text(candidate: Candidate) -> str:
+    """``12.3``, or ``failed``."""
+    if candidate.failed:
+        return "failed"
+    return wording.number(candidate.score, candidate.outcomes[0].run.metric)
+
+
 def _task(summary: Summary, plots: Sequence[str]) -> Iterator[str]:
     task = build_task(summary.rows[0].outcomes[0].run.config)
-    lengths = [f"{words(split)} {task.seq_len(split)}" for split in ("train", *task.splits)]
+    lengths = [f"{words(split)} {task.seq_len(split)}" for split in ("train", *summary.splits)]
     yield f"## Results on {words(summary.task)}"
     yield f"Tokens per sequence: {', '.join(lengths)}. Paper: {task.paper}."
-    yield f"{summary.unit.capitalize()}, {spread_text(summary)}; lower is better."
-    yield _table(summary)
-    yield _notes(summary)
+    yield f"{summary.unit.capitalize()}, {spread_text(summary)}."
+    head = ["scheme", *map(words, summary.splits), "parameters (own)", "seconds", "memory, MB"]
+    yield _table(head, [_line(summary, row) for row in summary.rows])
+    yield " ".join(["**Bold**: best and tied.", *about_results(summary), *about_costs(summary)])
+    yield from _differences(summary)
     for path in plots:
         yield f"![{words(Path(path).stem.replace('-', ', '))}]({path})"
 
 
-def _table(summary: Summary) -> str:
-    head = ["scheme", *map(words, summary.splits), "parameters", "seconds per run"]
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    best = {split: summary.best(split) for split in summary.splits}
-    lines = [head, rule, *(_line(summary, row, best) for row in summary.rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _line(summary: Summary, row: Row, best: dict[str, frozenset[str]]) -> list[str]:
-    cells = [
-        f"**{summary.text(row, split)}**" if row.label in best[split] else summary.text(row, split)
-        for split in summary.splits
+def _line(summary: Summary, row: Row) -> list[str]:
+    return [
+        row.label,
+        *(_cell(summary, row, split) for split in summary.splits),
+        *_costs(summary, row),
     ]
-    params = "-" if row.params is None else f"{row.params:,}"
-    return [row.label, *cells, params, seconds_text(row.seconds)]
 
 
-def _notes(summary: Summary) -> str:
-    bold = (
-        "**Bold**: the lowest of a column, and what cannot be told from it: what differs by no "
-        "more than the last digit, or two standard errors (of means over seeds, and of shares "
-        f"over {summary.sequences:,} test sequences). Nothing is bold where that holds for all."
+def _cell(summary: Summary, row: Row, split: str) -> str:
+    mark, ends = summary.standing(split).get(row.label), row.cells[split].interval
+    text = summary.text(row, split)
+    below = f"<br>{interval_text(ends, summary.metric)}" if ends else ""
+    return (_bold(text) if mark else text) + below
+
+
+def _costs(summary: Summary, row: Row) -> list[str]:
+    cost = costs(summary, row)
+    own = NOTHING if cost.own is None else f"{cost.own:+,}".replace("+0", "0")
+    return [
+        f"{wording.count_text(cost.params)} ({own})",
+        f"{wording.seconds_text(cost.seconds)} ({wording.ratio_text(cost.time)})",
+        f"{wording.megabytes_text(cost.peak_bytes)} ({wording.ratio_text(cost.memory)})",
+    ]
+
+
+def _differences(summary: Summary) -> Iterator[str]:
+    pairs = [(row, base) for row in summary.rows if (base := summary.base(row))]
+    if summary.seeds < 2 or not pairs:
+        return
+    names = dict.fromkeys(base.label for _, base in pairs)
+    yield f"### Against {', '.join(names)}"
+    head = ["scheme", *map(words, summary.splits)]
+    yield _table(
+        head,
+        [
+            [row.label, *(difference_text(summary, row, base, s) for s in summary.splits)]
+            for row, base in pairs
+        ],
     )
-    few = " One seed says little about schemes that are close: another seed may swap them."
-    return bold + (few if summary.seeds == 1 else "")
+    yield " ".join(about_test(summary))
 
 
-def _failures(summaries: Sequence[Summary]) -> Iterator[str]:
-    failed = [
-        outcome
-        for summary in summaries
-        for row in summary.rows
-        for outcome in row.outcomes
-        if not outcome.ok
-    ]
-    if failed:
+def difference_text(summary: Summary, row: Row, base: Row, split: str) -> str:
+    """``−3.1 [−4.2, −2.0], p 0.25: better``; ``-`` where no two seeds can be compared."""
+    pair = summary.against(row, base, split)
+    if pair.interval is None:
+        return NOTHING
+    ends = interval_text(pair.interval, summary.metric, signs=True)
+    text = f"{wording.signed(pair.mean, summary.metric)} {ends}, p {wording.p_text(pair.p)}"
+    return f"{text}<br>{pair.verdict}"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    rule = [":--"] * left + ["--:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
+
+
+def _bold(text: str) -> str:
+    return f"**{text}**"
+
+
+def _failures(found: Findings) -> Iterator[str]:
+    if found.failed:
         yield "## Failed runs"
-        yield "\n".join(f"- `{o.run.name}`: {o.reason}" for o in failed)
+        yield "\n".join(f"- `{o.run.name}`: {o.reason}" for o in found.failed)
 
 
-def _again(how: Circumstances) -> Iterator[str]:
+def _again(found: Findings) -> Iterator[str]:
     yield "## Run it again"
-    yield f"```\n{how.command}\n```"
+    yield f"```\n{found.how.command}\n```"
+    tuning = "; [tuning.csv](tuning.csv)" if found.picks else ""
     yield "\n".join(
         [
-            f"- {', '.join(_versions())}",
-            f"- device {how.device}; {how.jobs} runs at a time, torch threads of each: "
-            f"{how.threads}; {platform.system()} on {platform.machine()}, {os.cpu_count()} cores",
-            "- [results.csv](results.csv): every number; [timings.csv](timings.csv); "
-            "[config.yaml](config.yaml): the sweep; `runs/`: each run's config, metrics, weights",
+            f"- {', '.join(versions())}",
+            f"- {found.how.machine}",
+            "- [report.html](report.html): the same as one page, with every run's config; "
+            "[summary.csv](summary.csv): means, intervals, tests; [results.csv](results.csv): "
+            f"every number; [timings.csv](timings.csv){tuning}; [config.yaml](config.yaml): the "
+            "sweep; `runs/`: each run's config, metrics, weights",
         ]
     )
-
-
-def _versions() -> Iterator[str]:
-    yield f"Python {platform.python_version()}"
-    for package in PACKAGES:
-        try:
-            yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            yield f"{package} (not installed)"

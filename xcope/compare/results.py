@@ -6,9 +6,10 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from xcope.compare.plan import Run
-from xcope.training import RunFolder
+from xcope.training import Result, RunFolder, read_metrics
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Outcome:
         params: number of parameters.
         steps: training steps.
         seconds: training time, evaluation not included.
+        pace: seconds per step without the first, in which kernels are compiled or loaded.
+        by_position: split → ``edges`` and ``values``; empty where it was not measured.
+        timing: what else the run noted of itself: ``peak_bytes``, ``device``, ``threads``, ….
     """
 
     run: Run
@@ -29,6 +33,15 @@ class Outcome:
     params: int = 0
     steps: int = 0
     seconds: float = 0.0
+    pace: float = 0.0
+    by_position: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Memory at the peak of training; None where it is not known."""
+        peak: int | None = self.timing.get("peak_bytes")
+        return peak
 
     @property
     def ok(self) -> bool:
@@ -43,10 +56,29 @@ class Outcome:
 
 def outcome(run: Run, reason: str | None) -> Outcome:
     """What is in the run's folder, or why nothing is: ``reason``."""
-    result = RunFolder(run.folder).read_result() if reason is None else None
+    folder = RunFolder(run.folder)
+    result = folder.read_result() if reason is None else None
     if result is None:
         return Outcome(run, reason or "it has no results")
-    return Outcome(run, "", result.splits, result.params, result.steps, result.seconds)
+    return Outcome(
+        run,
+        metrics=result.splits,
+        params=result.params,
+        steps=result.steps,
+        seconds=result.seconds,
+        pace=_pace(folder, result),
+        by_position=result.by_position,
+        timing=folder.read_timing(),
+    )
+
+
+def _pace(folder: RunFolder, result: Result) -> float:
+    """Seconds per step after the first one that was logged."""
+    points = read_metrics(folder.metrics)
+    if len(points) < 2:
+        return result.seconds / result.steps
+    first, last = points[0], points[-1]
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def write_results(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -57,7 +89,7 @@ def write_results(path: Path, outcomes: Sequence[Outcome]) -> None:
     """
     keys = _swept_keys(outcomes)
     header = ["run", "scheme", "seed", *keys, "status", "split", "metric", "value", "reason"]
-    _write(path, header, (row for outcome in outcomes for row in _result_rows(outcome, keys)))
+    write_csv(path, header, (row for outcome in outcomes for row in _result_rows(outcome, keys)))
 
 
 def _result_rows(outcome: Outcome, keys: Sequence[str]) -> Iterator[list[object]]:
@@ -70,17 +102,20 @@ def _result_rows(outcome: Outcome, keys: Sequence[str]) -> Iterator[list[object]
 
 
 def write_timings(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write steps, training seconds and steps per second of each run; empty where it failed."""
+    """Write what each run cost: steps, seconds, steps per second, peak memory; empty where it
+    failed or was not measured."""
     keys = _swept_keys(outcomes)
-    header = ["run", "scheme", "seed", *keys, "status", "steps", "seconds", "steps_per_second"]
-    _write(path, header, ([*_head(o, keys), o.status, *_timing(o)] for o in outcomes))
+    costs = ["steps", "seconds", "steps_per_second", "peak_bytes"]
+    header = ["run", "scheme", "seed", *keys, "status", *costs]
+    write_csv(path, header, ([*_head(o, keys), o.status, *_timing(o)] for o in outcomes))
 
 
 def _timing(outcome: Outcome) -> list[str]:
     if not outcome.ok:
-        return ["", "", ""]
-    seconds = outcome.seconds
-    return [str(outcome.steps), f"{seconds:.2f}", f"{outcome.steps / seconds:.2f}"]
+        return [""] * 4
+    seconds, peak = outcome.seconds, outcome.peak_bytes
+    speed = f"{outcome.steps / seconds:.2f}"
+    return [str(outcome.steps), f"{seconds:.2f}", speed, "" if peak is None else str(peak)]
 
 
 def _swept_keys(outcomes: Sequence[Outcome]) -> list[str]:
@@ -92,7 +127,8 @@ def _head(outcome: Outcome, keys: Sequence[str]) -> list[object]:
     return [run.name, run.scheme, run.seed, *(run.swept.get(key, "") for key in keys)]
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

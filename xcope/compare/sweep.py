@@ -1,9 +1,10 @@
-"""A comparison from beginning to end: the runs of a sweep, then tables, plots and the report."""
+"""A comparison from beginning to end: tuning, the runs of a sweep, then tables, plots, reports."""
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from rich.console import Console
 
 from xcope.compare.display import Display, display
 from xcope.compare.errors import CompareError, CompareInterruptedError
-from xcope.compare.folder import opened
+from xcope.compare.findings import Findings
+from xcope.compare.folder import check_picked, opened
 from xcope.compare.plan import Run, plan
-from xcope.compare.plots import plot_curves, plot_splits
 from xcope.compare.pool import run_all
-from xcope.compare.report import Circumstances, report
-from xcope.compare.results import Outcome, outcome, write_results, write_timings
+from xcope.compare.results import Outcome, outcome
 from xcope.compare.summary import Summary, summarise
+from xcope.compare.tuning import Pick, picks, plan_tuning, with_picks
+from xcope.compare.versions import Circumstances
+from xcope.compare.write import write
 from xcope.config import Config
-from xcope.training import device_for, safe_name
+from xcope.training import device_for
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,23 @@ class Comparison:
     Args:
         outcomes: one per run, in the order of the sweep.
         summaries: one per task.
+        picks: what was tuned, one for each task and scheme.
     """
 
     out: Path
     outcomes: tuple[Outcome, ...]
     summaries: tuple[Summary, ...]
+    picks: tuple[Pick, ...] = ()
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """The runs that have no results."""
+        """The runs that have no results, those of tuning not among them."""
         return tuple(outcome for outcome in self.outcomes if not outcome.ok)
+
+    @property
+    def failed_tuning(self) -> tuple[Outcome, ...]:
+        """The tuning runs that have no results."""
+        return tuple(one for pick in self.picks for c in pick.candidates for one in c.failed)
 
 
 def compare(
@@ -53,9 +63,10 @@ def compare(
 ) -> Comparison:
     """Run each run of a sweep in worker processes and write what comes out to a folder.
 
-    Runs that are complete are not run again, runs that were interrupted go on. ``out`` holds
-    ``config.yaml``, ``results.csv``, ``timings.csv``, ``report.md``, ``plots/``, ``logs/`` and
-    ``runs/<scheme>-seed<k>…/``.
+    Runs that are complete are not run again, runs that were interrupted go on, runs that failed
+    are tried again. ``out`` holds ``config.yaml``, ``report.html``, ``report.md``, ``plots/``,
+    ``summary.csv``, ``results.csv``, ``timings.csv``, ``tuning.csv``, ``logs/`` and a folder for
+    each run, ``runs/<scheme>-seed<k>…/`` and ``tuning/…/``.
 
     Args:
         config: a config with a sweep.
@@ -67,22 +78,31 @@ def compare(
 
     Raises:
         CompareError: no sweep, or ``out`` holds something else.
+        ConfigError: a baseline that is not in the sweep.
         CompareInterruptedError: Ctrl-C; what had begun is saved.
     """
     jobs = default_jobs(config) if jobs is None else jobs
     for flag, number in (("jobs", jobs), ("threads", threads)):
         if number < 1:
             raise CompareError(f"--{flag} {number}: it takes at least 1")
-    runs = plan(config, out)
+    runs, trials = plan(config, out), plan_tuning(config, out)
     command = command or f"xcope.compare.compare(config, {str(out)!r})"
-    with opened(out, runs, overwrite=overwrite):
+    how = Circumstances(command, str(device_for(config.train.device)), jobs, threads)
+    tuning = [trial.run for trial in trials]
+    with opened(out, runs, tuning, overwrite=overwrite):
         (out / "runs").mkdir(exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        with display(console or Console(stderr=True), runs) as shown:
-            reasons = _run(runs, out, jobs, threads, shown, command)
-        outcomes = tuple(outcome(run, reasons.get(run.name)) for run in runs)
-        how = Circumstances(command, str(device_for(config.train.device)), jobs, threads)
-        return _write(config, out, outcomes, how)
+        runner = Runner(out, how, console or Console(stderr=True))
+        tuned = runner.outcomes(tuning, "tuning ")
+        picked = picks(trials, lambda run: tuned[run.name])
+        runs, hopeless = with_picks(runs, picked)
+        if trials:
+            check_picked([run for run in runs if run.name not in hopeless])
+        ended = runner.outcomes(runs, "", hopeless)
+        outcomes = tuple(ended[run.name] for run in runs)
+        summaries = tuple(summarise(outcomes, config.baseline))
+        write(out, Findings(config, outcomes, summaries, picked, how))
+        return Comparison(out, outcomes, summaries, tuple(picked))
 
 
 def default_jobs(config: Config) -> int:
@@ -92,41 +112,66 @@ def default_jobs(config: Config) -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run(
-    runs: Sequence[Run], out: Path, jobs: int, threads: int, shown: Display, command: str
-) -> dict[str, str]:
-    """Train what is not complete; run name → why it failed."""
-    todo = [run for run in runs if not run.complete]
-    if len(todo) < len(runs):
-        shown.note(f"{len(runs) - len(todo)} of {len(runs)} runs are complete already")
-    if todo:
-        shown.note(f"{len(todo)} runs to train in {out}, {min(jobs, len(todo))} at a time")
-    try:
-        return run_all(todo, jobs=jobs, threads=threads, logs=out / "logs", display=shown)
-    except KeyboardInterrupt:
+@dataclass(frozen=True)
+class Runner:
+    """Where and how runs are trained."""
+
+    out: Path
+    how: Circumstances
+    console: Console
+
+    def outcomes(
+        self, runs: Sequence[Run], kind: str, hopeless: Mapping[str, str] | None = None
+    ) -> dict[str, Outcome]:
+        """Train what is not complete; name → outcome of every run.
+
+        Args:
+            kind: a word for the runs, for what is shown.
+            hopeless: run → why it is not even begun.
+
+        Raises:
+            CompareInterruptedError: Ctrl-C; what had begun is saved.
+        """
+        reasons = dict(hopeless or {})
+        if not runs:
+            return {}
+        with display(self.console, runs) as shown:
+            todo = [run for run in runs if not run.complete and run.name not in reasons]
+            self._announce(shown, runs, todo, kind)
+            try:
+                reasons |= run_all(
+                    todo,
+                    jobs=self.how.jobs,
+                    threads=self.how.threads,
+                    logs=self.out / "logs",
+                    display=shown,
+                )
+            except KeyboardInterrupt:
+                done = sum(run.complete for run in runs)
+                raise CompareInterruptedError(
+                    f"stopped with {done} of {len(runs)} {kind}runs complete. To go on:\n"
+                    f"  {self.how.command}"
+                ) from None
+        return {run.name: outcome(run, reasons.get(run.name)) for run in runs}
+
+    def _announce(
+        self, shown: Display, runs: Sequence[Run], todo: Sequence[Run], kind: str
+    ) -> None:
         done = sum(run.complete for run in runs)
-        raise CompareInterruptedError(
-            f"stopped with {done} of {len(runs)} runs complete. To go on:\n  {command}"
-        ) from None
+        if done:
+            shown.note(f"{done} of {len(runs)} {kind}runs are complete already")
+        for name in sorted(failed_before(self.out) & {run.name for run in todo}):
+            shown.note(f"{name} failed before and is tried again")
+        if todo:
+            jobs = min(self.how.jobs, len(todo))
+            shown.note(f"{len(todo)} {kind}runs to train in {self.out}, {jobs} at a time")
 
 
-def _write(
-    config: Config, out: Path, outcomes: tuple[Outcome, ...], how: Circumstances
-) -> Comparison:
-    """All that is made from the runs' results."""
-    write_results(out / "results.csv", outcomes)
-    write_timings(out / "timings.csv", outcomes)
-    summaries = tuple(summarise(outcomes))
-    plots = [_plot(summary, out) for summary in summaries]
-    (out / "report.md").write_text(report(config, summaries, plots, how), encoding="utf-8")
-    return Comparison(out, outcomes, summaries)
-
-
-def _plot(summary: Summary, out: Path) -> list[str]:
-    """Draw a summary's plots; returns their paths from ``out``."""
-    task = safe_name(summary.task)
-    errors, losses = f"plots/{summary.metric}-{task}.png", f"plots/loss-{task}.png"
-    (out / "plots").mkdir(exist_ok=True)
-    plot_splits(summary, out / errors)
-    plot_curves(summary, out / losses)
-    return [errors, losses]
+def failed_before(out: Path) -> set[str]:
+    """The runs that an earlier call reported as failed."""
+    failed = set()
+    for name in ("results.csv", "tuning.csv"):
+        if (out / name).is_file():
+            with (out / name).open(newline="") as file:
+                failed |= {row["run"] for row in csv.DictReader(file) if row["status"] == "failed"}
+    return failed

@@ -1,6 +1,6 @@
-"""A worker process: trains one run after another, and tells its parent over a pipe.
+"""A worker process: trains one run, and tells its parent over a pipe.
 
-When the parent hangs up (Ctrl-C, or it died), the run in hand saves a checkpoint and stops.
+When the parent hangs up (Ctrl-C, or it died), the run saves a checkpoint and stops.
 """
 
 from __future__ import annotations
@@ -55,19 +55,17 @@ class Ended:
 Message = Moved | Ended
 
 
-def serve(connection: Connection, threads: int) -> None:
-    """Take jobs from the pipe until the parent hangs up: the body of a worker process."""
+def serve(connection: Connection, job: Job, threads: int) -> None:
+    """Do a job and tell how it ended: the body of a worker process."""
     # the parent decides about Ctrl-C; it started this process with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     torch.set_num_threads(threads)
     try:
-        while True:
-            job: Job = connection.recv()
-            with _output_to(job.log):
-                ended = _run(job, connection)
-            connection.send(ended)
-    except (EOFError, OSError):
+        with _output_to(job.log):
+            ended = _run(job, connection)
+        connection.send(ended)
+    except OSError:  # the parent hung up
         return
 
 

@@ -3,8 +3,16 @@
 from xcope.config.build import build_model, build_task
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.load import load_config
-from xcope.config.schema import Config, EvaluateConfig, ModelConfig, TaskConfig, TrainConfig
+from xcope.config.schema import (
+    Config,
+    EvaluateConfig,
+    ModelConfig,
+    TaskConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from xcope.config.sweep import expand_sweep
+from xcope.config.tuning import expand_tuning
 
 __all__ = [
     "Config",
@@ -14,8 +22,10 @@ __all__ = [
     "ModelConfig",
     "TaskConfig",
     "TrainConfig",
+    "TuneConfig",
     "build_model",
     "build_task",
     "expand_sweep",
+    "expand_tuning",
     "load_config",
 ]

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from xcope.config.assemble import head_width, make_task
 from xcope.config.errors import ConfigError, dotted
 from xcope.config.keys import check_keys
-from xcope.config.schema import SECTIONS, Config
-from xcope.config.trial import check_model, check_task
+from xcope.config.schema import SECTIONS, Config, TuneConfig
+from xcope.config.trial import check_model, check_splits, check_task
 from xcope.config.wording import expected, near_choice, shown
 from xcope.config.yaml_tree import Node, write_text
 
@@ -37,6 +37,7 @@ def checked(tree: Node, tried: set[str] | None = None) -> Config:
         check_task(tree, config)
         check_model(tree, config)
         tried.add(described)
+    check_splits(tree, config)
     sizes = {"max_seq_len": config.model.max_seq_len or make_task(config.task).max_seq_len}
     if "attn_dim_head" not in config.model.flags:
         sizes["dim_head"] = head_width(config.model)
@@ -73,7 +74,7 @@ def _explained(tree: Node, error: ValidationError) -> ConfigError:
 
 def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The section and key of pydantic's location, without the branches inside a value."""
-    depth = 2 if location[0] in (*SECTIONS, "sweep") else 1
+    depth = 2 if location[0] in (*SECTIONS, "sweep", "tune") else 1
     return tuple(str(part) for part in location[:depth])
 
 
@@ -81,4 +82,6 @@ def _kind(path: tuple[str, ...]) -> Any:
     """What the schema says of a key."""
     if len(path) == 1:
         return Config.model_fields[path[0]]
-    return list if path[0] == "sweep" else SECTIONS[path[0]].model_fields[path[1]]
+    if path[0] == "sweep":
+        return list
+    return (SECTIONS | {"tune": TuneConfig})[path[0]].model_fields[path[1]]

@@ -12,6 +12,7 @@ from xcope.config.errors import ConfigError, Mark
 from xcope.config.overrides import override
 from xcope.config.schema import Config
 from xcope.config.sweep import check_overrides, expand_sweep
+from xcope.config.tuning import expand_tuning
 from xcope.config.yaml_tree import Node, from_plain
 
 
@@ -24,7 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
     Args:
         path: a YAML file.
         overrides: ``"train.lr=3e-4"``; later ones win.
-        sweep: allow ``sweep:``; then see `expand_sweep`.
+        sweep: allow ``sweep:``; then see `expand_sweep` and `expand_tuning`.
 
     Raises:
         ConfigError: names file (or command line), line and key.
@@ -32,6 +33,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
     tree = override(compose(path), overrides)
     config = typed(tree)
     if not config.sweep:
+        if config.tune is not None:
+            raise ConfigError(
+                "values are picked for the runs of a sweep, and there is none: add a sweep, or "
+                "drop this with tune=null",
+                "tune",
+                tree.mark_of(("tune",)),
+            )
         return checked(tree)
     if not sweep:
         raise ConfigError(
@@ -42,6 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
         )
     check_overrides(tree, overrides)
     expand_sweep(config)
+    expand_tuning(config)
     return config
 
 

@@ -49,9 +49,9 @@ def _malformed(text: str, wrong: str) -> ConfigError:
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """``a.b.c`` → its parts; after ``sweep.`` all that follows is one key."""
+    """``a.b.c`` → its parts; after ``sweep.`` and ``tune.`` all that follows is one key."""
     first, dot, rest = key.partition(".")
-    return (first, rest) if first == "sweep" and dot else tuple(key.split("."))
+    return (first, rest) if first in ("sweep", "tune") and dot else tuple(key.split("."))
 
 
 def nest(path: Sequence[str], value: Node) -> Node:

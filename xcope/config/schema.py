@@ -121,6 +121,28 @@ class EvaluateConfig(Section):
     """Sequences per batch."""
     seed: WholeNumber = 1
     """Of the test data."""
+    splits: Annotated[list[str], Field(min_length=1)] | None = None
+    """Which test splits; null: all of the task."""
+
+
+class TuneConfig(OpenSection):
+    """Keys of ``train`` whose value is picked for each scheme before the runs of a sweep.
+
+    The further keys are dotted, each with the values to try (``train.lr: [5e-4, 1e-3]``); all
+    combinations are tried. What has the lowest headline metric in distribution is picked.
+    """
+
+    seeds: Annotated[list[WholeNumber], Field(min_length=1)] = [100]
+    """Training seeds of the tuning runs; none of them may be one of the sweep."""
+    steps: Count | None = None
+    """Steps of a tuning run; null: those of the runs."""
+    evaluate_seed: WholeNumber = 2
+    """Of the validation data; not that of the test data."""
+
+    @property
+    def grid(self) -> Options:
+        """Key → values to try."""
+        return self.rest
 
 
 class Config(Section):
@@ -134,6 +156,11 @@ class Config(Section):
     """Folder of the run."""
     sweep: dict[str, list[Any]] = {}
     """Key → values to try; a run for each combination (scripts/compare.py)."""
+    tune: TuneConfig | None = None
+    """What is picked for each scheme of a sweep before its runs."""
+    baseline: str | None = None
+    """The scheme that the others of a sweep are compared with, as reports name it; null: the first
+    one."""
     _source: Source = PrivateAttr(default_factory=lambda: Source(None))
 
     @field_validator("sweep", mode="before")
@@ -144,7 +171,7 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The config as YAML that loads back to an equal one, defaults written out."""
         data = self.model_dump()
-        left_out = [key for key in ("out", "sweep") if not data[key]]
+        left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
 
     def label(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from xcope.config.check import checked, typed
 from xcope.config.errors import COMMAND_LINE, ConfigError, Mark
@@ -13,6 +13,9 @@ from xcope.config.schema import SECTIONS, Config
 from xcope.config.wording import shown
 from xcope.config.yaml_tree import Node, from_plain
 from xcope.errors import did_you_mean, listing
+
+ABOVE = frozenset({"sweep", "tune", "baseline"})
+"""Keys that are about several runs: no run has them."""
 
 
 def expand_sweep(config: Config) -> list[Config]:
@@ -25,55 +28,72 @@ def expand_sweep(config: Config) -> list[Config]:
         ConfigError: a key that cannot be swept over, a list that is empty or holds a value twice, a
             run whose task or model cannot be built.
     """
-    tree = _tree_of(config)
-    base = Node({key: node for key, node in tree.children.items() if key != "sweep"}, tree.mark)
-    sweep = tree.get("sweep")
-    axes = _axes(sweep) if sweep is not None else {}
-    tried: set[str] = set()
-    return [
-        _run(base, dict(zip(axes, values, strict=True)), tried)
-        for values in itertools.product(*axes.values())
-    ]
+    tree = tree_of(config)
+    return combinations(tree, sweep_axes(tree), "the sweep's run")
 
 
 def check_overrides(tree: Node, overrides: Sequence[str]) -> None:
-    """Refuse an override of a key that the sweep sets.
+    """Refuse an override of a key that the sweep or tuning sets.
 
     Raises:
-        ConfigError: names the key of the sweep to override instead.
+        ConfigError: names the key of the sweep or of tune to override instead.
     """
-    sweep = tree.get("sweep")
     for text in overrides:
         key = ".".join(parse_override(text)[0])
-        for swept, values in (sweep.children if sweep else {}).items():
-            if f"{key}.".startswith(f"{swept}.") or f"{swept}.".startswith(f"{key}."):
+        for section, set_key, values in _set_above(tree):
+            if f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}."):
                 raise ConfigError(
-                    f"the sweep sets {swept!r} ({values.mark}): override 'sweep.{swept}' instead, "
-                    "or drop the sweep with sweep=null",
+                    f"the {section} sets {set_key!r} ({values.mark}): override "
+                    f"'{section}.{set_key}' instead, or drop the {section} with {section}=null",
                     key,
                     COMMAND_LINE,
                 )
 
 
-def _tree_of(config: Config) -> Node:
+def _set_above(tree: Node) -> Iterator[tuple[str, str, Node]]:
+    """Section, key and values of all that is set by the sweep or tuning."""
+    for section in ("sweep", "tune"):
+        node = tree.get(section)
+        for key, values in (node.children if node else {}).items():
+            if "." in key:
+                yield section, key, values
+
+
+def tree_of(config: Config) -> Node:
     """The tree that the config was read from, unless it is a copy that was changed since."""
     if config.source is not None and typed(config.source) == config:
         return config.source
     return from_plain(config.model_dump(), Mark("config"))
 
 
-def _axes(sweep: Node) -> Mapping[str, list[Node]]:
-    """Key → values of the sweep, checked."""
+def sweep_axes(tree: Node) -> dict[str, list[Node]]:
+    """Key → values of the sweep, checked; nothing without a sweep."""
+    sweep = tree.get("sweep")
     axes = {}
-    for key, node in sweep.children.items():
+    for key, node in (sweep.children if sweep else {}).items():
         values = node.value if isinstance(node.value, list) else []
-        if wrong := _unknown(key) or _unusable([value.plain() for value in values]):
+        if wrong := unknown(key) or unusable([value.plain() for value in values]):
             raise ConfigError(wrong, f"sweep.{key}", node.mark)
         axes[key] = values
     return axes
 
 
-def _unknown(key: str) -> str | None:
+def combinations(tree: Node, axes: Mapping[str, list[Node]], run: str) -> list[Config]:
+    """The checked config of every combination of values, the first key changing slowest.
+
+    Args:
+        run: what one of them is called in an error.
+    """
+    base = Node({key: node for key, node in tree.children.items() if key not in ABOVE}, tree.mark)
+    tried: set[str] = set()
+    return [
+        _run(base, dict(zip(axes, values, strict=True)), tried, run)
+        for values in itertools.product(*axes.values())
+    ]
+
+
+def unknown(key: str) -> str | None:
+    """What is wrong with a key that is to be set, if anything is."""
     section, dot, rest = key.partition(".")
     if not dot or section not in SECTIONS:
         return (
@@ -85,14 +105,15 @@ def _unknown(key: str) -> str | None:
     return None if known else unknown_key(name, section)
 
 
-def _unusable(values: list[object]) -> str | None:
+def unusable(values: list[object]) -> str | None:
+    """What is wrong with the values of a key, if anything is."""
     if not values:
         return "the list of values is empty"
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     return f"{shown(twice[0])} stands twice in the list" if twice else None
 
 
-def _run(base: Node, values: Mapping[str, Node], tried: set[str]) -> Config:
+def _run(base: Node, values: Mapping[str, Node], tried: set[str], name: str) -> Config:
     tree = set_keys(base, ((key.split("."), value) for key, value in values.items()))
     try:
         return checked(tree, tried)
@@ -100,5 +121,5 @@ def _run(base: Node, values: Mapping[str, Node], tried: set[str]) -> Config:
         if not values:
             raise
         run = " ".join(f"{key}={shown(value.plain())}" for key, value in values.items())
-        message = f"{error.message} (in the sweep's run {run})"
+        message = f"{error.message} (in {name} {run})"
         raise ConfigError(message, error.key, error.mark) from error

@@ -15,7 +15,7 @@ from xcope.config.assemble import make_model, make_task
 from xcope.config.errors import ConfigError, Path, dotted
 from xcope.config.schema import Config, ModelConfig
 from xcope.config.yaml_tree import Node
-from xcope.errors import FlagError, words_of
+from xcope.errors import FlagError, did_you_mean, listing, words_of
 from xcope.modules import SeamError
 from xcope.positions.plan import SPLITS
 from xcope.tasks import Task
@@ -28,6 +28,19 @@ def check_task(tree: Node, config: Config) -> None:
     except FlagError as error:
         key = "name" if error.flag == "task" else error.flag
         raise _located(tree, [("task", key), ("task",)], str(error)) from error
+
+
+def check_splits(tree: Node, config: Config) -> None:
+    """Raise `ConfigError` if a split is to be measured that the task does not have."""
+    splits = make_task(config.task).splits
+    for split in config.evaluate.splits or ():
+        if split not in splits:
+            raise ConfigError(
+                f"task {config.task.name!r} has no test split {split!r}: choose among "
+                f"{listing(splits)}{did_you_mean(split, splits)}",
+                "evaluate.splits",
+                tree.mark_of(("evaluate", "splits")),
+            )
 
 
 def check_model(tree: Node, config: Config) -> None:

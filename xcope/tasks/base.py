@@ -77,6 +77,12 @@ class Task(ABC):
     def splits(self) -> tuple[str, ...]:
         """Names of the test splits, in distribution first; ``"train"`` is not among them."""
 
+    @property
+    def length_splits(self) -> tuple[str, ...]:
+        """Those of `splits` that differ from the first in length alone, it included, shortest
+        first: the points of a curve over length."""
+        return self.splits[:1]
+
     @abstractmethod
     def seq_len(self, split: str) -> int:
         """Tokens per sequence of ``"train"`` or a test split."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from xcope.tasks.base import Batch, next_token_batch, uniform
 from xcope.tasks.registry import register
+from xcope.tasks.stretch import Stretchable
 from xcope.tasks.words import WordTask
 
 PASS = 0
@@ -34,12 +35,13 @@ PASS = 0
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Counting(WordTask):
+class Counting(Stretchable, WordTask):
     """Sequences of ``length + 2`` tokens; scored is the answer, the last of them.
 
     Split ``longer`` has longer programs, so its answers are larger on average than those of
     training. Split ``longer_pass`` has training's programs, made as long by ``pass`` commands at
-    random places after the first settings: its answers are distributed as training's.
+    random places after the first settings: its answers are distributed as training's. Splits
+    ``longer_2x``, … are as ``longer``, at other lengths.
 
     Args:
         variables: 1 to 26, called a, b, c, …; the paper has 1, 3 and 5.
@@ -50,6 +52,7 @@ class Counting(WordTask):
         set_weight: how often a command is ``x=0``, relative to the other two weights.
         increment_weight: how often it is ``x++``.
         pass_weight: how often it is ``pass``.
+        stretch: see `Stretchable`.
     """
 
     name: ClassVar[str] = "counting"
@@ -94,20 +97,13 @@ class Counting(WordTask):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("in_distribution", "longer", "longer_pass")
+        return ("in_distribution", "longer", "longer_pass", *self.multiples)
 
     def commands(self, split: str) -> int:
         """Commands per program of the split."""
-        longer = 2 * self.length if self.longer is None else self.longer
-        return self.for_split(
-            split,
-            {
-                "train": self.length,
-                "in_distribution": self.length,
-                "longer": longer,
-                "longer_pass": longer,
-            },
-        )
+        if split in ("longer", "longer_pass"):
+            return 2 * self.length if self.longer is None else self.longer
+        return self.multiple(split) * self.length
 
     def seq_len(self, split: str) -> int:
         return self.commands(split) + 2

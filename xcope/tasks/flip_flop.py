@@ -18,6 +18,7 @@ import torch
 
 from xcope.tasks.base import Batch, next_token_batch, uniform
 from xcope.tasks.registry import register
+from xcope.tasks.stretch import Stretchable
 from xcope.tasks.words import WordTask
 
 # Tokens 0 and 1 are the bits themselves.
@@ -26,7 +27,7 @@ WRITE, READ, SKIP = 2, 3, 4
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FlipFlop(WordTask):
+class FlipFlop(Stretchable, WordTask):
     """Sequences of ``2 · instructions`` tokens; scored are the bits after ``r``.
 
     Args:
@@ -34,6 +35,7 @@ class FlipFlop(WordTask):
         p_train: probability of ``i`` in training and in distribution.
         p_dense: of the split ``dense``, where little is ignored.
         p_sparse: of the split ``sparse``, where nearly all is.
+        stretch: see `Stretchable`; the longer splits have more instructions and training's p.
     """
 
     name: ClassVar[str] = "flip_flop"
@@ -59,7 +61,7 @@ class FlipFlop(WordTask):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("in_distribution", "dense", "sparse")
+        return ("in_distribution", "dense", "sparse", *self.multiples)
 
     def ignore_probability(self, split: str) -> float:
         """p of the split's FFL(p)."""
@@ -70,16 +72,17 @@ class FlipFlop(WordTask):
                 "in_distribution": self.p_train,
                 "dense": self.p_dense,
                 "sparse": self.p_sparse,
+                **dict.fromkeys(self.multiples, self.p_train),
             },
         )
 
     def seq_len(self, split: str) -> int:
-        self.ignore_probability(split)
-        return 2 * self.instructions
+        return 2 * self.instructions * self.multiple(split)
 
     def sample(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
         p = self.ignore_probability(split)
-        shape = (batch_size, self.instructions)
+        instructions = self.instructions * self.multiple(split)
+        shape = (batch_size, instructions)
         u = uniform(shape, generator)
         instruction = torch.full(shape, READ)
         instruction[u < p + (1 - p) / 2] = WRITE
@@ -87,7 +90,7 @@ class FlipFlop(WordTask):
         instruction[:, 0], instruction[:, -1] = WRITE, READ
 
         drawn = torch.randint(2, shape, generator=generator)
-        place = torch.arange(self.instructions)
+        place = torch.arange(instructions)
         last_write = torch.where(instruction == WRITE, place, 0).cummax(dim=1).values
         read = instruction == READ
         bit = torch.where(read, drawn.gather(1, last_write), drawn)

@@ -17,8 +17,9 @@ from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
 from xcope.training.device import accelerated, deterministic, seed_everything
 from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
-from xcope.training.evaluation import evaluate
+from xcope.training.evaluation import tally
 from xcope.training.interruption import Interruption
+from xcope.training.memory import PeakMemory
 from xcope.training.metrics import MetricsLog
 from xcope.training.optimizer import learning_rate
 from xcope.training.reporter import Reporter, Silent
@@ -55,6 +56,7 @@ def train(
         if accelerator.is_main_process:
             run.open(config, resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
+        memory = PeakMemory(accelerator.device)
         state = TrainingState.fresh(config, accelerator)
         if checkpoint.exists(run.checkpoint):
             state.load(run.checkpoint)
@@ -62,6 +64,7 @@ def train(
         try:
             if state.step < config.train.steps:
                 run_steps(state, task, run, reporter or Silent())
+                state.peak_bytes = memory.bytes()
             return finished(state, task, run)
         except KeyboardInterrupt:
             raise RunInterruptedError(how_to_go_on(run)) from None
@@ -187,12 +190,18 @@ def finished(state: TrainingState, task: Task, run: RunFolder) -> Result:
 def measure(state: TrainingState, task: Task, run: RunFolder) -> None:
     """Evaluate the trained model in float32 and write the result."""
     model, how, began = state.bare, state.config.evaluate, time.perf_counter()
-    splits = evaluate(model, task, batches=how.batches, batch_size=how.batch_size, seed=how.seed)
+    tallies = tally(
+        model, task, batches=how.batches, batch_size=how.batch_size, seed=how.seed,
+        splits=how.splits,
+    )  # fmt: skip
+    splits = {split: one.metrics(task) for split, one in tallies.items()}
+    by_position = {split: one.by_position(task) for split, one in tallies.items()}
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.write_result(
-        Result(splits, params, state.step, state.seconds),
+        Result(splits, params, state.step, state.seconds, by_position),
         steps_per_second=state.step / state.seconds,
         evaluate_seconds=time.perf_counter() - began,
+        peak_bytes=state.peak_bytes,
         device=str(state.accelerator.device),
         threads=torch.get_num_threads(),
         torch=torch.__version__,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Result:
         params: number of trained parameters.
         steps: number of updates.
         seconds: training time, evaluation not included.
+        by_position: test split → ``edges`` and ``values``, as far as it was measured.
     """
 
     splits: Mapping[str, Mapping[str, float]]
     params: int
     steps: int
     seconds: float
+    by_position: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -84,6 +86,8 @@ class RunFolder:
     def write_result(self, result: Result, **timing: Any) -> None:
         """Write ``results.json``, and what varies between identical runs to ``timing.json``."""
         values = asdict(result)
+        if not result.by_position:
+            del values["by_position"]
         write_json(self.timing, {"seconds": values.pop("seconds"), **timing})
         write_json(self.results, values)
 
@@ -91,7 +95,12 @@ class RunFolder:
         """The result of a finished run, None before."""
         if not self.results.exists():
             return None
-        return Result(**read_json(self.results), seconds=read_json(self.timing)["seconds"])
+        return Result(**read_json(self.results), seconds=self.read_timing()["seconds"])
+
+    def read_timing(self) -> dict[str, Any]:
+        """What varies between identical runs: ``seconds``, ``peak_bytes``, ``device``, …"""
+        timing: dict[str, Any] = read_json(self.timing)
+        return timing
 
     def _go_on(self, config: Config) -> None:
         if checkpoint.exists(self.checkpoint):

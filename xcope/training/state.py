@@ -32,6 +32,8 @@ class TrainingState:
         optimizer: AdamW, as Accelerate prepared it.
         step: updates done.
         seconds: training time so far, of all processes that worked on the run.
+        peak_bytes: memory at the peak of training, over that before the model was made; None
+            before the last step, or where the system does not tell.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class TrainingState:
     optimizer: AcceleratedOptimizer
     step: int = 0
     seconds: float = 0.0
+    peak_bytes: int | None = None
 
     @classmethod
     def fresh(cls, config: Config, accelerator: Accelerator) -> TrainingState:

@@ -1,0 +1,22 @@
+"""What `import xcope` gives, and what it leaves until it is asked for."""
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+import xcope
+assert all(hasattr(xcope, name) for name in xcope.__all__)
+assert "matplotlib" not in sys.modules, "drawing is imported by xcope.inspect alone"
+assert callable(xcope.inspect.trace)
+try:
+    xcope.inspekt
+except AttributeError as error:
+    assert "inspekt" in str(error)
+else:
+    raise SystemExit("an unknown name is no AttributeError")
+"""
+
+
+def test_inspect_is_imported_when_it_is_asked_for():
+    subprocess.run([sys.executable, "-c", CODE], check=True)
