@@ -17,7 +17,7 @@ from xcope.positions.cope import CoPE
 SINGLE = [n for n, kind in xcope.schemes().items() if kind.slot is not None]
 
 ROOT = pathlib.Path(__file__).parents[2]
-GEOMETRY = Geometry(dim=32, heads=4, dim_head=16, max_seq_len=20, kv_heads=4)
+GEOMETRY = Geometry(dim=32, heads=4, dim_head=16, max_seq_len=20)
 
 
 @pytest.mark.parametrize("name", NAMES)

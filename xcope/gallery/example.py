@@ -13,7 +13,7 @@ import yaml
 from xcope.errors import FlagError
 from xcope.positions import Geometry, Scheme, scheme, schemes
 
-GEOMETRY = Geometry(dim=512, heads=8, dim_head=64, max_seq_len=512, kv_heads=8)
+GEOMETRY = Geometry(dim=512, heads=8, dim_head=64, max_seq_len=512)
 TRAINED_LEN = GEOMETRY.max_seq_len
 """Stands where a scheme needs the training length, which only its user knows."""
 

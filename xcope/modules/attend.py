@@ -215,5 +215,7 @@ def _attend_wide(
         these = slice(first, min(first + KEY_HEADS_AT_ONCE, k.shape[1]))
         those = slice(these.start * groups, these.stop * groups)
         tensors = (q[:, those], k[:, these], v[:, these])
-        outs.append(checkpoint(some, *tensors, those, use_reentrant=False))
+        # nothing in it is random
+        wide = checkpoint(some, *tensors, those, use_reentrant=False, preserve_rng_state=False)
+        outs.append(wide)
     return torch.cat(outs, dim=1)

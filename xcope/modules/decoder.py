@@ -60,7 +60,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             dim=request.upstream["dim"],
             heads=request.upstream.get("heads", 8),
             dim_head=request.upstream.get("attn_dim_head", 64),
-            kv_heads=_kv_heads(request.upstream),
         )
         try:
             super().__init__(**_upstream_flags(request))
@@ -174,10 +173,7 @@ class Builder:
         return self._made[one, heads]
 
     def _build(self, one: Scheme, heads: int) -> Any:
-        geometry = self.geometry
-        if heads != geometry.heads:  # groups of heads have keys of their own
-            geometry = replace(geometry, heads=heads, kv_heads=heads)
-        return one.build(geometry)
+        return one.build(replace(self.geometry, heads=heads))
 
 
 def _materialised_by_dropout(part: Part) -> bool:
@@ -223,14 +219,6 @@ def _abs_pos_default(request: Request) -> bool:
             f"disable_abs_pos_emb=True contradicts position={named[0].name!r}: drop one of them",
         )
     return not request.named if disable is None else not disable
-
-
-def _kv_heads(flags: dict[str, Any]) -> int:
-    """Key heads; per layer differing numbers count as many."""
-    if flags.get("attn_one_kv_head"):
-        return 1
-    given = flags.get("attn_kv_heads")
-    return given if isinstance(given, int) else flags.get("heads", 8)
 
 
 def _check_sizes(flags: dict[str, Any]) -> None:

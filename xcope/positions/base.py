@@ -36,14 +36,13 @@ class Geometry:
     """The decoder that a scheme is built for.
 
     ``max_seq_len`` is only known to schemes of the input slot, which the wrapper builds; 0
-    elsewhere. ``kv_heads`` is 0 there.
+    elsewhere.
     """
 
     dim: int
     heads: int
     dim_head: int
     max_seq_len: int = 0
-    kv_heads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

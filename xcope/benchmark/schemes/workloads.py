@@ -143,8 +143,8 @@ def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
 
 def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
     """The groups of a layer's heads, and what is added to the input."""
-    geometry = Geometry(dim=DIM, heads=HEADS, dim_head=DIM_HEAD, kv_heads=HEADS)
-    wrapper = dataclasses.replace(geometry, max_seq_len=n, kv_heads=0)
+    geometry = Geometry(dim=DIM, heads=HEADS, dim_head=DIM_HEAD)
+    wrapper = dataclasses.replace(geometry, max_seq_len=n)
     added = [one.build(wrapper) for one in plan.of(Slot.INPUT)]
     parts = Builder(geometry).parts(plan.layers[0])
     return parts, [module for module in added if module is not None]
