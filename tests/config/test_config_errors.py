@@ -38,7 +38,8 @@ EXACT = [
         "steps: 10",
         "stesp: 10",
         "base.yaml:11: train.stesp: unknown key 'stesp'; allowed: 'steps', 'batch_size', 'lr', "
-        "'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', 'log_every', "
+        "'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', "
+        "'log_every', "
         "'checkpoint_every' and 'device'; did you mean 'steps'?",
         id="unknown train key",
     ),

@@ -90,7 +90,8 @@ def test_one_run_cannot_have_a_sweep(swept, error):
             "  train.seed: [0, 1]",
             "  train.sed: [0, 1]",
             "swept.yaml:6: sweep.train.sed: unknown key 'sed'; allowed: 'steps', 'batch_size', "
-            "'lr', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', 'log_every', "
+            "'lr', 'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', "
+            "'precision', 'log_every', "
             "'checkpoint_every' and 'device'; did you mean 'seed'?",
         ),
         (

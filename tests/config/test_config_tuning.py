@@ -117,3 +117,11 @@ def test_a_run_may_be_measured_on_some_splits(base, error):
     caught = error(base, "evaluate.splits=[dence]")
     assert caught.key == "evaluate.splits"
     assert "did you mean 'dense'?" in caught.message
+
+
+def test_on_text_values_are_picked_on_text_that_no_test_has(tuned):
+    config = load_config(tuned, ["task={name: text, length: 8}"], sweep=True)
+    assert {tuple(run.evaluate.splits) for run in expand_tuning(config)} == {("validation",)}
+    assert load_config(tuned, ["sweep=null", "tune=null", "baseline=null",
+                               "task={name: text, length: 8}",
+                               "evaluate.splits=[validation]"]).evaluate.splits  # fmt: skip

@@ -208,3 +208,18 @@ def recorded_gates(cope):
     hook = cope.register_forward_hook(record)
     yield seen
     hook.remove()
+
+
+@pytest.mark.parametrize("flags", [{}, {"cope_per_head": True}], ids=str)
+def test_the_table_begins_at_zero_or_as_noise(flags):
+    def tables(**more):
+        decoder = xcope.Decoder(dim=128, depth=2, heads=4, cope_max_pos=64, attn_use_cope=True,
+                                **flags, **more)  # fmt: skip
+        return [table for name, table in decoder.named_parameters() if name.endswith("pos_emb")]
+
+    assert all((table == 0).all() for table in tables())
+    noise = tables(cope_init_std=0.3)
+    assert [table.std().item() for table in noise] == pytest.approx([0.3, 0.3], rel=0.1)
+    assert not (noise[0] == noise[1]).any(), "layers begin differently"
+    with pytest.raises(FlagError, match=r"cope_init_std=-1.0.*0 or more"):
+        tables(cope_init_std=-1.0)

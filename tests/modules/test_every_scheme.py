@@ -134,3 +134,11 @@ def test_a_draw_of_all_places_is_the_usual_order(name):
     plain, random = model_of(position(name)), model_of(position(name, random_max=48))
     tokens = torch.randint(40, (1, 48))
     torch.testing.assert_close(random.train()(tokens), plain.train()(tokens), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_position_parameters_are_those_that_a_model_without_positions_lacks(name):
+    model, bare = model_of(position(name)), model_of("none")
+    ours = {parameter: key for key, parameter in model.named_parameters()}
+    own = {ours[parameter] for parameter in model.position_parameters()}
+    assert own == set(ours.values()) - {key for key, _ in bare.named_parameters()}

@@ -52,8 +52,8 @@ def test_a_split_that_stretch_does_not_reach_is_unknown():
 
 def test_longer_windows_need_enough_text(tmp_path):
     (tmp_path / "book.txt").write_bytes(bytes(200))
-    options = {"corpus": str(tmp_path / "book.txt"), "length": 50, "held_out": 0.5}
-    task("text", options)
-    with pytest.raises(FlagError, match=r"longer_2x.*100 bytes") as caught:
-        task("text", {**options, "stretch": 2})
+    options = {"corpus": str(tmp_path / "book.txt"), "length": 32, "held_out": 0.5}
+    task("text", {**options, "stretch": 2})
+    with pytest.raises(FlagError, match=r"longer_4x.*67 bytes") as caught:
+        task("text", {**options, "stretch": 4})
     assert caught.value.flag == "stretch"

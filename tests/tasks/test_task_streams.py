@@ -81,8 +81,8 @@ def test_tokens_decode_and_encode_back(name: str, small_task: Build) -> None:
 @every_task
 def test_an_unknown_split_is_named(name: str, small_task: Build) -> None:
     one = small_task(name)
-    for call in (lambda: one.seq_len("validation"), lambda: one.batch("validation", 2, 0, 0)):
-        with pytest.raises(FlagError, match=r"validation.*train") as caught:
+    for call in (lambda: one.seq_len("exam"), lambda: one.batch("exam", 2, 0, 0)):
+        with pytest.raises(FlagError, match=r"exam.*train") as caught:
             call()
         assert caught.value.flag == "split"
 

@@ -21,9 +21,14 @@ def numbers(text: bytes) -> set[bytes]:
     return set(re.findall(rb"x_(\d+) =", text))
 
 
+def sides_of(one: Task) -> tuple[bytes, bytes]:
+    """All text to train on, and all that is held out."""
+    return text_of(one, "train"), text_of(one, "validation") + text_of(one, "held_out")
+
+
 def test_every_file_is_on_one_side_and_whole(corpus: Path):
     one = task("text", {"corpus": str(corpus), "held_out": 0.3})
-    train, held_out = text_of(one, "train"), text_of(one, "held_out")
+    train, held_out = sides_of(one)
     assert numbers(train) | numbers(held_out) == {str(k).encode() for k in range(40)}
     assert not numbers(train) & numbers(held_out)
     files = {file.read_bytes() for file in corpus.rglob("*.py")}
@@ -54,9 +59,9 @@ def test_windows_are_stretches_of_the_splits_own_text(corpus: Path, length, spli
 def test_windows_begin_everywhere(tmp_path: Path):
     (tmp_path / "letters").write_bytes(bytes(range(40)) * 2)
     one = task("text", {"corpus": str(tmp_path / "letters"), "length": 3, "held_out": 0.5})
-    for split in ("train", "held_out"):
+    for split, letters in (("train", range(37)), ("held_out", range(13, 37))):
         starts = {row[0] for row in one.batch(split, 2000, 0, 0).tokens.tolist()}
-        assert starts == set(range(37)), "the last one still has its next byte"
+        assert starts == set(letters), "the last one still has its next byte"
 
 
 def test_a_file_keeps_its_side_when_others_come(tmp_path: Path, corpus: Path):
@@ -90,7 +95,7 @@ def test_a_link_is_no_second_file(tmp_path: Path, corpus: Path):
     for k in range(0, 40, 2):
         (tmp_path / f"link_{k}.py").symlink_to(tmp_path / f"file_{k}.py")
     one = task("text", {"corpus": str(tmp_path), "held_out": 0.4})
-    train, held_out = text_of(one, "train"), text_of(one, "held_out")
+    train, held_out = sides_of(one)
     assert train.count(b"\0") + held_out.count(b"\0") == 20
     assert not numbers(train) & numbers(held_out)
 
@@ -103,17 +108,35 @@ def test_glob_chooses_the_files(tmp_path: Path):
     assert b"code" not in text_of(one, "train") + text_of(one, "held_out")
 
 
-def test_a_single_file_is_cut_in_two(tmp_path: Path):
+@pytest.mark.parametrize("how", ["named", "found"])
+def test_a_single_file_is_cut(tmp_path: Path, how: str):
     file = tmp_path / "book.txt"
     file.write_bytes(bytes(range(200)))
-    one = task("text", {"corpus": str(file), "held_out": 0.25, "length": 10})
-    assert text_of(one, "train") == bytes(range(150))
-    assert text_of(one, "held_out") == bytes(range(150, 200))
+    (tmp_path / "other.py").write_bytes(b"code")
+    where = {"corpus": str(file)}
+    if how == "found":
+        where = {"corpus": str(tmp_path), "glob": "*.txt"}
+    one = task("text", {**where, "held_out": 0.3, "length": 10})
+    assert text_of(one, "train") == bytes(range(140))
+    assert text_of(one, "validation") == bytes(range(140, 160))
+    assert text_of(one, "held_out") == bytes(range(160, 200))
+
+
+def test_validation_is_a_third_of_what_no_training_sees_and_no_test_has_it(corpus: Path):
+    one = task("text", {"corpus": str(corpus), "held_out": 0.5, "length": 10})
+    train, validation = text_of(one, "train"), text_of(one, "validation")
+    held_out = text_of(one, "held_out")
+    assert one.validation == "validation"
+    assert "validation" not in one.splits
+    assert len(validation) == pytest.approx(len(held_out) / 2, abs=2)
+    assert not numbers(train) & numbers(validation + held_out)
+    batch = one.batch("validation", 4, 0, 0)
+    assert all(bytes(row.tolist()) in validation for row in batch.tokens)
 
 
 def test_the_standard_library_is_found():
     one = task("text")
-    train, held_out = text_of(one, "train"), text_of(one, "held_out")
+    train, held_out = sides_of(one)
     assert train.count(b"\ndef ") > 1000
     assert b"\ndef " in held_out
     assert 0.02 < len(held_out) / len(train) < 0.4

@@ -15,7 +15,7 @@ from xcope.config import TrainConfig, build_model, build_task
 from xcope.errors import FlagError
 from xcope.training import RunDivergedError, RunInterruptedError, train
 from xcope.training.device import accelerated
-from xcope.training.loop import mean_loss
+from xcope.training.loop import mean_loss, update
 from xcope.training.optimizer import adamw, learning_rate
 from xcope.training.state import TrainingState
 
@@ -59,6 +59,26 @@ def test_only_matrices_decay():
     for name, parameter in model.named_parameters():
         factor = 0.95 if parameter.ndim == 2 else 1.0
         torch.testing.assert_close(parameter.detach(), factor * before[name])
+
+
+def test_what_the_scheme_learns_has_a_rate_of_its_own(tiny: MakeConfig):
+    config = tiny(
+        "model.position={name: cope, max_pos: 4, init_std: 0.1}", "train.position_lr_scale=10",
+        "train.warmup=0", "train.weight_decay=0",
+    )  # fmt: skip
+    with accelerated(config.train) as accelerator:
+        state = TrainingState.fresh(config, accelerator)
+        before = {name: p.detach().clone() for name, p in state.bare.named_parameters()}
+        update(state, build_task(config))
+    # Adam's first step is the learning rate wherever there is a gradient
+    steps = {
+        name: (parameter.detach() - before[name]).abs().max().item() / config.train.lr
+        for name, parameter in state.bare.named_parameters()
+    }
+    tables = [name for name in steps if name.endswith("cope.pos_emb")]
+    assert len(tables) == config.model.depth
+    for name, step in steps.items():
+        assert step == pytest.approx(10 if name in tables else 1, rel=0.01), name
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -115,7 +115,7 @@ def _check_length(model: TransformerWrapper, task: Task) -> None:
     rows = model.max_table_len
     if rows is None or task.max_seq_len <= rows:
         return
-    longest = max(("train", *task.splits), key=task.seq_len)
+    longest = max(task.every_split, key=task.seq_len)
     raise FlagError(
         "max_seq_len",
         f"max_seq_len={rows} ends the table of learned absolute positions, but split {longest!r} "

@@ -92,6 +92,8 @@ class TrainConfig(Section):
     """Sequences per step."""
     lr: Positive = 1e-3
     """Learning rate after the warm-up."""
+    position_lr_scale: Positive = 1.0
+    """Factor of the learning rate of what the positional scheme learns (tables, slopes, gates)."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's averages of the gradient and of its square."""
     weight_decay: NonNegative = 0.01
@@ -122,7 +124,7 @@ class EvaluateConfig(Section):
     seed: WholeNumber = 1
     """Of the test data."""
     splits: Annotated[list[str], Field(min_length=1)] | None = None
-    """Which test splits; null: all of the task."""
+    """Which splits; null: all test splits of the task."""
 
 
 class TuneConfig(OpenSection):

@@ -40,7 +40,7 @@ def expand_tuning(config: Config) -> list[Config]:
 
 
 def _tuned(run: Config, tune: TuneConfig) -> Config:
-    evaluate = {"seed": tune.evaluate_seed, "splits": [make_task(run.task).splits[0]]}
+    evaluate = {"seed": tune.evaluate_seed, "splits": [make_task(run.task).validation]}
     train = {"steps": tune.steps or run.train.steps}
     return run.model_copy(
         update={

@@ -14,6 +14,11 @@ from xcope.modules import seam
 from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
 from xcope.positions import Geometry, Plan, Scheme, Slot, combined, scheme, single
+from xcope.positions.base import AddedToInput, IndexBias, Rotation
+from xcope.positions.cope import CoPE
+from xcope.positions.forgetting import Forgetting
+
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, CoPE, Forgetting)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
@@ -81,6 +86,17 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
     def max_table_len(self) -> int | None:
         """The longest input that a table of absolute positions takes; None: no limit."""
         return getattr(self.pos_emb, "max_seq_len", None)
+
+    def position_parameters(self) -> list[nn.Parameter]:
+        """What the schemes learn: tables, slopes, gates. Not the keys of ``cope_sep_keys``, which
+        are the attention's."""
+        found = {
+            parameter: None
+            for module in self.modules()
+            if isinstance(module, SCHEME_MODULES)
+            for parameter in module.parameters()
+        }
+        return list(found)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers': token ids (b n) in, logits (b n num_tokens) out."""

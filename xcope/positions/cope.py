@@ -13,12 +13,14 @@ g_ij = sigmoid(scale · q_i·v_j) ("val-gates", there too); a table for each hea
 shares one among the heads of a layer; gates whose logits are mixed across heads (x-transformers'
 talking heads).
 
-The table e starts at zero: a fresh layer is attention without positions. The attention itself is
+The table e starts at zero, a fresh layer being attention without positions, or with ``init_std`` at
+normal noise. The attention itself is
 `xcope.ops.cope.cope_attention`; its definition is in `xcope.ops.cope.reference`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ class CoPE(nn.Module):
         per_head: a table for each head, (heads max_pos dim), instead of one for all.
         sep_keys: the gates come from keys of their own; whoever calls `attend` brings them.
         val_gates: the gates come from the values.
+        init_std: the standard deviation with which the table begins.
         backend: of `xcope.ops.cope.cope_attention`.
     """
 
@@ -62,6 +65,7 @@ class CoPE(nn.Module):
         per_head: bool = False,
         sep_keys: bool = False,
         val_gates: bool = False,
+        init_std: float = 0.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -75,6 +79,8 @@ class CoPE(nn.Module):
         self.backend = backend
         table = (heads, max_pos, dim) if per_head else (max_pos, dim)
         self.pos_emb = nn.Parameter(torch.zeros(table))
+        if init_std > 0:
+            nn.init.normal_(self.pos_emb, std=init_std)
         self._given_gates: tuple[Tensor, float] | None = None
         self.talking_heads = nn.Conv2d(heads, heads, 1, bias=False) if talking_heads else None
         if soft_onehot:
@@ -190,6 +196,8 @@ class ContextualPosition(Scheme):
         per_head: a table for each head instead of one for all.
         sep_keys: gates from keys of their own (paper, section 4).
         val_gates: gates from the values (paper, section 4).
+        init_std: the standard deviation of the normal noise that the table begins with; 0: zeros,
+            as in the authors' code and in x-transformers.
         backend: which implementation computes it, see `xcope.cope_attention`; all agree.
     """
 
@@ -213,6 +221,7 @@ class ContextualPosition(Scheme):
     per_head: bool = False
     sep_keys: bool = False
     val_gates: bool = False
+    init_std: float = 0.0
     backend: str = "auto"
 
     def alone(self) -> ContextualPosition:
@@ -230,6 +239,7 @@ class ContextualPosition(Scheme):
         allowed = listing(["auto", *BACKENDS])
         self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
         self.require(self.max_pos >= 1, "max_pos", "it must be at least 1")
+        self.require(0 <= self.init_std < math.inf, "init_std", "0 or more")
         self.require(self.soft_onehot_temp > 0, "soft_onehot_temp", "it must be above 0")
         return CoPE(
             geometry.dim_head,
@@ -241,5 +251,6 @@ class ContextualPosition(Scheme):
             per_head=self.per_head,
             sep_keys=self.sep_keys,
             val_gates=self.val_gates,
+            init_std=self.init_std,
             backend=self.backend,
         )

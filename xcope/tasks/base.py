@@ -78,6 +78,18 @@ class Task(ABC):
         """Names of the test splits, in distribution first; ``"train"`` is not among them."""
 
     @property
+    def validation(self) -> str:
+        """The split that values are picked on (``tune``), in distribution. An endless task draws
+        it from the first test split, by another seed; where text is finite it has text of its
+        own."""
+        return self.splits[0]
+
+    @property
+    def every_split(self) -> tuple[str, ...]:
+        """``"train"``, the test splits, and `validation`."""
+        return tuple(dict.fromkeys(("train", *self.splits, self.validation)))
+
+    @property
     def length_splits(self) -> tuple[str, ...]:
         """Those of `splits` that differ from the first in length alone, it included, shortest
         first: the points of a curve over length."""
@@ -98,7 +110,7 @@ class Task(ABC):
     @property
     def max_seq_len(self) -> int:
         """The longest sequence of any split."""
-        return max(self.seq_len(split) for split in ("train", *self.splits))
+        return max(map(self.seq_len, self.every_split))
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -3,7 +3,8 @@
 The corpus is Python's own standard library, found on the machine, so nothing is downloaded; it
 differs a little between Python versions and so do the numbers. A folder or a file of one's own can
 be named instead. Files are split into training and held-out text by a hash of their path, so a
-file keeps its side whatever else is added.
+file keeps its side whatever else is added. The first third of the held-out text is for validation:
+no test sees it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from xcope.tasks.base import Task
 
 SEPARATOR = b"\0"
 """Ends each file; text has no such byte."""
+TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 """Folders of the standard library that are skipped: installed packages, and tests, which not
 every machine has."""
@@ -35,8 +37,8 @@ class CorpusTask(Task):
 
     Args:
         corpus: a folder or a single file, relative to the working folder; None: the standard
-            library without tests and installed packages. A single file is cut in two, its end
-            held out.
+            library without tests and installed packages. Where there is a single file it is cut in
+            two, its end held out.
         glob: the files of the folder, as `pathlib.Path.glob` understands it; ``**/`` includes
             subfolders. A single file ignores it.
         held_out: share of the files (of a single file's bytes) that is held out, between 0 and 1.
@@ -56,8 +58,13 @@ class CorpusTask(Task):
 
     def source(self, split: str) -> bytes:
         """All text that the split is drawn from, each file ended by a zero byte."""
-        sides = dict.fromkeys(self.splits, "held_out") | {"train": "train"}
+        sides = {side: side for side in (TRAIN, VALIDATION)}
+        sides |= dict.fromkeys(self.splits, HELD_OUT)
         return read(self.corpus, self.glob, self.held_out)[self.for_split(split, sides)]
+
+    @property
+    def validation(self) -> str:
+        return VALIDATION
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
@@ -70,7 +77,7 @@ class CorpusTask(Task):
 
 @functools.lru_cache(maxsize=8)
 def read(corpus: str | None, glob: str, held_out: float) -> Mapping[str, bytes]:
-    """The corpus as ``"train"`` and ``"held_out"`` → text.
+    """The corpus as `TRAIN`, `VALIDATION` and `HELD_OUT` → text.
 
     Raises:
         FlagError: a corpus that cannot be read (flag ``corpus``), a pattern without a file
@@ -79,22 +86,33 @@ def read(corpus: str | None, glob: str, held_out: float) -> Mapping[str, bytes]:
     try:
         root = Path(sysconfig.get_paths()["stdlib"] if corpus is None else corpus).expanduser()
         if root.is_file():
-            whole = root.read_bytes()
-            cut = round(len(whole) * (1 - held_out))
-            return MappingProxyType({"train": whole[:cut], "held_out": whole[cut:]})
+            return _cut(root.read_bytes(), held_out)
         if not root.is_dir():
             raise FileNotFoundError(f"{str(root)!r} does not exist")
         files = _find(root, glob, LEFT_OUT if corpus is None else frozenset())
-        return MappingProxyType(
-            {
-                side: b"".join((root / file).read_bytes() + SEPARATOR for file in chosen)
-                for side, chosen in _split(files, held_out).items()
-            }
+        if len(files) == 1:
+            return _cut((root / files[0]).read_bytes(), held_out)
+        train, held = (
+            b"".join((root / file).read_bytes() + SEPARATOR for file in chosen)
+            for chosen in _split(files, held_out)
         )
+        return _sides(train, held)
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of "~name"
         raise FlagError(
             "corpus", f"corpus={corpus!r} cannot be read: {error}; name a folder or a file"
         ) from error
+
+
+def _cut(text: bytes, held_out: float) -> Mapping[str, bytes]:
+    """A single file, its end held out."""
+    cut = round(len(text) * (1 - held_out))
+    return _sides(text[:cut], text[cut:])
+
+
+def _sides(train: bytes, held: bytes) -> Mapping[str, bytes]:
+    """Side → text."""
+    third = len(held) // 3
+    return MappingProxyType({TRAIN: train, VALIDATION: held[:third], HELD_OUT: held[third:]})
 
 
 def _find(root: Path, glob: str, left_out: frozenset[str]) -> list[str]:
@@ -115,13 +133,14 @@ def _find(root: Path, glob: str, left_out: frozenset[str]) -> list[str]:
     return found
 
 
-def _split(files: Sequence[str], held_out: float) -> Mapping[str, Sequence[str]]:
-    """Files of each side; a file's side depends on its own path and the share alone."""
-    sides: dict[str, list[str]] = {"train": [], "held_out": []}
+def _split(files: Sequence[str], held_out: float) -> tuple[Sequence[str], Sequence[str]]:
+    """Files for training, and those held out; a file's side depends on its own path and the share
+    alone."""
+    sides: dict[str, list[str]] = {TRAIN: [], HELD_OUT: []}
     for file in files:
         digest = hashlib.sha256(os.fsencode(file)).digest()
         share = int.from_bytes(digest[:8], "little") / 2**64
-        sides["held_out" if share < held_out else "train"].append(file)
+        sides[HELD_OUT if share < held_out else TRAIN].append(file)
     empty = [side for side, chosen in sides.items() if not chosen]
     if empty:
         raise FlagError(
@@ -129,4 +148,4 @@ def _split(files: Sequence[str], held_out: float) -> Mapping[str, Sequence[str]]
             f"held_out={held_out} leaves split {listing(empty)} without a file, of {len(files)}: "
             "choose another share, or add files",
         )
-    return sides
+    return sides[TRAIN], sides[HELD_OUT]

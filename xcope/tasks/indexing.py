@@ -63,7 +63,7 @@ class Indexing(Stretchable, CorpusTask):
         self.require(self.length >= 1, "length", "at least 1 byte")
         self.require(self.max_k >= 2, "max_k", "at least 2, else there is nothing to count")
         self.require(self.longest_word >= 1, "longest_word", "at least 1 byte")
-        for split in ("train", *self.splits):
+        for split in self.every_split:
             if not len(_starts(self, split)):
                 raise FlagError(
                     "length",

@@ -40,6 +40,4 @@ class Stretchable(Task):
         Raises:
             FlagError: a split that is not there (flag ``split``).
         """
-        return self.for_split(
-            split, dict.fromkeys(("train", *self.splits), 1) | dict(self.multiples)
-        )
+        return self.for_split(split, dict.fromkeys(self.every_split, 1) | dict(self.multiples))

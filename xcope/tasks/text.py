@@ -38,7 +38,7 @@ class Text(Stretchable, CorpusTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.length >= 1, "length", "at least 1 byte")
-        for split in ("train", *self.splits):
+        for split in self.every_split:
             has, needs = len(self.text(split)), self.seq_len(split) + 1
             self.require(
                 has >= needs,

@@ -106,7 +106,7 @@ def update(state: TrainingState, task: Task) -> dict[str, float]:
     seed_everything("dropout", train.seed, state.step, accelerator.process_index)
     lr = learning_rate(state.step, train)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
     loss = mean_loss(state, task)
     accelerator.backward(loss)
     grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), train.clip or math.inf)

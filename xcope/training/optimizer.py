@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import AdamW
@@ -10,14 +11,29 @@ from torch.optim import AdamW
 from xcope.config import TrainConfig
 
 
-def adamw(model: nn.Module, train: TrainConfig) -> AdamW:
-    """AdamW that decays matrices only: gains, biases and other vectors are left alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW([g for g in groups if g["params"]], lr=train.lr, betas=train.betas)
+def adamw(
+    model: nn.Module, train: TrainConfig, position_parameters: Iterable[nn.Parameter] = ()
+) -> AdamW:
+    """AdamW that decays matrices only: gains, biases and other vectors are left alone.
+
+    Each group of parameters has the factor of its learning rate under ``"scale"``: 1, or
+    ``train.position_lr_scale`` for what the positional schemes learn.
+    """
+    own = set(position_parameters)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = train.weight_decay if parameter.ndim >= 2 else 0.0
+            scale = train.position_lr_scale if parameter in own else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    return AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=train.lr,
+        betas=train.betas,
+    )
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:

@@ -50,7 +50,8 @@ class TrainingState:
         seed_everything("weights", config.train.seed)
         model = build_model(config)
         model.train()
-        model, optimizer = accelerator.prepare(model, adamw(model, config.train))
+        optimizer = adamw(model, config.train, model.position_parameters())
+        model, optimizer = accelerator.prepare(model, optimizer)
         return cls(config, accelerator, model, optimizer)
 
     @property
