@@ -13,7 +13,7 @@ from xcope import cli
 from xcope.config import Config, build_task, load_config
 from xcope.errors import FlagError
 from xcope.tasks import Task
-from xcope.training import RunError, RunFolder, device_for, evaluate, load_run, results_table
+from xcope.training import RunError, RunFolder, device_for, load_run, results_table, tally
 
 EXAMPLES = """
 python scripts/evaluate.py runs/x
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="test splits (default: all); task.<option>=value and evaluate.<option>=value change "
         "the test data",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the results here; - for stdout")
+    parser.add_argument("--json", metavar="FILE", help="write the results, also by position, here; - for stdout")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser
 
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     trained, model = load_run(args.run)
     config = with_test_data(args.run, [word for word in args.what if "=" in word])
     task = task_for(config, trained)
-    results = evaluate(
+    tallies = tally(
         model,
         task,
         batches=config.evaluate.batches,
@@ -53,8 +53,10 @@ def main(args: argparse.Namespace) -> None:
         device=device_for(args.device),
         splits=splits or None,
     )
+    results = {split: one.metrics(task) for split, one in tallies.items()}
     if args.json is not None:
-        text = json.dumps({"splits": results}, indent=2) + "\n"
+        by_position = {split: one.by_position(task) for split, one in tallies.items()}
+        text = json.dumps({"splits": results, "by_position": by_position}, indent=2) + "\n"
         if args.json == "-":
             print(text, end="")
             return

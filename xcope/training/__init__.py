@@ -2,7 +2,7 @@
 
 from xcope.training.device import device_for
 from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
-from xcope.training.evaluation import evaluate
+from xcope.training.evaluation import evaluate, tally
 from xcope.training.files import safe_name
 from xcope.training.load import load_run
 from xcope.training.loop import train
@@ -30,5 +30,6 @@ __all__ = [
     "results_table",
     "safe_name",
     "sample",
+    "tally",
     "train",
 ]
