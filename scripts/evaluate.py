@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
         help="test splits (default: all); task.<option>=value and evaluate.<option>=value change "
         "the test data",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the results, also by position, here; - for stdout")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results, also by position, here; - for stdout"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser
 
