@@ -2,7 +2,7 @@
 
 Gu and Dao, *Mamba: Linear-Time Sequence Modeling with Selective State Spaces*, arXiv 2312.00752;
 with fewer or more blanks in the test than in training as in Golovneva et al., *Contextual
-Position Encoding*, arXiv 2405.18719, whose sizes are 128 + 128 with 64 and 256 blanks in the
+Position Encoding*, arXiv 2405.18719, whose sizes are 256 + 256 with 128 and 512 blanks in the
 tests.
 
 A sequence is non-blank tokens scattered among blanks, a separator, and the non-blank tokens
