@@ -133,7 +133,7 @@ def make_runs(
 
 def _run(config: Config, scheme: str, swept: Mapping[str, str], folder: Path) -> Run:
     task, chosen = build_task(config), config.evaluate.splits
-    splits = tuple(s for s in task.every_split if s in (chosen or task.splits))
+    splits = tuple(s for s in task.measurable if s in (chosen or task.splits))
     return Run(folder, config, scheme, config.train.seed, swept, splits, task.metric)
 
 

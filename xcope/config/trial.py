@@ -32,7 +32,7 @@ def check_task(tree: Node, config: Config) -> None:
 
 def check_splits(tree: Node, config: Config) -> None:
     """Raise `ConfigError` if a split is to be measured that the task does not have."""
-    splits = make_task(config.task).every_split[1:]
+    splits = make_task(config.task).measurable
     for split in config.evaluate.splits or ():
         if split not in splits:
             raise ConfigError(

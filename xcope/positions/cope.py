@@ -13,9 +13,9 @@ g_ij = sigmoid(scale · q_i·v_j) ("val-gates", there too); a table for each hea
 shares one among the heads of a layer; gates whose logits are mixed across heads (x-transformers'
 talking heads).
 
-The table e starts at zero, a fresh layer being attention without positions, or with ``init_std`` at
-normal noise. The attention itself is
-`xcope.ops.cope.cope_attention`; its definition is in `xcope.ops.cope.reference`.
+The table e starts at zero, so that a fresh layer is attention without positions, or as noise
+(``init_std``). The attention itself is `xcope.ops.cope.cope_attention`; its definition is in
+`xcope.ops.cope.reference`.
 """
 
 from __future__ import annotations

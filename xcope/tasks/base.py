@@ -85,9 +85,14 @@ class Task(ABC):
         return self.splits[0]
 
     @property
+    def measurable(self) -> tuple[str, ...]:
+        """The test splits, and `validation`: what a model can be measured on."""
+        return tuple(dict.fromkeys((*self.splits, self.validation)))
+
+    @property
     def every_split(self) -> tuple[str, ...]:
-        """``"train"``, the test splits, and `validation`."""
-        return tuple(dict.fromkeys(("train", *self.splits, self.validation)))
+        """``"train"`` and what is `measurable`."""
+        return ("train", *self.measurable)
 
     @property
     def length_splits(self) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def evaluate(
         batch_size: sequences per batch; long ones are measured a few at a time (`MOST_PAIRS`).
         seed: of the test data.
         device: where to compute; None leaves the model where it is.
-        splits: which of ``task.splits`` and ``task.validation``; None for all of the former.
+        splits: which of ``task.measurable``; None for ``task.splits``.
 
     Returns:
         Split → metric → value; the metrics are those of `Tally.metrics`.
@@ -153,11 +153,11 @@ def check_splits(model: TransformerWrapper, task: Task, splits: Sequence[str]) -
     """Refuse what cannot be measured, before anything is; errors as `evaluate`."""
     limit = model.max_table_len
     for split in splits:
-        if split not in (known := task.every_split[1:]):
+        if split not in task.measurable:
             raise FlagError(
                 "splits",
                 f"task {task.name!r} has no test split {split!r}: choose among "
-                f"{listing(known)}{did_you_mean(split, known)}",
+                f"{listing(task.measurable)}{did_you_mean(split, task.measurable)}",
             )
         if limit is not None and task.seq_len(split) > limit:
             raise FlagError(
