@@ -1,0 +1,391 @@
+"""CoPE attention by Triton kernels, for CUDA: what `xcope.ops.cope.kernels` is launched with.
+
+Memory beside inputs and outputs: the table logits and what a backward hands from one kernel to the
+next, all of it for a chunk of queries at a time, so that it stays below ``WORKSPACE`` bytes
+however long the rows are.
+
+Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from xcope.ops.cope import kernels
+
+WORKSPACE = 2**30  # bytes
+LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
+WIDEST_HEAD = 256
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a kernel is cut: queries and keys in a tile, warps of a program, stages of its loads."""
+
+    M: int
+    N: int
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tiles to choose from, by time, for a head this wide; those of the backward share N.
+
+    Args:
+        piece: rows for which the backward keeps where counting begins; divides every M of it.
+    """
+
+    forward: tuple[Tiles, ...]
+    backward_q: tuple[Tiles, ...]
+    backward_k: tuple[Tiles, ...]
+    piece: int
+
+
+NARROW = Choice(
+    forward=(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3)),
+    backward_q=(Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    backward_k=(Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2)),
+    piece=64,
+)
+MIDDLE = Choice(
+    forward=(Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    backward_q=(Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    backward_k=(Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    piece=64,
+)
+WIDE = Choice(
+    forward=(Tiles(64, 32, 8, 2),),
+    backward_q=(Tiles(64, 32, 8, 1),),
+    backward_k=(Tiles(64, 32, 8, 1),),
+    piece=64,
+)
+WIDEST = Choice(
+    forward=(Tiles(32, 32, 4, 1),),
+    backward_q=(Tiles(32, 16, 4, 1),),
+    backward_k=(Tiles(32, 16, 4, 1),),
+    piece=32,
+)
+
+
+def choice(width: int, itemsize: int) -> Choice:
+    """By the bytes of a row: what fits into a multiprocessor's shared memory."""
+    for most, tiles in ((128, NARROW), (256, MIDDLE), (512, WIDE)):
+        if width * itemsize <= most:
+            return tiles
+    return WIDEST
+
+
+@cache
+def tuned(name: str, tiles: tuple[Tiles, ...]) -> Any:
+    """A kernel that takes the fastest of these tiles, measured once for each of its keys.
+
+    Keys are D, DV and dtypes, ``LENGTH``, the binary digits of the number of keys, and the flags
+    that change the work: GATES, MASK, DOCS, CAUSAL.
+    """
+    configs = [
+        triton.Config({"M": t.M, "N": t.N}, num_warps=t.warps, num_stages=t.stages) for t in tiles
+    ]
+    keys = ["D", "DV", "LENGTH", "CAUSAL", "DOCS", "MASK", "GATES"]
+    return triton.autotune(configs, key=keys)(getattr(kernels, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The tensors of one call, as the kernels read them, and its options.
+
+    Shape notation as in `xcope.ops.cope.cope_attention`. The last dimension of q, k, v, gate_k is
+    contiguous, and that of e.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    e: Tensor
+    gate_k: Tensor | None
+    mask: Tensor | None
+    documents: Tensor | None
+    scale: float
+    causal: bool
+    sharpness: float
+
+    @property
+    def last(self) -> int:
+        return self.e.shape[-2] - 1
+
+    @property
+    def width(self) -> int:
+        """Columns of table logits: one behind the last position at least, and a multiple of 8."""
+        return (self.last + 2 + 7) // 8 * 8
+
+    @property
+    def choice(self) -> Choice:
+        return choice(max(block(self.q), block(self.v)), self.q.element_size())
+
+    def rows_at_once(self, per_row: int) -> int:
+        """How many queries of all heads go at once if each needs so many bytes."""
+        b, h, i, _ = self.q.shape
+        rows = WORKSPACE // max(1, b * h * per_row) // 128 * 128
+        return min(i, max(128, rows))
+
+    def shared(self) -> dict[str, Any]:
+        """The arguments that all kernels have."""
+        q, k, v, g, mask = self.q, self.k, self.v, self.gate_k, self.mask
+        g = k if g is None else g
+        largest = self.last + max(t.N for t in self.choice.forward + self.choice.backward_q) + 1
+        strides = {
+            f"{name}_{axis}": stride
+            for name, t, axes in (("q", q, "bhi"), ("k", k, "bhj"), ("v", v, "bhj"), ("g", g, "bhj"))
+            for axis, stride in zip(axes, t.stride()[:3], strict=True)
+        }
+        m_strides = (0, 0, 0, 0) if mask is None else broadcast_strides(mask)
+        strides |= dict(zip(("m_b", "m_h", "m_i", "m_j"), m_strides, strict=True))
+        first, past = (q, q) if self.documents is None else self.documents
+        keys_alone = mask is not None and mask.shape[2] == 1
+        return strides | {
+            "q": q,
+            "k": k,
+            "v": v,
+            "gate_k": g,
+            "mask": q if mask is None else mask.view(torch.uint8),
+            "first": first,
+            "past": past,
+            "H": q.shape[1],
+            "GROUPS": q.shape[1] // k.shape[1],
+            "NQ": q.shape[2],
+            "NK": k.shape[2],
+            "W": self.width,
+            "LENGTH": k.shape[2].bit_length(),
+            "last": self.last,
+            "sharp": self.sharpness,
+            "D": q.shape[3],
+            "DV": v.shape[3],
+            "BD": block(q),
+            "BDV": block(v),
+            "CAUSAL": self.causal,
+            "DOCS": self.documents is not None,
+            "MASK": 0 if mask is None else 1 if keys_alone else 2,
+            "GATES": self.gate_k is not None,
+            "SOFT": self.sharpness > 0,
+            "FB": min(22, 31 - largest.bit_length()),
+            "PRECISION": precision(q.dtype),
+        }
+
+
+@dataclass
+class Result:
+    """out (b h i dv); lse (b h i), float32, in units of log 2; count and start (b h i), int32."""
+
+    out: Tensor
+    lse: Tensor
+    count: Tensor
+    start: Tensor
+
+
+@dataclass
+class Gradients:
+    """Like the tensors of the call that they belong to."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    e: Tensor
+    gate_k: Tensor | None
+
+
+def block(t: Tensor) -> int:
+    """The power of two that holds a head's dimensions, at least what a matrix product needs."""
+    return max(16, triton.next_power_of_2(t.shape[-1]))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch.set_float32_matmul_precision says."""
+    names = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+    return names[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
+
+
+def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
+    """0 where the mask has one entry for all."""
+    return tuple(s if n > 1 else 0 for n, s in zip(mask.shape, mask.stride(), strict=True))
+
+
+def launch(name: str, tiles: tuple[Tiles, ...], grid: Any, arguments: dict[str, Any]) -> None:
+    """Run a kernel; interpreted, with the first of the tiles."""
+    if INTERPRETED:
+        one = tiles[0]
+        meta = {"M": one.M, "N": one.N}
+        getattr(kernels, name)[grid(meta)](**arguments, **meta)
+    else:
+        tuned(name, tiles)[grid](**arguments)
+
+
+def chunks(call: Call, per_row: int) -> Iterator[tuple[int, int]]:
+    """First query and number of queries of each chunk."""
+    n = call.q.shape[2]
+    rows = call.rows_at_once(per_row)
+    for row0 in range(0, n, rows):
+        yield row0, min(rows, n - row0)
+
+
+def table_logits(call: Call, row0: int, rows: int) -> Tensor:
+    """log2(e) q eᵀ of a chunk of queries, (b h rows W), float32; padded as the kernels want it."""
+    b, h, _, d = call.q.shape
+    L = call.q.new_empty(b, h, rows, call.width, dtype=torch.float32)
+    M, N = (64, 64) if d * call.q.element_size() <= 512 else (32, 32)
+    kernels.table_logits[triton.cdiv(rows, M), triton.cdiv(call.width, N), b * h](
+        call.q,
+        call.e,
+        L,
+        *call.q.stride()[:3],
+        *(call.e.stride()[:2] if call.e.ndim == 3 else (0, call.e.stride(0))),
+        h,
+        row0,
+        rows,
+        call.last + 1,
+        call.width,
+        D=d,
+        BD=block(call.q),
+        M=M,
+        N=N,
+        PRECISION=precision(call.q.dtype),
+    )
+    return L
+
+
+def forward(call: Call) -> Result:
+    b, h, i, _ = call.q.shape
+    result = Result(
+        out=call.q.new_empty(b, h, i, call.v.shape[3]),
+        lse=call.q.new_empty(b, h, i, dtype=torch.float32),
+        count=call.q.new_empty(b, h, i, dtype=torch.int32),
+        start=call.q.new_empty(b, h, i, dtype=torch.int32),
+    )
+    shared = call.shared()
+    for row0, rows in chunks(call, 4 * call.width):
+        launch(
+            "forward",
+            call.choice.forward,
+            lambda meta, rows=rows: (triton.cdiv(rows, meta["M"]), b * h),
+            shared
+            | {
+                "L": table_logits(call, row0, rows),
+                "out": result.out,
+                "lse": result.lse,
+                "count": result.count,
+                "start": result.start,
+                "row0": row0,
+                "ROWS": rows,
+                "scale": call.scale * kernels.LOG2E.value,
+            },
+        )
+    return result
+
+
+def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
+    """Of all tensors; ``dout`` (b h i dv) is contiguous."""
+    (b, h, i, _), P, N = call.q.shape, call.last + 1, call.choice.backward_q[0].N
+    per_row = 3 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
+    parts = list(chunks(call, per_row))
+    # sums over several chunks are kept in float32
+    wide = call.k.dtype if len(parts) == 1 else torch.float32
+    grads = Gradients(
+        q=torch.empty_like(call.q, memory_format=torch.contiguous_format),
+        k=call.k.new_empty(call.k.shape, dtype=wide),
+        v=call.v.new_empty(call.v.shape, dtype=wide),
+        e=torch.zeros_like(call.e, dtype=torch.float32),
+        gate_k=None if call.gate_k is None else call.k.new_empty(call.k.shape, dtype=wide),
+    )
+    D_rows = call.q.new_empty(b, h, i, dtype=torch.float32)
+    for row0, rows in parts:
+        _backward(call, result, dout, grads, D_rows, row0, rows)
+    return Gradients(
+        grads.q,
+        grads.k.to(call.k.dtype),
+        grads.v.to(call.v.dtype),
+        grads.e.to(call.e.dtype),
+        None if grads.gate_k is None else grads.gate_k.to(call.k.dtype),
+    )
+
+
+def _backward(
+    call: Call, result: Result, dout: Tensor, grads: Gradients, D_rows: Tensor, row0: int, rows: int
+) -> None:
+    """One chunk of queries."""
+    (b, h, i, _), (hk, j), P = call.q.shape, call.k.shape[1:3], call.last + 1
+    tiles, device = call.choice, call.q.device
+    N, seen = tiles.backward_q[0].N, min(j, row0 + rows + j - i) if call.causal else j
+    edges = triton.cdiv(max(seen, 1), N)
+
+    def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(b, h, *shape, dtype=dtype, device=device)
+
+    dL = room(rows, P, dtype=call.q.dtype)
+    shared = call.shared() | {
+        "L": table_logits(call, row0, rows),
+        "dout": dout,
+        "lse": result.lse,
+        "D_rows": D_rows,
+        "edge_count": room(edges, rows, dtype=torch.int32),
+        "edge_lift": room(edges, rows),
+        "counts_from": room(triton.cdiv(rows, tiles.piece), dtype=torch.int32),
+        "row0": row0,
+        "ROWS": rows,
+        "EDGES": edges,
+        "PIECE": tiles.piece,
+        "scale": call.scale,
+        "log2_scale": call.scale * kernels.LOG2E.value,
+    }
+    launch(
+        "backward_q",
+        tiles.backward_q,
+        lambda meta: (triton.cdiv(rows, meta["M"]), b * h),
+        shared
+        | {
+            "e": call.e,
+            "out": result.out,
+            "count": result.count,
+            "start": result.start,
+            "dq": grads.q,
+            "dL": dL,
+            "X": room(rows, call.width),
+            "Y": room(rows, call.width),
+            "P": P,
+            "BP": 32 if call.q.element_size() * block(call.q) > 256 else 64,
+            "e_h": call.e.stride(0) if call.e.ndim == 3 else 0,
+            "e_p": call.e.stride(-2),
+        },
+    )
+    launch(
+        "backward_k",
+        tiles.backward_k,
+        lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
+        shared
+        | {
+            "dk": grads.k,
+            "dv": grads.v,
+            "dgate": grads.k if grads.gate_k is None else grads.gate_k,
+            "ADD": row0 > 0,
+        },
+    )
+    its_q = call.q[:, :, row0 : row0 + rows]
+    grads.e += _table_gradient(dL, its_q, per_head=call.e.ndim == 3)
+
+
+def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
+    """dLᵀ q, summed over the batch, (p d), or (h p d); products of one row and head in float32."""
+    b, h = q.shape[:2]
+    parts: Tensor
+    if q.dtype == torch.float32 or q.device.type != "cuda":
+        parts = dL.float().mT @ q.float()
+    else:
+        product = torch.bmm(dL.flatten(0, 1).mT, q.flatten(0, 1), out_dtype=torch.float32)
+        parts = product.unflatten(0, (b, h))
+    return parts.sum(0) if per_head else parts.sum((0, 1))
