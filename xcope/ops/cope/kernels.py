@@ -3,15 +3,13 @@
 The algorithm and the letters are those of `xcope.ops.cope.walk`. What differs on a GPU:
 
 - Logits, their bias and the table logits are in units of log 2, so that exp is one instruction.
-- Counts are integers in units of 2^−FB: sums of them are exact in any order, so that the three
-  kernels find the same positions, and a count may be taken back. FB is chosen by the host so
-  that max_pos and one tile fit into 31 bits.
-- The table logits lie in global memory, (rows W) in float32, W > max_pos; column f + 1 exists for
-  every position f, and the columns behind the last position repeat it, so that there the bias does
-  not rise. Tiles gather from them through L1.
-- The gradient of the table logits is no scatter of atomics. Along a row positions fall by less than
-  one from key to key, so each position's keys are one segment; where a segment ends, the running
-  sums of ds and ds u are stored, and their differences are the gradient.
+- Counts are carried from tile to tile as integers in units of 2^−FB, so that a count may be taken
+  back. FB is chosen by the host so that max_pos and one tile fit into 31 bits.
+- In a tile, running sums are products with a triangle of ones: tensor cores are idle there.
+- The table logits lie in global memory, (rows W) in float32. No element gathers from them: between
+  the integer k and the next the bias rises by L[k + 1] − L[k], and the sum of these ramps over the
+  few integers that a tile's positions span is the bias. The gradient of the table logits are the
+  same ramps' sums over the row, each written once, when the walk has passed it.
 
 Each program owns a tile of queries (`forward`, `backward_q`) or of keys (`backward_k`) and writes
 what no other writes.
@@ -37,29 +35,83 @@ def _sigmoid(a):
 
 
 @triton.jit
-def _fixed(g, FB: tl.constexpr):
-    """Numbers in 0 … 1 as integers in units of 2^−FB, FB ≤ 22: the mantissa of g + 2^(23 − FB)."""
-    shifted = g + (2.0 ** (23 - FB))
-    return shifted.to(tl.int32, bitcast=True) - ((150 - FB) << 23)
-
-
-@triton.jit
-def _fraction(p, FB: tl.constexpr):
-    """What a fixed-point number has behind the point: a mantissa of 1 …, less 1."""
-    bits = ((p & ((1 << FB) - 1)) << (23 - FB)) | 0x3F800000
-    return bits.to(tl.float32, bitcast=True) - 1.0
-
-
-@triton.jit
 def _between(w, sharp, SOFT: tl.constexpr):
-    """How far the bias has gone from L[f] to L[f + 1] at the fraction w, and its derivative."""
+    """How far the bias has gone from one position to the next at w in 0 … 1."""
     if SOFT:
-        u = _sigmoid((2.0 * w - 1.0) * (sharp * LOG2E))
-        slope = 2.0 * sharp * u * (1.0 - u)
+        return _sigmoid((2.0 * w - 1.0) * (sharp * LOG2E))
     else:
-        u = w
-        slope = 1.0
-    return u, slope
+        return w
+
+
+@triton.jit
+def _slope(r, sharp, SOFT: tl.constexpr):
+    """Derivative of `_between` at the fraction of r."""
+    if SOFT:
+        u = _between(r - tl.floor(r), sharp, SOFT)
+        return 2.0 * sharp * (u - u * u)
+    else:
+        return 1.0
+
+
+@triton.jit
+def _triangle(N: tl.constexpr, FROM: tl.constexpr, dtype: tl.constexpr):
+    """x @ it: sums of x from each column to the last, or (not FROM) from the first to each."""
+    at = tl.arange(0, N)
+    if FROM:
+        ones = at[:, None] >= at[None, :]
+    else:
+        ones = at[:, None] <= at[None, :]
+    return ones.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def _sums(x, triangle, WIDE: tl.constexpr, FROM: tl.constexpr, PRECISION: tl.constexpr):
+    """Running sums along the rows. Tensor cores make them of x in two pieces of half precision."""
+    if WIDE:
+        return tl.cumsum(x, 1, reverse=FROM)
+    else:
+        high = x.to(triangle.dtype)
+        low = (x - high.to(tl.float32)).to(triangle.dtype)
+        zero = tl.zeros([x.shape[0], x.shape[1]], tl.float32)
+        return _dot(low, triangle, _dot(high, triangle, zero, PRECISION), PRECISION)
+
+
+@triton.jit
+def _count(counted, FB: tl.constexpr):
+    """A fixed-point number's integer, and the rest as a float."""
+    return counted >> FB, (counted & ((1 << FB) - 1)).to(tl.float32) * (0.5**FB)
+
+
+@triton.jit
+def _relative(p, SUB: tl.constexpr):
+    """Positions (M N) in pieces of SUB keys: the integer below a piece, and what is above it.
+
+    (M N/SUB) int32, (M N/SUB SUB).
+    """
+    pieces = tl.reshape(p, [p.shape[0], p.shape[1] // SUB, SUB])
+    below = tl.floor(tl.min(pieces, 2))
+    return below.to(tl.int32), pieces - below[:, :, None]
+
+
+@triton.jit
+def _interpolate(Ls, cells, ends, r, sharp, SOFT: tl.constexpr):
+    """The bias at r above the cells, its rise to the next position, and the integers to look at.
+
+    Piecewise linear functions are sums of ramps: no gather, and few terms where counts are slow.
+    cells, ends (M pieces): the table logits at r = 0 and at the last position.
+    """
+    steps = tl.max(tl.max(tl.max(r, 2), 1), 0).to(tl.int32) + 1
+    here = tl.load(Ls + cells)
+    bias = tl.zeros_like(r) + here[:, :, None]
+    rise = tl.zeros_like(r)
+    for k in tl.range(0, steps, num_stages=1):
+        there = tl.load(Ls + tl.minimum(cells + k + 1, ends))
+        step = (there - here)[:, :, None]
+        above = r - k
+        bias += _between(tl.clamp(above, 0.0, 1.0), sharp, SOFT) * step
+        rise = tl.where(above >= 0.0, step, rise)
+        here = there
+    return bias, rise, steps
 
 
 @triton.jit
@@ -83,6 +135,22 @@ def _seen(
         at = mask + rows[:, None].to(tl.int64) * mask_i + keys[None, :] * mask_j
         seen = seen & (tl.load(at, mask=inside, other=0) != 0)
     return seen
+
+
+@triton.jit
+def _dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b. "interpreted": Triton's interpreter takes bfloat16's bits for its numbers."""
+    if PRECISION == "interpreted":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _products(x, y, PRECISION: tl.constexpr):
+    """x yᵀ: of each row of the one with each of the other."""
+    zero = tl.zeros([x.shape[0], y.shape[0]], tl.float32)
+    return _dot(x, tl.trans(y), zero, PRECISION)
 
 
 @triton.jit
@@ -112,7 +180,7 @@ def table_logits(
     es = e + (unit % H) * e_h
     its_q = _load(qs, row0 + rows, row0 + ROWS, q_i, dims, D, BD)
     its_e = _load(es, tl.minimum(cols, P - 1), P, e_p, dims, D, BD)
-    logits = tl.dot(its_q, tl.trans(its_e), input_precision=PRECISION) * LOG2E
+    logits = _products(its_q, its_e, PRECISION) * LOG2E
     at = L + unit * ROWS * W + rows[:, None].to(tl.int64) * W + cols[None, :]
     tl.store(at, logits, (rows < ROWS)[:, None] & (cols < W)[None, :])
 
@@ -127,10 +195,12 @@ def forward(
     H, GROUPS, NQ, NK, row0, ROWS, W, LENGTH, scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, PRECISION: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries against the keys that it sees, from the diagonal to the start.
+
+    While it counts, C keys at a time, then N; C divides N.
 
     Writes out (b h i dv), lse (b h i) = log2 Σ 2^logit, and per row the count at which it stopped
     counting, int32, and the key of that, int32.
@@ -146,10 +216,11 @@ def forward(
     vs = v + batch * v_b + (head // GROUPS) * v_h
     gs = gate_k + batch * g_b + (head // GROUPS) * g_h
     ms = mask + batch * m_b + head * m_h
-    Ls = L + unit * ROWS * W + tl.where(local < ROWS, local, 0).to(tl.int64) * W
+    Ls = L + unit * ROWS * W
+    table_rows = tl.where(local < ROWS, local, 0) * W
 
     its_q = _load(q + batch * q_b + head * q_h, row0 + local, row0 + ROWS, q_i, dims, D, BD)
-    last_bias = tl.load(Ls + last)
+    last_bias = tl.load(Ls + table_rows + last)
     lo, hi, sure = 0, NK, NK
     if CAUSAL:
         hi = tl.minimum(NK, row0 + (tile + 1) * M + offset)
@@ -167,31 +238,34 @@ def forward(
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BDV], tl.float32)
+    triangle = _triangle(C, True, tl.float16)
     full = last << FB
     counted = tl.where(rows >= 0, 0, full)
     stopped = tl.full([M], 0, tl.int32) + hi
-    j0 = (hi + N - 1) // N * N - N
+    j0 = (hi + C - 1) // C * C - C
     going = j0 >= lo
     while going:
-        keys = j0 + tl.arange(0, N)
+        keys = j0 + tl.arange(0, C)
         its_k = _load(ks, keys, NK, k_j, dims, D, BD)
-        s = tl.dot(its_q, tl.trans(its_k), input_precision=PRECISION) * scale
+        s = _products(its_q, its_k, PRECISION) * scale
         a = s
         if GATES:
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
-            a = tl.dot(its_q, tl.trans(its_g), input_precision=PRECISION) * scale
+            a = _products(its_q, its_g, PRECISION) * scale
         seen = _seen(
             rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
         )  # fmt: skip
-        gates = tl.where(seen, _fixed(_sigmoid(a), FB), 0)
-        p = counted[:, None] + tl.cumsum(gates, 1, reverse=True)
-        live = (counted < full) & (its_first < j0 + N)
-        counted = tl.where(live, counted + tl.sum(gates, 1), counted)
+        gates = tl.where(seen, _sigmoid(a), 0.0)
+        base, rest = _count(counted, FB)
+        p = _sums(gates, triangle, WIDE, True, PRECISION) + rest[:, None]
+        below, r = _relative(tl.minimum(p, (last - base).to(tl.float32)[:, None]), C)
+        cells = (table_rows + base)[:, None] + below
+        bias, _, _ = _interpolate(Ls, cells, (table_rows + last)[:, None], r, sharp, SOFT)
+        s = tl.where(seen, s + tl.reshape(bias, [M, C]), -float("inf"))
+        live = (counted < full) & (its_first < j0 + C)
+        more = (tl.sum(gates, 1) * (2.0**FB) + 0.5).to(tl.int32)
+        counted = tl.where(live, counted + more, counted)
         stopped = tl.where(live, j0, stopped)
-        at = Ls[:, None] + tl.minimum(p >> FB, last)
-        low, high = tl.load(at), tl.load(at + 1)
-        u, _ = _between(_fraction(p, FB), sharp, SOFT)
-        s = tl.where(seen, s + low + u * (high - low), -float("inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         shift = tl.where(new_top == -float("inf"), 0.0, new_top)
         prob = tl.exp2(s - shift[:, None])
@@ -199,17 +273,18 @@ def forward(
         total = total * fade + tl.sum(prob, 1)
         its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
         acc = acc * fade[:, None]
-        acc = tl.dot(prob.to(its_v.dtype), its_v, acc, input_precision=PRECISION)
+        acc = _dot(prob.to(its_v.dtype), its_v, acc, PRECISION)
         top = new_top
         live = (counted < full) & (its_first < j0)
-        going = (j0 > lo) & ((j0 > sure) | (tl.max(live.to(tl.int32)) > 0))
-        j0 -= N
+        counting = (j0 > sure) | (tl.max(live.to(tl.int32)) > 0) | (j0 % N > 0)
+        going = (j0 > lo) & counting
+        j0 -= C
 
     # from here on every row's bias is that of the last position
-    for j in range(lo, j0 + N, N):
+    for j in range(lo, j0 + C, N):
         keys = j + tl.arange(0, N)
         its_k = _load(ks, keys, NK, k_j, dims, D, BD)
-        s = tl.dot(its_q, tl.trans(its_k), input_precision=PRECISION)
+        s = _products(its_q, its_k, PRECISION)
         if DOCS or MASK > 0:
             seen = _seen(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
@@ -224,7 +299,7 @@ def forward(
         total = total * fade + tl.sum(prob, 1)
         its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
         acc = acc * fade[:, None]
-        acc = tl.dot(prob.to(its_v.dtype), its_v, acc, input_precision=PRECISION)
+        acc = _dot(prob.to(its_v.dtype), its_v, acc, PRECISION)
         top = new_top
 
     empty = total == 0.0
@@ -244,19 +319,20 @@ def forward(
 @triton.jit
 def backward_q(
     q, k, v, gate_k, e, L, out, dout, lse, count, start, mask, first, past,
-    dq, dL, D_rows, X, Y, edge_count, edge_lift, counts_from,
+    dq, dL, dL_rounded, D_rows, edge_count, edge_lift, counts_from,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j, e_h, e_p,
     H, GROUPS, NQ, NK, row0, ROWS, P, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries, from the start to the diagonal: dq and the table logits' gradient.
 
     Leaves for `backward_k`: D (b h i); for each tile of N keys that is counted in, the rows' count
     right of it and their lift, Σ dp of all keys left of it, (b h EDGES ROWS); and for each piece of
-    PIECE rows the first key that is counted in, (b h pieces). X, Y (b h ROWS W): running sums.
+    PIECE rows the first key that is counted in, (b h pieces). dL is (b h ROWS W) in float32, and
+    rounded to the inputs' dtype (b h ROWS P).
     """
     unit = tl.program_id(1).to(tl.int64)
     batch, head = unit // H, unit % H
@@ -270,8 +346,8 @@ def backward_q(
     vs = v + batch * v_b + (head // GROUPS) * v_h
     gs = gate_k + batch * g_b + (head // GROUPS) * g_h
     ms = mask + batch * m_b + head * m_h
-    table_rows = unit * ROWS * W + tl.where(inside, local, 0).to(tl.int64) * W
-    Ls, Xs, Ys = L + table_rows, X + table_rows, Y + table_rows
+    table_rows = tl.where(inside, local, 0) * W
+    Ls, dLs = L + unit * ROWS * W, dL + unit * ROWS * W
 
     its_q = _load(q + batch * q_b + head * q_h, row0 + local, row0 + ROWS, q_i, dims, D, BD)
     of_unit = unit * NQ * DV
@@ -282,7 +358,7 @@ def backward_q(
     its_lse = tl.load(lse + unit * NQ + rows, inside, other=float("inf"))
     counted = tl.load(count + unit * NQ + rows, inside, other=0)
     stopped = tl.load(start + unit * NQ + rows, inside, other=NK)
-    last_bias = tl.load(Ls + last)
+    last_bias = tl.load(Ls + table_rows + last)
 
     lo, hi, sure = 0, NK, NK
     if CAUSAL:
@@ -307,96 +383,104 @@ def backward_q(
         keys = j + tl.arange(0, N)
         its_k = _load(ks, keys, NK, k_j, dims, D, BD)
         its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
-        s = tl.dot(its_q, tl.trans(its_k), input_precision=PRECISION)
+        s = _products(its_q, its_k, PRECISION)
         prob = tl.exp2(s * log2_scale + (last_bias - its_lse)[:, None])
         if DOCS or MASK > 0:
             seen = _seen(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
             prob = tl.where(seen, prob, 0.0)
-        dp = tl.dot(its_dout, tl.trans(its_v), input_precision=PRECISION)
+        dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
-        acc = tl.dot(ds.to(its_k.dtype), its_k, acc, input_precision=PRECISION)
+        acc = _dot(ds.to(its_k.dtype), its_k, acc, PRECISION)
 
     furthest = tl.minimum(counted >> FB, last)
     lift = tl.zeros([M], tl.float32)
-    x_sum = tl.zeros([M], tl.float32)
-    y_sum = tl.zeros([M], tl.float32)
+    ds_sum = tl.zeros([M], tl.float32)
+    bottom = furthest  # dL is written down to bottom + 2; of the next two there is so far:
+    above = tl.zeros([M], tl.float32)
+    at_bottom = tl.zeros([M], tl.float32)
+    from_here = _triangle(C, True, tl.float16)
+    to_here = _triangle(C, False, tl.bfloat16)
     edges = unit * EDGES * ROWS + local
-    for j in range(tl.maximum(counts, lo), hi, N):
-        keys = j + tl.arange(0, N)
+    for j in tl.range(tl.maximum(counts, lo), hi, C, num_stages=1):
+        keys = j + tl.arange(0, C)
         its_k = _load(ks, keys, NK, k_j, dims, D, BD)
         its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
-        s = tl.dot(its_q, tl.trans(its_k), input_precision=PRECISION) * log2_scale
+        s = _products(its_q, its_k, PRECISION) * log2_scale
         its_g = its_k
         a = s
         if GATES:
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
-            a = tl.dot(its_q, tl.trans(its_g), input_precision=PRECISION) * log2_scale
+            a = _products(its_q, its_g, PRECISION) * log2_scale
         seen = _seen(
             rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
         )  # fmt: skip
-        g = _sigmoid(a)
-        gates = tl.where(seen & (keys[None, :] >= stopped[:, None]), _fixed(g, FB), 0)
-        counted -= tl.sum(gates, 1)
-        p = tl.maximum(counted[:, None] + tl.cumsum(gates, 1, reverse=True), 0)
-        f = tl.minimum(p >> FB, last)
-        u, slope = _between(_fraction(p, FB), sharp, SOFT)
-        u = tl.where(f == last, 0.0, u)
-        low, high = tl.load(Ls[:, None] + f), tl.load(Ls[:, None] + f + 1)
-        rise = high - low
-        prob = tl.where(seen, tl.exp2(s + (low + u * rise - its_lse[:, None])), 0.0)
-        dp = tl.dot(its_dout, tl.trans(its_v), input_precision=PRECISION)
+        seen_gates = seen & (keys[None, :] >= stopped[:, None])
+        g = tl.where(seen_gates, _sigmoid(a), 0.0)
+        counted = tl.maximum(counted - (tl.sum(g, 1) * (2.0**FB) + 0.5).to(tl.int32), 0)
+        base, rest = _count(counted, FB)
+        p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
+        below, r = _relative(tl.minimum(p, (last - base).to(tl.float32)[:, None]), C)
+        cells = (table_rows + base)[:, None] + below
+        bias, rise, steps = _interpolate(Ls, cells, (table_rows + last)[:, None], r, sharp, SOFT)
+        s = s + tl.reshape(bias, [M, C]) - its_lse[:, None]
+        prob = tl.where(seen, tl.exp2(s), 0.0)
+        dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
 
-        x = tl.cumsum(ds, 1) + x_sum[:, None]
-        y = tl.cumsum(ds * u, 1) + y_sum[:, None]
-        ends = (tl.minimum(tl.maximum(p - gates, 0) >> FB, last) != f) & inside[:, None]
-        tl.store(Xs[:, None] + f, x, ends)
-        tl.store(Ys[:, None] + f, y, ends)
-        x_sum += tl.sum(ds, 1)
-        y_sum += tl.sum(ds * u, 1)
-
         tl.store(edge_count + edges + (j // N) * ROWS, counted, inside)
-        tl.store(edge_lift + edges + (j // N) * ROWS, lift, inside)
-        lifts = ds * (rise * slope) * LN2
-        da = (tl.cumsum(lifts, 1) + lift[:, None]) * (g - g * g)
+        tl.store(edge_lift + edges + (j // N) * ROWS, lift, inside & (j % N == 0))
+        lifts = ds * tl.reshape(rise * _slope(r, sharp, SOFT), [M, C]) * LN2
+        da = (_sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]) * (g - g * g)
         lift += tl.sum(lifts, 1)
-        da = tl.where(seen, da, 0.0)
+
+        # the ramps' sums; what the walk has passed is written
+        lowest = base + tl.reshape(below, [M])
+        passed = bottom - lowest
+        ds_here = tl.sum(ds, 1)
+        ds_sum += ds_here
+        before = ds_here
+        ds_pieces = tl.reshape(ds, [M, 1, C])
+        new_bottom = at_bottom * 0.0
+        new_above = new_bottom
+        for n in tl.range(0, steps + 2, num_stages=1):
+            ramp = _between(tl.clamp(r - n, 0.0, 1.0), sharp, SOFT)
+            beyond = tl.reshape(tl.sum(ds_pieces * ramp, 2), [M])
+            value = before - beyond
+            value += tl.where(n == passed, at_bottom, 0.0)
+            value += tl.where(n == passed + 1, above, 0.0)
+            before = beyond
+            position = lowest + n
+            done = inside & (n >= 2) & (n <= passed + 1) & (position <= last)
+            tl.store(dLs + table_rows + position, value, done)
+            new_bottom = tl.where(n == 0, value, new_bottom)
+            new_above = tl.where(n == 1, value, new_above)
+        bottom, at_bottom, above = lowest, new_bottom, new_above
+
         if GATES:
-            acc = tl.dot(da.to(its_g.dtype), its_g, acc, input_precision=PRECISION)
+            acc = _dot(da.to(its_g.dtype), its_g, acc, PRECISION)
         else:
             ds += da
-        acc = tl.dot(ds.to(its_k.dtype), its_k, acc, input_precision=PRECISION)
-    end = tl.minimum(tl.maximum(counted, 0) >> FB, last)
-    tl.store(Xs + end, x_sum, inside)
-    tl.store(Ys + end, y_sum, inside)
+        acc = _dot(ds.to(its_k.dtype), its_k, acc, PRECISION)
+    tl.store(dLs + table_rows + bottom, at_bottom, inside)
+    tl.store(dLs + table_rows + bottom + 1, above, inside & (bottom < last))
     acc = acc * scale
     tl.debug_barrier()  # what other threads of this program stored is read below
 
     es = e + head * e_h
-    dLs = dL + unit * ROWS * P + tl.where(inside, local, 0).to(tl.int64) * P
+    rounded = dL_rounded + unit * ROWS * P + tl.where(inside, local, 0).to(tl.int64) * P
     for p0 in range(0, P, BP):
         f = p0 + tl.arange(0, BP)
-        reached = inside[:, None] & (f[None, :] <= furthest[:, None])
-        beyond = inside[:, None] & (f[None, :] < furthest[:, None])
-        x = tl.load(Xs[:, None] + f, reached, 0.0)
-        y = tl.load(Ys[:, None] + f, reached, 0.0)
-        x_next = tl.load(Xs[:, None] + f + 1, beyond, 0.0)
-        y_next = tl.load(Ys[:, None] + f + 1, beyond, 0.0)
-        before = inside[:, None] & (f[None, :] <= furthest[:, None] + 1) & (f > 0)[None, :]
-        y_before = tl.load(Ys[:, None] + f - 1, before, 0.0)
-        from_below = tl.where((f > 0)[None, :], y_before - y, 0.0)
-        gradient = (x - x_next) - (y - y_next) + from_below
-        # where a row is saturated, ds of the plain tiles belongs to the last position; as a row's
-        # ds sum to 0, it is what all other positions have not
-        saturated = reached & (f == last)[None, :]
-        gradient = tl.where(saturated, x - x_sum[:, None] + from_below, gradient)
+        reached = inside[:, None] & (f[None, :] <= tl.minimum(furthest + 1, last)[:, None])
+        gradient = tl.load(dLs + table_rows[:, None] + f[None, :], reached, 0.0)
+        # what a saturated row's plain tiles give the last position: a row's ds sum to 0
+        saturated = (f[None, :] == last) & (furthest == last)[:, None]
+        gradient = tl.where(saturated, gradient - ds_sum[:, None], gradient)
         there = inside[:, None] & (f < P)[None, :]
-        gradient = tl.where(there, gradient, 0.0)
-        tl.store(dLs[:, None] + f, gradient.to(dL.dtype.element_ty), there)
+        tl.store(rounded[:, None] + f[None, :], gradient.to(dL_rounded.dtype.element_ty), there)
         its_e = _load(es, f, P, e_p, dims, D, BD)
-        acc = tl.dot(gradient.to(its_e.dtype), its_e, acc, input_precision=PRECISION)
+        acc = _dot(gradient.to(its_e.dtype), its_e, acc, PRECISION)
     at = dq + (unit * NQ + rows[:, None]) * D + dims[None, :]
     tl.store(at, acc.to(dq.dtype.element_ty), inside[:, None] & (dims < D)[None, :])
 
@@ -409,8 +493,8 @@ def backward_k(
     H, GROUPS, NQ, NK, row0, ROWS, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
-    ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
+    ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SUB: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys, against the queries that see it: dk, dv and the gates' keys' gradient.
 
@@ -443,6 +527,8 @@ def backward_k(
     acc_k = tl.zeros([N, BD], tl.float32)
     acc_v = tl.zeros([N, BDV], tl.float32)
     acc_g = tl.zeros([N, BD], tl.float32)
+    from_here = _triangle(N, True, tl.float16)
+    to_here = _triangle(N, False, tl.bfloat16)
     pieces = (ROWS + PIECE - 1) // PIECE
     for group in range(0, GROUPS):
         head = key_head * GROUPS + group
@@ -457,7 +543,7 @@ def backward_k(
             far = tl.maximum(far, tl.max(tl.where(counting, (c + 1) * PIECE, 0)))
         far = tl.minimum(tl.cdiv(far, M) * M, tl.cdiv(end, M) * M)
 
-        for i in range(begin, far, M):
+        for i in tl.range(begin, far, M, num_stages=1):
             local = i + tl.arange(0, M)
             inside = local < ROWS
             rows = tl.where(inside, row0 + local, -1)
@@ -466,7 +552,8 @@ def backward_k(
             its_lse = tl.load(lse + of * NQ + rows, inside, other=float("inf"))
             its_D = tl.load(D_rows + of * NQ + rows, inside, other=0.0)
             counting = tl.load(froms + local // PIECE, inside, other=NK) < j0 + N
-            Ls = L + (of * ROWS + tl.where(inside, local, 0)) * W
+            Ls = L + of * ROWS * W
+            table_rows = tl.where(inside, local, 0) * W
             its_first = tl.zeros([M], tl.int32)
             its_past = its_first
             if DOCS:
@@ -476,41 +563,42 @@ def backward_k(
             seen = _seen(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
-            s = tl.dot(its_q, tl.trans(its_k), input_precision=PRECISION) * log2_scale
-            dp = tl.dot(its_dout, tl.trans(its_v), input_precision=PRECISION)
+            s = _products(its_q, its_k, PRECISION) * log2_scale
+            dp = _products(its_dout, its_v, PRECISION)
             if tl.max(counting.to(tl.int32)) > 0:
                 a = s
                 if GATES:
-                    a = tl.dot(its_q, tl.trans(its_g), input_precision=PRECISION) * log2_scale
-                at = (of * EDGES + tile) * ROWS + local
-                counted = tl.load(edge_count + at, counting, other=0)
+                    a = _products(its_q, its_g, PRECISION) * log2_scale
+                edge = (of * EDGES + tile) * ROWS + local
+                counted = tl.load(edge_count + edge, counting, other=0)
                 counted = tl.where(counting, counted, last << FB)
-                lift = tl.load(edge_lift + at, counting, other=0.0)
-                g = _sigmoid(a)
-                gates = tl.where(seen, _fixed(g, FB), 0)
-                p = tl.maximum(counted[:, None] + tl.cumsum(gates, 1, reverse=True), 0)
-                f = tl.minimum(p >> FB, last)
-                u, slope = _between(_fraction(p, FB), sharp, SOFT)
-                low, high = tl.load(Ls[:, None] + f), tl.load(Ls[:, None] + f + 1)
-                rise = high - low
-                prob = tl.where(seen, tl.exp2(s + (low + u * rise - its_lse[:, None])), 0.0)
+                lift = tl.load(edge_lift + edge, counting, other=0.0)
+                g = tl.where(seen, _sigmoid(a), 0.0)
+                base, rest = _count(counted, FB)
+                p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
+                p = tl.minimum(p, (last - base).to(tl.float32)[:, None])
+                below, r = _relative(p, SUB)
+                cells = (table_rows + base)[:, None] + below
+                its_ends = (table_rows + last)[:, None]
+                bias, rise, _ = _interpolate(Ls, cells, its_ends, r, sharp, SOFT)
+                s = s + tl.reshape(bias, [M, N]) - its_lse[:, None]
+                prob = tl.where(seen, tl.exp2(s), 0.0)
                 ds = prob * (dp - its_D[:, None])
-                lifts = tl.cumsum(ds * (rise * slope) * LN2, 1) + lift[:, None]
-                da = tl.where(seen, lifts * (g - g * g), 0.0)
+                lifts = ds * tl.reshape(rise * _slope(r, sharp, SOFT), [M, N]) * LN2
+                da = _sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]
+                da = da * (g - g * g)
                 if GATES:
-                    acc_g = tl.dot(
-                        tl.trans(da.to(its_q.dtype)), its_q, acc_g, input_precision=PRECISION
-                    )
+                    acc_g = _dot(tl.trans(da.to(its_q.dtype)), its_q, acc_g, PRECISION)
                 else:
                     ds += da
             else:
-                last_bias = tl.load(Ls + last)
+                last_bias = tl.load(Ls + table_rows + last)
                 prob = tl.where(seen, tl.exp2(s + (last_bias - its_lse)[:, None]), 0.0)
                 ds = prob * (dp - its_D[:, None])
             prob = tl.trans(prob.to(its_dout.dtype))
-            acc_v = tl.dot(prob, its_dout, acc_v, input_precision=PRECISION)
+            acc_v = _dot(prob, its_dout, acc_v, PRECISION)
             ds = tl.trans(ds.to(its_q.dtype))
-            acc_k = tl.dot(ds, its_q, acc_k, input_precision=PRECISION)
+            acc_k = _dot(ds, its_q, acc_k, PRECISION)
 
         # these rows are saturated before they come to these keys
         for i in range(far, end, M):
@@ -522,7 +610,7 @@ def backward_k(
             its_lse = tl.load(lse + of * NQ + rows, inside, other=float("inf"))
             its_D = tl.load(D_rows + of * NQ + rows, inside, other=0.0)
             last_bias = tl.load(L + (of * ROWS + local) * W + last, inside, other=0.0)
-            s = tl.dot(its_k, tl.trans(its_q), input_precision=PRECISION)
+            s = _products(its_k, its_q, PRECISION)
             prob = tl.exp2(s * log2_scale + (last_bias - its_lse)[None, :])
             if DOCS or MASK > 0:
                 its_first = tl.zeros([M], tl.int32)
@@ -535,10 +623,10 @@ def backward_k(
                     rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
                 )  # fmt: skip
                 prob = tl.where(tl.trans(seen), prob, 0.0)
-            acc_v = tl.dot(prob.to(its_dout.dtype), its_dout, acc_v, input_precision=PRECISION)
-            dp = tl.dot(its_v, tl.trans(its_dout), input_precision=PRECISION)
+            acc_v = _dot(prob.to(its_dout.dtype), its_dout, acc_v, PRECISION)
+            dp = _products(its_v, its_dout, PRECISION)
             ds = prob * (dp - its_D[None, :])
-            acc_k = tl.dot(ds.to(its_q.dtype), its_q, acc_k, input_precision=PRECISION)
+            acc_k = _dot(ds.to(its_q.dtype), its_q, acc_k, PRECISION)
 
     at = (unit * NK + keys[:, None]) * D + dims[None, :]
     inside = (keys < NK)[:, None] & (dims < D)[None, :]

@@ -28,12 +28,21 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a kernel is cut: queries and keys in a tile, warps of a program, stages of its loads."""
+    """How a kernel is cut: queries and keys in a tile, warps of a program, stages of its loads.
+
+    Where queries own a program, it counts with C keys at a time: that is where registers are short.
+    """
 
     M: int
     N: int
+    C: int
     warps: int = 4
     stages: int = 2
+
+    def meta(self, name: str) -> dict[str, int]:
+        """The sizes that this kernel is told."""
+        sizes = {"M": self.M, "N": self.N}
+        return sizes | {"SUB" if name == "backward_k" else "C": self.C}
 
 
 @dataclass(frozen=True)
@@ -51,27 +60,27 @@ class Choice:
 
 
 NARROW = Choice(
-    forward=(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3)),
-    backward_q=(Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    backward_k=(Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2)),
+    forward=(Tiles(128, 64, 32, 4, 3), Tiles(128, 64, 32, 8, 3)),
+    backward_q=(Tiles(128, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
+    backward_k=(Tiles(64, 64, 32, 4, 2), Tiles(128, 64, 32, 8, 2)),
     piece=64,
 )
 MIDDLE = Choice(
-    forward=(Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    backward_q=(Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    backward_k=(Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    forward=(Tiles(128, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
+    backward_q=(Tiles(64, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
+    backward_k=(Tiles(64, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
     piece=64,
 )
 WIDE = Choice(
-    forward=(Tiles(64, 32, 8, 2),),
-    backward_q=(Tiles(64, 32, 8, 1),),
-    backward_k=(Tiles(64, 32, 8, 1),),
+    forward=(Tiles(64, 32, 32, 8, 2),),
+    backward_q=(Tiles(64, 32, 32, 8, 1),),
+    backward_k=(Tiles(64, 32, 32, 8, 1),),
     piece=64,
 )
 WIDEST = Choice(
-    forward=(Tiles(32, 32, 4, 1),),
-    backward_q=(Tiles(32, 16, 4, 1),),
-    backward_k=(Tiles(32, 16, 4, 1),),
+    forward=(Tiles(32, 32, 32, 4, 1),),
+    backward_q=(Tiles(32, 16, 16, 4, 1),),
+    backward_k=(Tiles(32, 16, 16, 4, 1),),
     piece=32,
 )
 
@@ -91,9 +100,7 @@ def tuned(name: str, tiles: tuple[Tiles, ...]) -> Any:
     Keys are D, DV and dtypes, ``LENGTH``, the binary digits of the number of keys, and the flags
     that change the work: GATES, MASK, DOCS, CAUSAL.
     """
-    configs = [
-        triton.Config({"M": t.M, "N": t.N}, num_warps=t.warps, num_stages=t.stages) for t in tiles
-    ]
+    configs = [triton.Config(t.meta(name), num_warps=t.warps, num_stages=t.stages) for t in tiles]
     keys = ["D", "DV", "LENGTH", "CAUSAL", "DOCS", "MASK", "GATES"]
     return triton.autotune(configs, key=keys)(getattr(kernels, name))
 
@@ -143,7 +150,12 @@ class Call:
         largest = self.last + max(t.N for t in self.choice.forward + self.choice.backward_q) + 1
         strides = {
             f"{name}_{axis}": stride
-            for name, t, axes in (("q", q, "bhi"), ("k", k, "bhj"), ("v", v, "bhj"), ("g", g, "bhj"))
+            for name, t, axes in (
+                ("q", q, "bhi"),
+                ("k", k, "bhj"),
+                ("v", v, "bhj"),
+                ("g", g, "bhj"),
+            )
             for axis, stride in zip(axes, t.stride()[:3], strict=True)
         }
         m_strides = (0, 0, 0, 0) if mask is None else broadcast_strides(mask)
@@ -176,6 +188,7 @@ class Call:
             "GATES": self.gate_k is not None,
             "SOFT": self.sharpness > 0,
             "FB": min(22, 31 - largest.bit_length()),
+            "WIDE": q.dtype == torch.float32,
             "PRECISION": precision(q.dtype),
         }
 
@@ -208,6 +221,8 @@ def block(t: Tensor) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as torch.set_float32_matmul_precision says."""
+    if INTERPRETED:
+        return "interpreted"
     names = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
     return names[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
 
@@ -221,7 +236,7 @@ def launch(name: str, tiles: tuple[Tiles, ...], grid: Any, arguments: dict[str, 
     """Run a kernel; interpreted, with the first of the tiles."""
     if INTERPRETED:
         one = tiles[0]
-        meta = {"M": one.M, "N": one.N}
+        meta = one.meta(name)
         getattr(kernels, name)[grid(meta)](**arguments, **meta)
     else:
         tuned(name, tiles)[grid](**arguments)
@@ -292,7 +307,7 @@ def forward(call: Call) -> Result:
 def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
     """Of all tensors; ``dout`` (b h i dv) is contiguous."""
     (b, h, i, _), P, N = call.q.shape, call.last + 1, call.choice.backward_q[0].N
-    per_row = 3 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
+    per_row = 2 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
     parts = list(chunks(call, per_row))
     # sums over several chunks are kept in float32
     wide = call.k.dtype if len(parts) == 1 else torch.float32
@@ -354,9 +369,8 @@ def _backward(
             "count": result.count,
             "start": result.start,
             "dq": grads.q,
-            "dL": dL,
-            "X": room(rows, call.width),
-            "Y": room(rows, call.width),
+            "dL": room(rows, call.width),
+            "dL_rounded": dL,
             "P": P,
             "BP": 32 if call.q.element_size() * block(call.q) > 256 else 64,
             "e_h": call.e.stride(0) if call.e.ndim == 3 else 0,
