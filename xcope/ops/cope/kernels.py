@@ -77,41 +77,45 @@ def _sums(x, triangle, WIDE: tl.constexpr, FROM: tl.constexpr, PRECISION: tl.con
 
 
 @triton.jit
-def _count(counted, FB: tl.constexpr):
-    """A fixed-point number's integer, and the rest as a float."""
-    return counted >> FB, (counted & ((1 << FB) - 1)).to(tl.float32) * (0.5**FB)
+def _count(counted, last, FB: tl.constexpr):
+    """Of fixed-point counts (M) the position below, the rest, and how far the last position is."""
+    base = tl.minimum(counted >> FB, last)
+    rest = (counted & ((1 << FB) - 1)).to(tl.float32) * (0.5**FB)
+    rest += ((counted >> FB) - base).to(tl.float32)
+    return base, rest, (last - base).to(tl.float32)
 
 
 @triton.jit
-def _relative(p, SUB: tl.constexpr):
-    """Positions (M N) in pieces of SUB keys: the integer below a piece, and what is above it.
-
-    (M N/SUB) int32, (M N/SUB SUB).
-    """
-    pieces = tl.reshape(p, [p.shape[0], p.shape[1] // SUB, SUB])
-    below = tl.floor(tl.min(pieces, 2))
-    return below.to(tl.int32), pieces - below[:, :, None]
+def _fixed(count, FB: tl.constexpr):
+    return (count * (2.0**FB) + 0.5).to(tl.int32)
 
 
 @triton.jit
-def _interpolate(Ls, cells, ends, r, sharp, SOFT: tl.constexpr):
-    """The bias at r above the cells, its rise to the next position, and the integers to look at.
+def _steps(above, room):
+    """How many integers the positions of a tile span, whose rows reach so far above their base."""
+    return tl.max(tl.minimum(above, room), 0).to(tl.int32) + 1
 
-    Piecewise linear functions are sums of ramps: no gather, and few terms where counts are slow.
-    cells, ends (M pieces): the table logits at r = 0 and at the last position.
+
+@triton.jit
+def _interpolate(Ls, cells, ends, r, steps, sharp, SOFT: tl.constexpr):
+    """The bias at r above the cells, and its rise to the next position: a sum of ramps.
+
+    r (M N); cells, ends (M 1): where the table logits at r = 0 and at the last position are.
     """
-    steps = tl.max(tl.max(tl.max(r, 2), 1), 0).to(tl.int32) + 1
     here = tl.load(Ls + cells)
-    bias = tl.zeros_like(r) + here[:, :, None]
+    there = tl.load(Ls + tl.minimum(cells + 1, ends))
+    after = tl.load(Ls + tl.minimum(cells + 2, ends))
+    bias = tl.zeros_like(r) + here
     rise = tl.zeros_like(r)
-    for k in tl.range(0, steps, num_stages=1):
-        there = tl.load(Ls + tl.minimum(cells + k + 1, ends))
-        step = (there - here)[:, :, None]
-        above = r - k
-        bias += _between(tl.clamp(above, 0.0, 1.0), sharp, SOFT) * step
-        rise = tl.where(above >= 0.0, step, rise)
+    for n in tl.range(0, steps, num_stages=1):
+        later = tl.load(Ls + tl.minimum(cells + n + 3, ends))  # ahead, as it takes its time
+        above = r - n
+        bias += _between(tl.clamp(above, 0.0, 1.0), sharp, SOFT) * (there - here)
+        rise = tl.where(above >= 0.0, there - here, rise)
         here = there
-    return bias, rise, steps
+        there = after
+        after = later
+    return bias, rise
 
 
 @triton.jit
@@ -242,11 +246,13 @@ def forward(
     full = last << FB
     counted = tl.where(rows >= 0, 0, full)
     stopped = tl.full([M], 0, tl.int32) + hi
+    its_ends = (table_rows + last)[:, None]
     j0 = (hi + C - 1) // C * C - C
     going = j0 >= lo
     while going:
         keys = j0 + tl.arange(0, C)
         its_k = _load(ks, keys, NK, k_j, dims, D, BD)
+        its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
         s = _products(its_q, its_k, PRECISION) * scale
         a = s
         if GATES:
@@ -256,22 +262,21 @@ def forward(
             rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
         )  # fmt: skip
         gates = tl.where(seen, _sigmoid(a), 0.0)
-        base, rest = _count(counted, FB)
+        base, rest, room = _count(counted, last, FB)
+        here = tl.sum(gates, 1)
         p = _sums(gates, triangle, WIDE, True, PRECISION) + rest[:, None]
-        below, r = _relative(tl.minimum(p, (last - base).to(tl.float32)[:, None]), C)
-        cells = (table_rows + base)[:, None] + below
-        bias, _, _ = _interpolate(Ls, cells, (table_rows + last)[:, None], r, sharp, SOFT)
-        s = tl.where(seen, s + tl.reshape(bias, [M, C]), -float("inf"))
+        cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
+        r = tl.minimum(p, room[:, None])
+        bias, _ = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
+        s = tl.where(seen, s + bias, -float("inf"))
         live = (counted < full) & (its_first < j0 + C)
-        more = (tl.sum(gates, 1) * (2.0**FB) + 0.5).to(tl.int32)
-        counted = tl.where(live, counted + more, counted)
+        counted = tl.where(live, counted + _fixed(here, FB), counted)
         stopped = tl.where(live, j0, stopped)
         new_top = tl.maximum(top, tl.max(s, 1))
         shift = tl.where(new_top == -float("inf"), 0.0, new_top)
         prob = tl.exp2(s - shift[:, None])
         fade = tl.exp2(top - shift)
         total = total * fade + tl.sum(prob, 1)
-        its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
         acc = acc * fade[:, None]
         acc = _dot(prob.to(its_v.dtype), its_v, acc, PRECISION)
         top = new_top
@@ -396,17 +401,23 @@ def backward_q(
 
     furthest = tl.minimum(counted >> FB, last)
     lift = tl.zeros([M], tl.float32)
-    ds_sum = tl.zeros([M], tl.float32)
-    bottom = furthest  # dL is written down to bottom + 2; of the next two there is so far:
-    above = tl.zeros([M], tl.float32)
-    at_bottom = tl.zeros([M], tl.float32)
+    ds_sum = tl.zeros([M, 1], tl.float32)
+    bottom = furthest[:, None]  # dL is written down to bottom + 2; of the next two there is so far:
+    above = tl.zeros([M, 1], tl.float32)
+    at_bottom = tl.zeros([M, 1], tl.float32)
     from_here = _triangle(C, True, tl.float16)
     to_here = _triangle(C, False, tl.bfloat16)
     edges = unit * EDGES * ROWS + local
-    for j in tl.range(tl.maximum(counts, lo), hi, C, num_stages=1):
+    its_ends = (table_rows + last)[:, None]
+    inside_2d = inside[:, None]
+    j_count = tl.maximum(counts, lo)
+    next_k = _load(ks, j_count + tl.arange(0, C), NK, k_j, dims, D, BD)
+    next_v = _load(vs, j_count + tl.arange(0, C), NK, v_j, vdims, DV, BDV)
+    for j in tl.range(j_count, hi, C, num_stages=1):
         keys = j + tl.arange(0, C)
-        its_k = _load(ks, keys, NK, k_j, dims, D, BD)
-        its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
+        its_k, its_v = next_k, next_v
+        next_k = _load(ks, keys + C, NK, k_j, dims, D, BD)
+        next_v = _load(vs, keys + C, NK, v_j, vdims, DV, BDV)
         s = _products(its_q, its_k, PRECISION) * log2_scale
         its_g = its_k
         a = s
@@ -416,44 +427,43 @@ def backward_q(
         seen = _seen(
             rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
         )  # fmt: skip
-        seen_gates = seen & (keys[None, :] >= stopped[:, None])
-        g = tl.where(seen_gates, _sigmoid(a), 0.0)
-        counted = tl.maximum(counted - (tl.sum(g, 1) * (2.0**FB) + 0.5).to(tl.int32), 0)
-        base, rest = _count(counted, FB)
+        g = tl.where(seen & (keys[None, :] >= stopped[:, None]), _sigmoid(a), 0.0)
+        here = tl.sum(g, 1)
+        counted = tl.maximum(counted - _fixed(here, FB), 0)
+        base, rest, room = _count(counted, last, FB)
         p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
-        below, r = _relative(tl.minimum(p, (last - base).to(tl.float32)[:, None]), C)
-        cells = (table_rows + base)[:, None] + below
-        bias, rise, steps = _interpolate(Ls, cells, (table_rows + last)[:, None], r, sharp, SOFT)
-        s = s + tl.reshape(bias, [M, C]) - its_lse[:, None]
-        prob = tl.where(seen, tl.exp2(s), 0.0)
+        cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
+        r = tl.minimum(p, room[:, None])
+        bias, rise = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
+        prob = tl.where(seen, tl.exp2(s + bias - its_lse[:, None]), 0.0)
         dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
 
         tl.store(edge_count + edges + (j // N) * ROWS, counted, inside)
         tl.store(edge_lift + edges + (j // N) * ROWS, lift, inside & (j % N == 0))
-        lifts = ds * tl.reshape(rise * _slope(r, sharp, SOFT), [M, C]) * LN2
+        lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
         da = (_sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]) * (g - g * g)
         lift += tl.sum(lifts, 1)
 
         # the ramps' sums; what the walk has passed is written
-        lowest = base + tl.reshape(below, [M])
+        lowest = base[:, None]
         passed = bottom - lowest
-        ds_here = tl.sum(ds, 1)
-        ds_sum += ds_here
-        before = ds_here
-        ds_pieces = tl.reshape(ds, [M, 1, C])
-        new_bottom = at_bottom * 0.0
+        before = tl.sum(ds, 1)[:, None]
+        ds_sum += before
+        new_bottom = tl.zeros([M, 1], tl.float32)
         new_above = new_bottom
         for n in tl.range(0, steps + 2, num_stages=1):
-            ramp = _between(tl.clamp(r - n, 0.0, 1.0), sharp, SOFT)
-            beyond = tl.reshape(tl.sum(ds_pieces * ramp, 2), [M])
-            value = before - beyond
+            value = before
+            if n < steps:
+                ramp = _between(tl.clamp(r - n, 0.0, 1.0), sharp, SOFT)
+                before = tl.sum(ds * ramp, 1)[:, None]
+                value -= before
+            else:
+                before = new_bottom * 0.0
             value += tl.where(n == passed, at_bottom, 0.0)
             value += tl.where(n == passed + 1, above, 0.0)
-            before = beyond
-            position = lowest + n
-            done = inside & (n >= 2) & (n <= passed + 1) & (position <= last)
-            tl.store(dLs + table_rows + position, value, done)
+            done = inside_2d & (n >= 2) & (n <= passed + 1) & (lowest + n <= last)
+            tl.store(dLs + cells + n, value, done)
             new_bottom = tl.where(n == 0, value, new_bottom)
             new_above = tl.where(n == 1, value, new_above)
         bottom, at_bottom, above = lowest, new_bottom, new_above
@@ -463,8 +473,9 @@ def backward_q(
         else:
             ds += da
         acc = _dot(ds.to(its_k.dtype), its_k, acc, PRECISION)
-    tl.store(dLs + table_rows + bottom, at_bottom, inside)
-    tl.store(dLs + table_rows + bottom + 1, above, inside & (bottom < last))
+    cells = table_rows[:, None] + bottom
+    tl.store(dLs + cells, at_bottom, inside_2d)
+    tl.store(dLs + cells + 1, above, inside_2d & (bottom < last))
     acc = acc * scale
     tl.debug_barrier()  # what other threads of this program stored is read below
 
@@ -476,7 +487,7 @@ def backward_q(
         gradient = tl.load(dLs + table_rows[:, None] + f[None, :], reached, 0.0)
         # what a saturated row's plain tiles give the last position: a row's ds sum to 0
         saturated = (f[None, :] == last) & (furthest == last)[:, None]
-        gradient = tl.where(saturated, gradient - ds_sum[:, None], gradient)
+        gradient = tl.where(saturated, gradient - ds_sum, gradient)
         there = inside[:, None] & (f < P)[None, :]
         tl.store(rounded[:, None] + f[None, :], gradient.to(dL_rounded.dtype.element_ty), there)
         its_e = _load(es, f, P, e_p, dims, D, BD)
@@ -486,19 +497,53 @@ def backward_q(
 
 
 @triton.jit
+def _queries_of(
+    j0, row0, ROWS, NK, offset, first, past,
+    CAUSAL: tl.constexpr, DOCS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """From which tile of M queries to which query the chunk's queries see keys j0 … j0 + N."""
+    begin, end = 0, ROWS
+    if CAUSAL:
+        begin = tl.maximum(0, j0 - offset - row0) // M * M
+    if DOCS:
+        keys = j0 + tl.arange(0, N)
+        ends = tl.load(past + keys, keys < NK, other=0)
+        end = tl.minimum(end, tl.max(ends) - row0)
+        if not CAUSAL:
+            begins = tl.load(first + keys, keys < NK, other=NK)
+            begin = tl.maximum(0, tl.min(begins) - row0) // M * M
+    return begin, end
+
+
+@triton.jit
+def _counting_until(
+    froms, begin, end, edge, ROWS, PIECE: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """The tile of queries behind which none counts left of the key ``edge``."""
+    pieces = (ROWS + PIECE - 1) // PIECE
+    until = begin
+    for c0 in range(begin // PIECE, tl.cdiv(end, PIECE), 64):
+        c = c0 + tl.arange(0, 64)
+        counting = tl.load(froms + c, c < pieces, other=edge) < edge
+        until = tl.maximum(until, tl.max(tl.where(counting, (c + 1) * PIECE, 0)))
+    return tl.minimum(tl.cdiv(until, M) * M, tl.cdiv(tl.maximum(end, 0), M) * M)
+
+
+@triton.jit
 def backward_k(
     q, k, v, gate_k, L, dout, lse, D_rows, mask, first, past,
-    dk, dv, dgate, edge_count, edge_lift, counts_from,
+    part_k, part_v, dgate, edge_count, edge_lift, counts_from,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j,
     H, GROUPS, NQ, NK, row0, ROWS, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
-    ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SUB: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys, against the queries that see it: dk, dv and the gates' keys' gradient.
+    """A tile of keys, against the queries until none counts in its PLAIN keys: dk, dv, dgate.
 
-    With ADD they are added to what is there: of queries before row0.
+    Float32, without dk's scale; with ADD they are added to what is there: of queries before row0.
+    `backward_k_plain` does the queries behind; PLAIN is its N, and N divides it.
     """
     unit = tl.program_id(1).to(tl.int64)
     KH = H // GROUPS
@@ -513,37 +558,24 @@ def backward_k(
     its_g = its_k
     if GATES:
         its_g = _load(gate_k + batch * g_b + key_head * g_h, keys, NK, g_j, dims, D, BD)
-
-    begin, end = 0, ROWS
-    if CAUSAL:
-        begin = tl.maximum(0, j0 - offset - row0) // M * M
-    if DOCS:
-        ends = tl.load(past + keys, keys < NK, other=0)
-        end = tl.minimum(end, tl.max(ends) - row0)
-        if not CAUSAL:
-            begins = tl.load(first + keys, keys < NK, other=NK)
-            begin = tl.maximum(0, tl.min(begins) - row0) // M * M
+    wide_j0 = j0 // PLAIN * PLAIN
+    begin, _ = _queries_of(j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, M, N)
+    _, end = _queries_of(wide_j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, M, PLAIN)
 
     acc_k = tl.zeros([N, BD], tl.float32)
     acc_v = tl.zeros([N, BDV], tl.float32)
     acc_g = tl.zeros([N, BD], tl.float32)
     from_here = _triangle(N, True, tl.float16)
     to_here = _triangle(N, False, tl.bfloat16)
-    pieces = (ROWS + PIECE - 1) // PIECE
     for group in range(0, GROUPS):
         head = key_head * GROUPS + group
         of = batch * H + head
         qs, ms = q + batch * q_b + head * q_h, mask + batch * m_b + head * m_h
         douts = dout + of * NQ * DV
-        froms = counts_from + of * pieces
-        far = begin  # behind it no tile of queries counts in these keys
-        for c0 in range(begin // PIECE, tl.cdiv(end, PIECE), 64):
-            c = c0 + tl.arange(0, 64)
-            counting = tl.load(froms + c, c < pieces, other=NK) < j0 + N
-            far = tl.maximum(far, tl.max(tl.where(counting, (c + 1) * PIECE, 0)))
-        far = tl.minimum(tl.cdiv(far, M) * M, tl.cdiv(end, M) * M)
-
-        for i in tl.range(begin, far, M, num_stages=1):
+        froms = counts_from + of * ((ROWS + PIECE - 1) // PIECE)
+        Ls = L + of * ROWS * W
+        until = _counting_until(froms, begin, end, wide_j0 + PLAIN, ROWS, PIECE, M)
+        for i in tl.range(begin, until, M, num_stages=1):
             local = i + tl.arange(0, M)
             inside = local < ROWS
             rows = tl.where(inside, row0 + local, -1)
@@ -551,8 +583,11 @@ def backward_k(
             its_dout = _load(douts, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
             its_lse = tl.load(lse + of * NQ + rows, inside, other=float("inf"))
             its_D = tl.load(D_rows + of * NQ + rows, inside, other=0.0)
-            counting = tl.load(froms + local // PIECE, inside, other=NK) < j0 + N
-            Ls = L + of * ROWS * W
+            counting = inside & (tl.load(froms + local // PIECE, inside, other=NK) < j0 + N)
+            edge = (of * EDGES + tile) * ROWS + local
+            counted = tl.load(edge_count + edge, counting, other=0)
+            counted = tl.where(counting, counted, last << FB)
+            lift = tl.load(edge_lift + edge, counting, other=0.0)
             table_rows = tl.where(inside, local, 0) * W
             its_first = tl.zeros([M], tl.int32)
             its_past = its_first
@@ -564,44 +599,87 @@ def backward_k(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
             s = _products(its_q, its_k, PRECISION) * log2_scale
+            a = s
+            if GATES:
+                a = _products(its_q, its_g, PRECISION) * log2_scale
+            g = tl.where(seen, _sigmoid(a), 0.0)
+            slopes = (g - g * g).to(tl.float32 if WIDE else tl.float16)
+            base, rest, room = _count(counted, last, FB)
+            p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
+            cells, steps = (table_rows + base)[:, None], _steps(rest + tl.sum(g, 1), room)
+            r = tl.minimum(p, room[:, None])
+            its_ends = (table_rows + last)[:, None]
+            bias, rise = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
+            prob = tl.where(seen, tl.exp2(s + bias - its_lse[:, None]), 0.0)
+            acc_v = _dot(tl.trans(prob.to(its_dout.dtype)), its_dout, acc_v, PRECISION)
             dp = _products(its_dout, its_v, PRECISION)
-            if tl.max(counting.to(tl.int32)) > 0:
-                a = s
-                if GATES:
-                    a = _products(its_q, its_g, PRECISION) * log2_scale
-                edge = (of * EDGES + tile) * ROWS + local
-                counted = tl.load(edge_count + edge, counting, other=0)
-                counted = tl.where(counting, counted, last << FB)
-                lift = tl.load(edge_lift + edge, counting, other=0.0)
-                g = tl.where(seen, _sigmoid(a), 0.0)
-                base, rest = _count(counted, FB)
-                p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
-                p = tl.minimum(p, (last - base).to(tl.float32)[:, None])
-                below, r = _relative(p, SUB)
-                cells = (table_rows + base)[:, None] + below
-                its_ends = (table_rows + last)[:, None]
-                bias, rise, _ = _interpolate(Ls, cells, its_ends, r, sharp, SOFT)
-                s = s + tl.reshape(bias, [M, N]) - its_lse[:, None]
-                prob = tl.where(seen, tl.exp2(s), 0.0)
-                ds = prob * (dp - its_D[:, None])
-                lifts = ds * tl.reshape(rise * _slope(r, sharp, SOFT), [M, N]) * LN2
-                da = _sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]
-                da = da * (g - g * g)
-                if GATES:
-                    acc_g = _dot(tl.trans(da.to(its_q.dtype)), its_q, acc_g, PRECISION)
-                else:
-                    ds += da
+            ds = prob * (dp - its_D[:, None])
+            lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
+            da = _sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]
+            da = da * slopes.to(tl.float32)
+            if GATES:
+                acc_g = _dot(tl.trans(da.to(its_q.dtype)), its_q, acc_g, PRECISION)
             else:
-                last_bias = tl.load(Ls + table_rows + last)
-                prob = tl.where(seen, tl.exp2(s + (last_bias - its_lse)[:, None]), 0.0)
-                ds = prob * (dp - its_D[:, None])
-            prob = tl.trans(prob.to(its_dout.dtype))
-            acc_v = _dot(prob, its_dout, acc_v, PRECISION)
-            ds = tl.trans(ds.to(its_q.dtype))
-            acc_k = _dot(ds, its_q, acc_k, PRECISION)
+                ds += da
+            acc_k = _dot(tl.trans(ds.to(its_q.dtype)), its_q, acc_k, PRECISION)
 
-        # these rows are saturated before they come to these keys
-        for i in range(far, end, M):
+    at = (unit * NK + keys[:, None]) * D + dims[None, :]
+    inside = (keys < NK)[:, None] & (dims < D)[None, :]
+    _put(part_k + at, acc_k, inside, ADD)
+    if GATES:
+        _put(dgate + at, acc_g * scale, inside, ADD)
+    at = (unit * NK + keys[:, None]) * DV + vdims[None, :]
+    _put(part_v + at, acc_v, (keys < NK)[:, None] & (vdims < DV)[None, :], ADD)
+
+
+@triton.jit
+def _put(at, values, inside, ADD: tl.constexpr):
+    """Store, or add to what is there."""
+    if ADD:
+        values += tl.load(at, inside, other=0.0)
+    tl.store(at, values, inside)
+
+
+@triton.jit
+def backward_k_plain(
+    q, k, v, L, dout, lse, D_rows, mask, first, past, part_k, part_v, dk, dv, counts_from,
+    q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, m_b, m_h, m_i, m_j,
+    H, GROUPS, NQ, NK, row0, ROWS, W, LENGTH, scale, log2_scale, last,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, COUNTING: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys, against the queries that are saturated before they come to it.
+
+    Their part of dk and dv is added to that of `backward_k`, whose M is COUNTING; dk gets its scale
+    here.
+    """
+    unit = tl.program_id(1).to(tl.int64)
+    KH = H // GROUPS
+    batch, key_head = unit // KH, unit % KH
+    j0 = tl.program_id(0) * N
+    keys = j0 + tl.arange(0, N)
+    offset = NK - NQ
+    dims, vdims = tl.arange(0, BD), tl.arange(0, BDV)
+    its_k = _load(k + batch * k_b + key_head * k_h, keys, NK, k_j, dims, D, BD)
+    its_v = _load(v + batch * v_b + key_head * v_h, keys, NK, v_j, vdims, DV, BDV)
+    begin, end = _queries_of(
+        j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, COUNTING, N
+    )  # fmt: skip
+    at_k = (unit * NK + keys[:, None]) * D + dims[None, :]
+    at_v = (unit * NK + keys[:, None]) * DV + vdims[None, :]
+    inside_k = (keys < NK)[:, None] & (dims < D)[None, :]
+    inside_v = (keys < NK)[:, None] & (vdims < DV)[None, :]
+    acc_k = tl.zeros([N, BD], tl.float32)
+    acc_v = tl.zeros([N, BDV], tl.float32)
+    for group in range(0, GROUPS):
+        head = key_head * GROUPS + group
+        of = batch * H + head
+        qs, ms = q + batch * q_b + head * q_h, mask + batch * m_b + head * m_h
+        douts = dout + of * NQ * DV
+        froms = counts_from + of * ((ROWS + PIECE - 1) // PIECE)
+        until = _counting_until(froms, begin, end, j0 + N, ROWS, PIECE, COUNTING)
+        for i in range(until, end, M):
             local = i + tl.arange(0, M)
             inside = local < ROWS
             rows = tl.where(inside, row0 + local, -1)
@@ -628,18 +706,7 @@ def backward_k(
             ds = prob * (dp - its_D[None, :])
             acc_k = _dot(ds.to(its_q.dtype), its_q, acc_k, PRECISION)
 
-    at = (unit * NK + keys[:, None]) * D + dims[None, :]
-    inside = (keys < NK)[:, None] & (dims < D)[None, :]
-    _put(dk + at, acc_k * scale, inside, ADD)
-    if GATES:
-        _put(dgate + at, acc_g * scale, inside, ADD)
-    at = (unit * NK + keys[:, None]) * DV + vdims[None, :]
-    _put(dv + at, acc_v, (keys < NK)[:, None] & (vdims < DV)[None, :], ADD)
-
-
-@triton.jit
-def _put(at, values, inside, ADD: tl.constexpr):
-    """Store, or add to what is there."""
-    if ADD:
-        values += tl.load(at, inside, other=0.0)
-    tl.store(at, values.to(at.dtype.element_ty), inside)
+    acc_k += tl.load(part_k + at_k, inside_k, other=0.0)
+    acc_v += tl.load(part_v + at_v, inside_v, other=0.0)
+    tl.store(dk + at_k, (acc_k * scale).to(dk.dtype.element_ty), inside_k)
+    tl.store(dv + at_v, acc_v.to(dv.dtype.element_ty), inside_v)

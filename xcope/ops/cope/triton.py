@@ -35,52 +35,59 @@ class Tiles:
 
     M: int
     N: int
-    C: int
-    warps: int = 4
-    stages: int = 2
+    warps: int
+    stages: int
+    C: int | None = None
 
-    def meta(self, name: str) -> dict[str, int]:
-        """The sizes that this kernel is told."""
+    @property
+    def meta(self) -> dict[str, int]:
+        """The sizes that a kernel is told."""
         sizes = {"M": self.M, "N": self.N}
-        return sizes | {"SUB" if name == "backward_k" else "C": self.C}
+        return sizes if self.C is None else sizes | {"C": self.C}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The tiles to choose from, by time, for a head this wide; those of the backward share N.
+    """The tiles to choose from, by time, for a head this wide.
 
     Args:
-        piece: rows for which the backward keeps where counting begins; divides every M of it.
+        forward: N is a multiple of C.
+        backward_q: M is a multiple of ``piece``; N, the same for all, a multiple of C.
+        backward_k: one M for all, and the N of ``backward_q``.
+        backward_k_plain: one N for all, a multiple of the N of ``backward_k``.
+        piece: rows for which the backward keeps where counting begins.
     """
 
     forward: tuple[Tiles, ...]
     backward_q: tuple[Tiles, ...]
     backward_k: tuple[Tiles, ...]
-    piece: int
+    backward_k_plain: tuple[Tiles, ...]
+    piece: int = 64
 
 
 NARROW = Choice(
-    forward=(Tiles(128, 64, 32, 4, 3), Tiles(128, 64, 32, 8, 3)),
-    backward_q=(Tiles(128, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
-    backward_k=(Tiles(64, 64, 32, 4, 2), Tiles(128, 64, 32, 8, 2)),
-    piece=64,
+    forward=(Tiles(64, 64, 4, 3, 16), Tiles(64, 64, 4, 3, 64)),
+    backward_q=(Tiles(64, 64, 4, 2, 16), Tiles(64, 64, 4, 2, 32)),
+    backward_k=(Tiles(64, 64, 4, 1),),
+    backward_k_plain=(Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
 )
 MIDDLE = Choice(
-    forward=(Tiles(128, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
-    backward_q=(Tiles(64, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
-    backward_k=(Tiles(64, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2)),
-    piece=64,
+    forward=(Tiles(64, 64, 4, 2, 16), Tiles(128, 64, 8, 2, 32)),
+    backward_q=(Tiles(64, 64, 8, 2, 16),),
+    backward_k=(Tiles(64, 64, 8, 1),),
+    backward_k_plain=(Tiles(64, 64, 8, 2),),
 )
 WIDE = Choice(
-    forward=(Tiles(64, 32, 32, 8, 2),),
-    backward_q=(Tiles(64, 32, 32, 8, 1),),
-    backward_k=(Tiles(64, 32, 32, 8, 1),),
-    piece=64,
+    forward=(Tiles(64, 32, 8, 2, 32),),
+    backward_q=(Tiles(64, 32, 8, 1, 32),),
+    backward_k=(Tiles(64, 32, 8, 1),),
+    backward_k_plain=(Tiles(64, 32, 8, 1),),
 )
 WIDEST = Choice(
-    forward=(Tiles(32, 32, 32, 4, 1),),
-    backward_q=(Tiles(32, 16, 16, 4, 1),),
-    backward_k=(Tiles(32, 16, 16, 4, 1),),
+    forward=(Tiles(32, 32, 4, 1, 32),),
+    backward_q=(Tiles(32, 16, 4, 1, 16),),
+    backward_k=(Tiles(32, 16, 4, 1),),
+    backward_k_plain=(Tiles(32, 16, 4, 1),),
     piece=32,
 )
 
@@ -100,7 +107,7 @@ def tuned(name: str, tiles: tuple[Tiles, ...]) -> Any:
     Keys are D, DV and dtypes, ``LENGTH``, the binary digits of the number of keys, and the flags
     that change the work: GATES, MASK, DOCS, CAUSAL.
     """
-    configs = [triton.Config(t.meta(name), num_warps=t.warps, num_stages=t.stages) for t in tiles]
+    configs = [triton.Config(t.meta, num_warps=t.warps, num_stages=t.stages) for t in tiles]
     keys = ["D", "DV", "LENGTH", "CAUSAL", "DOCS", "MASK", "GATES"]
     return triton.autotune(configs, key=keys)(getattr(kernels, name))
 
@@ -147,7 +154,7 @@ class Call:
         """The arguments that all kernels have."""
         q, k, v, g, mask = self.q, self.k, self.v, self.gate_k, self.mask
         g = k if g is None else g
-        largest = self.last + max(t.N for t in self.choice.forward + self.choice.backward_q) + 1
+        longest = max(t.N for t in self.choice.forward + self.choice.backward_q)
         strides = {
             f"{name}_{axis}": stride
             for name, t, axes in (
@@ -187,7 +194,7 @@ class Call:
             "MASK": 0 if mask is None else 1 if keys_alone else 2,
             "GATES": self.gate_k is not None,
             "SOFT": self.sharpness > 0,
-            "FB": min(22, 31 - largest.bit_length()),
+            "FB": min(22, 31 - (self.last + longest + 1).bit_length()),
             "WIDE": q.dtype == torch.float32,
             "PRECISION": precision(q.dtype),
         }
@@ -233,13 +240,13 @@ def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
 
 
 def launch(name: str, tiles: tuple[Tiles, ...], grid: Any, arguments: dict[str, Any]) -> None:
-    """Run a kernel; interpreted, with the first of the tiles."""
+    """Run a kernel with those of the arguments that it has; interpreted, with the first tiles."""
+    kernel = getattr(kernels, name)
+    mine = {key: arguments[key] for key in arguments.keys() & set(kernel.arg_names)}
     if INTERPRETED:
-        one = tiles[0]
-        meta = one.meta(name)
-        getattr(kernels, name)[grid(meta)](**arguments, **meta)
+        kernel[grid(tiles[0].meta)](**mine, **tiles[0].meta)
     else:
-        tuned(name, tiles)[grid](**arguments)
+        tuned(name, tiles)[grid](**mine)
 
 
 def chunks(call: Call, per_row: int) -> Iterator[tuple[int, int]]:
@@ -309,88 +316,118 @@ def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
     (b, h, i, _), P, N = call.q.shape, call.last + 1, call.choice.backward_q[0].N
     per_row = 2 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
     parts = list(chunks(call, per_row))
-    # sums over several chunks are kept in float32
-    wide = call.k.dtype if len(parts) == 1 else torch.float32
-    grads = Gradients(
-        q=torch.empty_like(call.q, memory_format=torch.contiguous_format),
-        k=call.k.new_empty(call.k.shape, dtype=wide),
-        v=call.v.new_empty(call.v.shape, dtype=wide),
+    sums = Sums(
+        k=call.k.new_empty(call.k.shape, dtype=torch.float32),
+        v=call.v.new_empty(call.v.shape, dtype=torch.float32),
         e=torch.zeros_like(call.e, dtype=torch.float32),
-        gate_k=None if call.gate_k is None else call.k.new_empty(call.k.shape, dtype=wide),
+        gate_k=None if call.gate_k is None else torch.empty_like(call.k, dtype=torch.float32),
     )
-    D_rows = call.q.new_empty(b, h, i, dtype=torch.float32)
+    grads = Gradients(
+        q=call.q.new_empty(call.q.shape),
+        k=call.k.new_empty(call.k.shape),
+        v=call.v.new_empty(call.v.shape),
+        e=call.e,
+        gate_k=None,
+    )
     for row0, rows in parts:
-        _backward(call, result, dout, grads, D_rows, row0, rows)
-    return Gradients(
-        grads.q,
-        grads.k.to(call.k.dtype),
-        grads.v.to(call.v.dtype),
-        grads.e.to(call.e.dtype),
-        None if grads.gate_k is None else grads.gate_k.to(call.k.dtype),
-    )
+        Chunk(call, result, dout, row0, rows).backward(sums, grads)
+    grads.e = sums.e.to(call.e.dtype)
+    grads.gate_k = None if sums.gate_k is None else sums.gate_k.to(call.k.dtype)
+    return grads
 
 
-def _backward(
-    call: Call, result: Result, dout: Tensor, grads: Gradients, D_rows: Tensor, row0: int, rows: int
-) -> None:
-    """One chunk of queries."""
-    (b, h, i, _), (hk, j), P = call.q.shape, call.k.shape[1:3], call.last + 1
-    tiles, device = call.choice, call.q.device
-    N, seen = tiles.backward_q[0].N, min(j, row0 + rows + j - i) if call.causal else j
-    edges = triton.cdiv(max(seen, 1), N)
+@dataclass
+class Sums:
+    """Gradients in float32, as far as they are sums over queries; k's still lacks its scale."""
 
-    def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(b, h, *shape, dtype=dtype, device=device)
+    k: Tensor
+    v: Tensor
+    e: Tensor
+    gate_k: Tensor | None
 
-    dL = room(rows, P, dtype=call.q.dtype)
-    shared = call.shared() | {
-        "L": table_logits(call, row0, rows),
-        "dout": dout,
-        "lse": result.lse,
-        "D_rows": D_rows,
-        "edge_count": room(edges, rows, dtype=torch.int32),
-        "edge_lift": room(edges, rows),
-        "counts_from": room(triton.cdiv(rows, tiles.piece), dtype=torch.int32),
-        "row0": row0,
-        "ROWS": rows,
-        "EDGES": edges,
-        "PIECE": tiles.piece,
-        "scale": call.scale,
-        "log2_scale": call.scale * kernels.LOG2E.value,
-    }
-    launch(
-        "backward_q",
-        tiles.backward_q,
-        lambda meta: (triton.cdiv(rows, meta["M"]), b * h),
-        shared
-        | {
-            "e": call.e,
-            "out": result.out,
-            "count": result.count,
-            "start": result.start,
-            "dq": grads.q,
-            "dL": room(rows, call.width),
-            "dL_rounded": dL,
-            "P": P,
-            "BP": 32 if call.q.element_size() * block(call.q) > 256 else 64,
-            "e_h": call.e.stride(0) if call.e.ndim == 3 else 0,
-            "e_p": call.e.stride(-2),
-        },
-    )
-    launch(
-        "backward_k",
-        tiles.backward_k,
-        lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
-        shared
-        | {
-            "dk": grads.k,
-            "dv": grads.v,
-            "dgate": grads.k if grads.gate_k is None else grads.gate_k,
-            "ADD": row0 > 0,
-        },
-    )
-    its_q = call.q[:, :, row0 : row0 + rows]
-    grads.e += _table_gradient(dL, its_q, per_head=call.e.ndim == 3)
+
+@dataclass
+class Chunk:
+    """The backward of some queries, from row0 on."""
+
+    call: Call
+    result: Result
+    dout: Tensor
+    row0: int
+    rows: int
+
+    def room(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """For all heads."""
+        b, h = self.call.q.shape[:2]
+        return torch.empty(b, h, *shape, dtype=dtype, device=self.call.q.device)
+
+    def backward(self, sums: Sums, grads: Gradients) -> None:
+        """Fills in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
+        call, tiles = self.call, self.call.choice
+        (b, h, i, _), (hk, j) = call.q.shape, call.k.shape[1:3]
+        counting, plain = tiles.backward_k[0], tiles.backward_k_plain[0]
+        behind = i - self.row0 - self.rows
+        edges = max(1, triton.cdiv(j - behind if call.causal else j, counting.N))
+        shared = call.shared() | {
+            "L": table_logits(call, self.row0, self.rows),
+            "dout": self.dout,
+            "lse": self.result.lse,
+            "D_rows": self.room(i),
+            "edge_count": self.room(edges, self.rows, dtype=torch.int32),
+            "edge_lift": self.room(edges, self.rows),
+            "counts_from": self.room(triton.cdiv(self.rows, tiles.piece), dtype=torch.int32),
+            "row0": self.row0,
+            "ROWS": self.rows,
+            "EDGES": edges,
+            "PIECE": tiles.piece,
+            "scale": call.scale,
+            "log2_scale": call.scale * kernels.LOG2E.value,
+        }
+        sums.e += self._backward_q(shared, grads.q)
+        parts = {"part_k": sums.k, "part_v": sums.v}
+        mine = {"dgate": sums.k if sums.gate_k is None else sums.gate_k}
+        mine |= {"ADD": self.row0 > 0, "PLAIN": plain.N}
+        launch(
+            "backward_k",
+            tiles.backward_k,
+            lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
+            shared | parts | mine,
+        )
+        final = {"dk": grads.k, "dv": grads.v, "COUNTING": counting.M}
+        if behind:
+            final |= {"dk": sums.k, "dv": sums.v, "scale": 1.0}
+        launch(
+            "backward_k_plain",
+            tiles.backward_k_plain,
+            lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
+            shared | parts | final,
+        )
+
+    def _backward_q(self, shared: dict[str, Any], dq: Tensor) -> Tensor:
+        """dq; and this chunk's gradient of the table, in float32."""
+        call, P = self.call, self.call.last + 1
+        rounded = self.room(self.rows, P, dtype=call.q.dtype)
+        launch(
+            "backward_q",
+            call.choice.backward_q,
+            lambda meta: (triton.cdiv(self.rows, meta["M"]), call.q.shape[0] * call.q.shape[1]),
+            shared
+            | {
+                "e": call.e,
+                "out": self.result.out,
+                "count": self.result.count,
+                "start": self.result.start,
+                "dq": dq,
+                "dL": self.room(self.rows, call.width),
+                "dL_rounded": rounded,
+                "P": P,
+                "BP": 32 if call.q.element_size() * block(call.q) > 256 else 64,
+                "e_h": call.e.stride(0) if call.e.ndim == 3 else 0,
+                "e_p": call.e.stride(-2),
+            },
+        )
+        its_q = call.q[:, :, self.row0 : self.row0 + self.rows]
+        return _table_gradient(rounded, its_q, per_head=call.e.ndim == 3)
 
 
 def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
