@@ -65,15 +65,30 @@ def _triangle(N: tl.constexpr, FROM: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def _sums(x, triangle, WIDE: tl.constexpr, FROM: tl.constexpr, PRECISION: tl.constexpr):
-    """Running sums along the rows. Tensor cores make them of x in two pieces of half precision."""
-    if WIDE:
+def _sums(x, triangle, PIECES: tl.constexpr, FROM: tl.constexpr, PRECISION: tl.constexpr):
+    """Running sums along the rows of x, in one or two pieces of the triangle's dtype; 0: exact."""
+    if PIECES == 0:
         return tl.cumsum(x, 1, reverse=FROM)
     else:
-        high = x.to(triangle.dtype)
-        low = (x - high.to(tl.float32)).to(triangle.dtype)
-        zero = tl.zeros([x.shape[0], x.shape[1]], tl.float32)
-        return _dot(low, triangle, _dot(high, triangle, zero, PRECISION), PRECISION)
+        sums = tl.zeros([x.shape[0], x.shape[1]], tl.float32)
+        piece = x.to(triangle.dtype)
+        if PIECES == 2:
+            rest = (x - piece.to(tl.float32)).to(triangle.dtype)
+            sums = _dot(rest, triangle, sums, PRECISION)
+        return _dot(piece, triangle, sums, PRECISION)
+
+
+@triton.jit
+def _halves(x):
+    """(M N) → its left and its right half."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def _whole(left, right):
+    """The other way round."""
+    both = tl.permute(tl.join(left, right), (0, 2, 1))
+    return tl.reshape(both, [left.shape[0], 2 * left.shape[1]])
 
 
 @triton.jit
@@ -194,19 +209,19 @@ def table_logits(
 
 @triton.jit
 def forward(
-    q, k, v, gate_k, L, out, lse, count, start, mask, first, past,
+    q, k, v, gate_k, L, out, rest, lse, count, start, mask, first, past,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j,
     H, GROUPS, NQ, NK, row0, ROWS, W, LENGTH, scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries against the keys that it sees, from the diagonal to the start.
 
     While it counts, C keys at a time, then N; C divides N.
 
-    Writes out (b h i dv), lse (b h i) = log2 Σ 2^logit, and per row the count at which it stopped
+    Writes out (b h i dv), what rounding took from it (where PIECES > 0), lse (b h i) = log2 Σ 2^logit, and per row the count at which it stopped
     counting, int32, and the key of that, int32.
     """
     unit = tl.program_id(1).to(tl.int64)
@@ -264,7 +279,7 @@ def forward(
         gates = tl.where(seen, _sigmoid(a), 0.0)
         base, rest, room = _count(counted, last, FB)
         here = tl.sum(gates, 1)
-        p = _sums(gates, triangle, WIDE, True, PRECISION) + rest[:, None]
+        p = _sums(gates, triangle, PIECES, True, PRECISION) + rest[:, None]
         cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
         r = tl.minimum(p, room[:, None])
         bias, _ = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
@@ -310,8 +325,12 @@ def forward(
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     inside = local < ROWS
-    at = out + (unit * NQ + rows[:, None]) * DV + vdims[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), inside[:, None] & (vdims < DV)[None, :])
+    at = (unit * NQ + rows[:, None]) * DV + vdims[None, :]
+    there = inside[:, None] & (vdims < DV)[None, :]
+    rounded = acc.to(out.dtype.element_ty)
+    tl.store(out + at, rounded, there)
+    if PIECES > 0:
+        tl.store(rest + at, (acc - rounded.to(tl.float32)).to(out.dtype.element_ty), there)
     at = unit * NQ + rows
     tl.store(lse + at, tl.where(empty, float("inf"), top + tl.log2(total)), inside)
     tl.store(count + at, counted, inside)
@@ -323,13 +342,13 @@ def forward(
 
 @triton.jit
 def backward_q(
-    q, k, v, gate_k, e, L, out, dout, lse, count, start, mask, first, past,
+    q, k, v, gate_k, e, L, out, rest, dout, lse, count, start, mask, first, past,
     dq, dL, dL_rounded, D_rows, edge_count, edge_lift, counts_from,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j, e_h, e_p,
     H, GROUPS, NQ, NK, row0, ROWS, P, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries, from the start to the diagonal: dq and the table logits' gradient.
@@ -358,7 +377,10 @@ def backward_q(
     of_unit = unit * NQ * DV
     its_dout = _load(dout + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
     its_out = _load(out + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
-    its_D = tl.sum(its_dout.to(tl.float32) * its_out.to(tl.float32), 1)
+    wide_out = its_out.to(tl.float32)
+    if PIECES > 0:
+        wide_out += _load(rest + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
+    its_D = tl.sum(its_dout.to(tl.float32) * wide_out, 1)
     tl.store(D_rows + unit * NQ + rows, its_D, inside)
     its_lse = tl.load(lse + unit * NQ + rows, inside, other=float("inf"))
     counted = tl.load(count + unit * NQ + rows, inside, other=0)
@@ -431,7 +453,7 @@ def backward_q(
         here = tl.sum(g, 1)
         counted = tl.maximum(counted - _fixed(here, FB), 0)
         base, rest, room = _count(counted, last, FB)
-        p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
+        p = _sums(g, from_here, PIECES, True, PRECISION) + rest[:, None]
         cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
         r = tl.minimum(p, room[:, None])
         bias, rise = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
@@ -442,7 +464,7 @@ def backward_q(
         tl.store(edge_count + edges + (j // N) * ROWS, counted, inside)
         tl.store(edge_lift + edges + (j // N) * ROWS, lift, inside & (j % N == 0))
         lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
-        da = (_sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]) * (g - g * g)
+        da = (_sums(lifts, to_here, PIECES, False, PRECISION) + lift[:, None]) * (g - g * g)
         lift += tl.sum(lifts, 1)
 
         # the ramps' sums; what the walk has passed is written
@@ -537,7 +559,7 @@ def backward_k(
     H, GROUPS, NQ, NK, row0, ROWS, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
     PIECE: tl.constexpr, ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys, against the queries until none counts in its PLAIN keys: dk, dv, dgate.
@@ -603,19 +625,30 @@ def backward_k(
             if GATES:
                 a = _products(its_q, its_g, PRECISION) * log2_scale
             g = tl.where(seen, _sigmoid(a), 0.0)
-            slopes = (g - g * g).to(tl.float32 if WIDE else tl.float16)
+            slopes = (g - g * g).to(tl.float16 if PIECES else tl.float32)
             base, rest, room = _count(counted, last, FB)
-            p = _sums(g, from_here, WIDE, True, PRECISION) + rest[:, None]
-            cells, steps = (table_rows + base)[:, None], _steps(rest + tl.sum(g, 1), room)
-            r = tl.minimum(p, room[:, None])
+            p = _sums(g, from_here, PIECES, True, PRECISION) + rest[:, None]
             its_ends = (table_rows + last)[:, None]
-            bias, rise = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
+            # in halves, as the ramps that they need are half as many
+            g_left, g_right = _halves(g)
+            p_left, p_right = _halves(p)
+            here = tl.sum(g_right, 1)
+            cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
+            r_right = tl.minimum(p_right, room[:, None])
+            b_right, rise_right = _interpolate(Ls, cells, its_ends, r_right, steps, sharp, SOFT)
+            rise_right *= _slope(r_right, sharp, SOFT)
+            farther, rest, room = _count(counted + _fixed(here, FB), last, FB)
+            cells, steps = (table_rows + farther)[:, None], _steps(rest + tl.sum(g_left, 1), room)
+            r_left = tl.minimum(p_left - (farther - base).to(tl.float32)[:, None], room[:, None])
+            b_left, rise_left = _interpolate(Ls, cells, its_ends, r_left, steps, sharp, SOFT)
+            rise_left *= _slope(r_left, sharp, SOFT)
+            bias, rise = _whole(b_left, b_right), _whole(rise_left, rise_right)
             prob = tl.where(seen, tl.exp2(s + bias - its_lse[:, None]), 0.0)
             acc_v = _dot(tl.trans(prob.to(its_dout.dtype)), its_dout, acc_v, PRECISION)
             dp = _products(its_dout, its_v, PRECISION)
             ds = prob * (dp - its_D[:, None])
-            lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
-            da = _sums(lifts, to_here, WIDE, False, PRECISION) + lift[:, None]
+            lifts = ds * rise * LN2
+            da = _sums(lifts, to_here, PIECES, False, PRECISION) + lift[:, None]
             da = da * slopes.to(tl.float32)
             if GATES:
                 acc_g = _dot(tl.trans(da.to(its_q.dtype)), its_q, acc_g, PRECISION)

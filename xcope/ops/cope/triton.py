@@ -23,6 +23,7 @@ from xcope.ops.cope import kernels
 WORKSPACE = 2**30  # bytes
 LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
 WIDEST_HEAD = 256
+PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # see `kernels`' running sums
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -195,16 +196,26 @@ class Call:
             "GATES": self.gate_k is not None,
             "SOFT": self.sharpness > 0,
             "FB": min(22, 31 - (self.last + longest + 1).bit_length()),
-            "WIDE": q.dtype == torch.float32,
+            "PIECES": PIECES[q.dtype],
             "PRECISION": precision(q.dtype),
         }
 
 
 @dataclass
 class Result:
-    """out (b h i dv); lse (b h i), float32, in units of log 2; count and start (b h i), int32."""
+    """What the forward gives.
+
+    Args:
+        out: (b h i dv).
+        rest: what rounding took from it, so that the backward's sums Σ dout·out are those of
+            float32; empty where nothing was rounded.
+        lse: (b h i), float32, in units of log 2.
+        count: (b h i), int32, fixed-point, when the row's tile stopped counting.
+        start: (b h i), int32, the key at which it did.
+    """
 
     out: Tensor
+    rest: Tensor
     lse: Tensor
     count: Tensor
     start: Tensor
@@ -286,6 +297,7 @@ def forward(call: Call) -> Result:
     b, h, i, _ = call.q.shape
     result = Result(
         out=call.q.new_empty(b, h, i, call.v.shape[3]),
+        rest=call.q.new_empty(b, h, i, call.v.shape[3] if PIECES[call.q.dtype] else 0),
         lse=call.q.new_empty(b, h, i, dtype=torch.float32),
         count=call.q.new_empty(b, h, i, dtype=torch.int32),
         start=call.q.new_empty(b, h, i, dtype=torch.int32),
@@ -300,6 +312,7 @@ def forward(call: Call) -> Result:
             | {
                 "L": table_logits(call, row0, rows),
                 "out": result.out,
+                "rest": result.rest,
                 "lse": result.lse,
                 "count": result.count,
                 "start": result.start,
@@ -415,6 +428,7 @@ class Chunk:
             | {
                 "e": call.e,
                 "out": self.result.out,
+                "rest": self.result.rest,
                 "count": self.result.count,
                 "start": self.result.start,
                 "dq": dq,
