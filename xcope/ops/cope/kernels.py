@@ -209,7 +209,7 @@ def table_logits(
 
 @triton.jit
 def forward(
-    q, k, v, gate_k, L, out, rest, lse, count, start, mask, first, past,
+    q, k, v, gate_k, L, out, residue, lse, count, start, mask, first, past,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j,
     H, GROUPS, NQ, NK, row0, ROWS, W, LENGTH, scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
@@ -330,7 +330,7 @@ def forward(
     rounded = acc.to(out.dtype.element_ty)
     tl.store(out + at, rounded, there)
     if PIECES > 0:
-        tl.store(rest + at, (acc - rounded.to(tl.float32)).to(out.dtype.element_ty), there)
+        tl.store(residue + at, (acc - rounded.to(tl.float32)).to(out.dtype.element_ty), there)
     at = unit * NQ + rows
     tl.store(lse + at, tl.where(empty, float("inf"), top + tl.log2(total)), inside)
     tl.store(count + at, counted, inside)
@@ -342,7 +342,7 @@ def forward(
 
 @triton.jit
 def backward_q(
-    q, k, v, gate_k, e, L, out, rest, dout, lse, count, start, mask, first, past,
+    q, k, v, gate_k, e, L, out, residue, dout, lse, count, start, mask, first, past,
     dq, dL, dL_rounded, D_rows, edge_count, edge_lift, counts_from,
     q_b, q_h, q_i, k_b, k_h, k_j, v_b, v_h, v_j, g_b, g_h, g_j, m_b, m_h, m_i, m_j, e_h, e_p,
     H, GROUPS, NQ, NK, row0, ROWS, P, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
@@ -379,7 +379,7 @@ def backward_q(
     its_out = _load(out + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
     wide_out = its_out.to(tl.float32)
     if PIECES > 0:
-        wide_out += _load(rest + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
+        wide_out += _load(residue + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
     its_D = tl.sum(its_dout.to(tl.float32) * wide_out, 1)
     tl.store(D_rows + unit * NQ + rows, its_D, inside)
     its_lse = tl.load(lse + unit * NQ + rows, inside, other=float("inf"))

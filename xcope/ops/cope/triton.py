@@ -207,7 +207,7 @@ class Result:
 
     Args:
         out: (b h i dv).
-        rest: what rounding took from it, so that the backward's sums Σ dout·out are those of
+        residue: what rounding took from it, so that the backward's sums Σ dout·out are those of
             float32; empty where nothing was rounded.
         lse: (b h i), float32, in units of log 2.
         count: (b h i), int32, fixed-point, when the row's tile stopped counting.
@@ -215,7 +215,7 @@ class Result:
     """
 
     out: Tensor
-    rest: Tensor
+    residue: Tensor
     lse: Tensor
     count: Tensor
     start: Tensor
@@ -297,7 +297,7 @@ def forward(call: Call) -> Result:
     b, h, i, _ = call.q.shape
     result = Result(
         out=call.q.new_empty(b, h, i, call.v.shape[3]),
-        rest=call.q.new_empty(b, h, i, call.v.shape[3] if PIECES[call.q.dtype] else 0),
+        residue=call.q.new_empty(b, h, i, call.v.shape[3] if PIECES[call.q.dtype] else 0),
         lse=call.q.new_empty(b, h, i, dtype=torch.float32),
         count=call.q.new_empty(b, h, i, dtype=torch.int32),
         start=call.q.new_empty(b, h, i, dtype=torch.int32),
@@ -312,7 +312,7 @@ def forward(call: Call) -> Result:
             | {
                 "L": table_logits(call, row0, rows),
                 "out": result.out,
-                "rest": result.rest,
+                "residue": result.residue,
                 "lse": result.lse,
                 "count": result.count,
                 "start": result.start,
@@ -428,7 +428,7 @@ class Chunk:
             | {
                 "e": call.e,
                 "out": self.result.out,
-                "rest": self.result.rest,
+                "residue": self.result.residue,
                 "count": self.result.count,
                 "start": self.result.start,
                 "dq": dq,
