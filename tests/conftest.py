@@ -1,8 +1,13 @@
 """Shared settings: one thread, as tests may run beside each other, and repeatable examples."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
+
+# read when Triton is imported, which is when its kernels are first wanted
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # one browser for all tests that look at a page
 pytest_plugins = ["browser_fixture"]

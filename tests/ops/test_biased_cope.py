@@ -13,6 +13,7 @@ from xcope.errors import FlagError
 from xcope.ops.biased import dense
 from xcope.ops.biased.forms import flatten
 from xcope.ops.cope import cope_attention, eager, position_bias, tiled
+from xcope.ops.cope.operator import cope
 
 BODIES = [eager, tiled.compiled_body()]
 
@@ -129,7 +130,7 @@ def test_opcheck(form):
     terms, _ = leaves(make_terms(form, 2, 4, 40, 50, free=2), torch.float32)
     name, vectors = flatten(terms)
     given = [t.requires_grad_() for t in inputs(2, 4, 2, 40, 50).values()]
-    opcheck(tiled.cope_tiled, (*given, None, None, None, vectors, name, 0.25, True, 0.0))
+    opcheck(cope, (*given, None, None, None, None, vectors, name, 0.25, True, 0.0, "tiled"))
 
 
 def test_compiles_without_a_graph_break():

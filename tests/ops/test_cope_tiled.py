@@ -244,7 +244,7 @@ def test_saturated_rows_are_not_counted_further(body):
     tensors = inputs(h=2, i=400, p=8)
     tensors["q"].zero_()
     q, k, v, e = tensors.values()
-    *_, count, start = tiled.cope_tiled(q, k, v, e, None, None, None, [], "", 1.0, True, 0.0)
+    *_, count, start = tiled.run(q, k, v, e, None, None, None, None, [], "", 1.0, True, 0.0)
     counted = torch.arange(1, 401) - start
     slack = 16 + 64 + 32  # the other rows of the tile, and what is looked at in one piece
     assert (counted[..., 200:] <= 14 + slack).all()
@@ -254,5 +254,5 @@ def test_saturated_rows_are_not_counted_further(body):
 
 def test_without_saturation_every_key_is_counted(body):
     q, k, v, e = inputs(i=100, p=300).values()
-    *_, start = tiled.cope_tiled(q, k, v, e, None, None, None, [], "", 1.0, True, 0.0)
+    *_, start = tiled.run(q, k, v, e, None, None, None, None, [], "", 1.0, True, 0.0)
     assert not start.any()

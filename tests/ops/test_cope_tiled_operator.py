@@ -10,6 +10,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from xcope.ops.cope import cope_attention, eager, tiled
+from xcope.ops.cope.operator import cope
 from xcope.ops.inputs import FEW
 
 
@@ -28,9 +29,9 @@ def gradients(function, tensors):
 
 def test_opcheck():
     q, k, v, e = leaves()
-    opcheck(tiled.cope_tiled, (q, k, v, e, None, None, None, [], "", 0.25, True, 0.0))
+    opcheck(cope, (q, k, v, e, None, None, None, None, [], "", 0.25, True, 0.0, "tiled"))
     gate_k, mask = torch.randn_like(k).requires_grad_(), torch.rand(2, 1, 1, 50) > 0.3
-    opcheck(tiled.cope_tiled, (q, k, v, e, gate_k, None, mask, [], "", 0.25, False, 20.0))
+    opcheck(cope, (q, k, v, e, gate_k, None, mask, None, [], "", 0.25, False, 20.0, "tiled"))
 
 
 def test_gradcheck():

@@ -32,7 +32,7 @@ from xcope.ops.tiles import Tile
 
 PARTS = ("products", "elementwise", "rest of CoPE", "SDPA", "outside attention")
 PRODUCTS = ("aten::bmm", "aten::baddbmm_", "aten::mm", "aten::addmm_")
-OPERATOR, FLASH = "xcope::cope_", "aten::_scaled_dot_product_"
+OPERATOR, FLASH = "xcope::cope", "aten::_scaled_dot_product_"
 ELEMENTWISE = "elementwise work of a tile"
 BESIDE = " | "  # in the name of a profiled run, between its case and what is run
 PROFILES = 3

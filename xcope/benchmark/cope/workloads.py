@@ -16,6 +16,7 @@ from torch import Tensor
 from xcope.benchmark.measure import Work, peak_memory
 from xcope.modules import Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention, tiled
+from xcope.positions import Position
 
 HEADS, DIM = 8, 64
 MAX_POS = 64
@@ -134,7 +135,7 @@ def memory(attention: Attention, n: int, threads: int, max_pos: int = MAX_POS) -
 # -- models --------------------------------------------------------------------------------------
 
 
-def decoder(model: Model, position: str, max_seq_len: int) -> TransformerWrapper:
+def decoder(model: Model, position: Position, max_seq_len: int) -> TransformerWrapper:
     """With rotary positions it has flash attention; a CoPE decoder has ours."""
     torch.manual_seed(0)
     flags: dict[str, Any] = {"cope_max_pos": MAX_POS} if position == "cope" else {}

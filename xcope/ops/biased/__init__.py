@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from xcope.ops.biased.forms import flatten
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.biased.tiled import biased_attention_tiled
+from xcope.ops.documents import check_documents, one_by_one
 from xcope.ops.inputs import (
     FEW,
     autocast,
@@ -35,6 +38,7 @@ def biased_attention(
     scale: float | None = None,
     mask: Tensor | None = None,
     causal: bool = True,
+    cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention whose logits have a bias that follows from the places of query and key.
@@ -54,6 +58,10 @@ def biased_attention(
         mask: bool, True where a key may be attended: (b j), or 4 dimensions that broadcast to
             (b h i j). A row that sees no key gives zeros.
         causal: query i sees keys up to its own place.
+        cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
+            begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
+            is 1 and i = j; a query sees keys of its own document alone. On a GPU its values are
+            not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
             O(n d) memory; "flex" is PyTorch's FlexAttention, compiled, for CUDA; "auto" takes
             "flex" on CUDA where it can, "tiled" elsewhere, and PyTorch's own attention where
@@ -71,16 +79,29 @@ def biased_attention(
     check_attention(q, k, v, mask)
     if bias is not None:
         check_bias(bias, q, k)
+    if cu_seqlens is not None:
+        check_documents(cu_seqlens, q, k)
     require_backend(backend, ["auto", *BACKENDS], "biased attention")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    given: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "causal": causal}
     if backend == "auto":
+        flex = flex_takes(q, k, v)
         if bias is None and _is_plain(q, k, v, mask, causal):
-            return F.scaled_dot_product_attention(
-                q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
+            if cu_seqlens is None:
+                return _plain(q, k, v, **given)
+            if not flex:
+                return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
         few = q.shape[2] <= FEW and not differentiated(q, k, v, *flatten(bias)[1])
-        backend = "flex" if flex_takes(q, v) and not few else "tiled"
-    return BACKENDS[backend](q, k, v, bias, scale=scale, mask=mask, causal=causal)
+        backend = "flex" if flex and not few else "tiled"
+    return BACKENDS[backend](q, k, v, cu_seqlens=cu_seqlens, **given)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, **_: None) -> Tensor:
+    """PyTorch's own attention."""
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:

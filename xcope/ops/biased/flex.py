@@ -1,8 +1,12 @@
 """Attention with an index bias by PyTorch's FlexAttention: one compiled kernel, for CUDA.
 
-The bias is a ``score_mod`` made of the same vectors, with gradients to them; causality is a block
-mask, so that tiles behind the diagonal are skipped. Other masks are part of the ``score_mod``: a
-block mask of theirs would have to be made anew for every batch.
+The bias is a ``score_mod`` made of the same vectors, with gradients to them. Causality and packed
+documents are a block mask, so that tiles without a visible pair are skipped (see
+`xcope.ops.biased.blocks`). Other masks are part of the ``score_mod``: a block mask of theirs would
+have to be made anew for every batch.
+
+The gradients of the vectors are gathered by atomic additions, one for each visible pair, in an
+order that differs from run to run: so do their last digits.
 
 On CPUs FlexAttention has no backward; it runs there, uncompiled and in (b h i j) memory, for
 comparison alone.
@@ -11,27 +15,46 @@ comparison alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from importlib.util import find_spec
+from itertools import count
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from xcope.ops.biased.forms import cast_to, flatten, placed
+from xcope.ops.biased.blocks import block_mask
+from xcope.ops.biased.forms import flatten, named, placed, replaced, unflatten
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.inputs import differentiated, require
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[..., Tensor]
 
-SMALLEST_DIM = 16  # of a head, that its kernels are made for
+DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST = (8, 0)  # compute capability: Ampere
 
 
-def flex_takes(q: Tensor, v: Tensor) -> bool:
+def flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether FlexAttention's kernels do these inputs."""
-    dims = min(q.shape[-1], v.shape[-1])
-    return q.device.type == "cuda" and q.dtype in DTYPES and dims >= SMALLEST_DIM
+    return (
+        q.device.type == "cuda"
+        and q.dtype in DTYPES
+        and q.shape[-1] in DIMS
+        and v.shape[-1] in DIMS
+        and q.numel() > 0
+        and k.numel() > 0
+        and torch.cuda.get_device_capability(q.device) >= OLDEST
+        and _triton()
+    )
+
+
+@cache
+def _triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def biased_attention_flex(
@@ -43,6 +66,7 @@ def biased_attention_flex(
     scale: float,
     mask: Tensor | None = None,
     causal: bool = True,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Arguments as of `xcope.ops.biased.biased_attention`, already checked.
 
@@ -55,53 +79,115 @@ def biased_attention_flex(
         "backend",
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
-    i, j = q.shape[2], k.shape[2]
-    out: Tensor = (_compiled if on_cuda else _as_it_is)(flex_attention)(
-        q,
-        k,
-        v,
-        score_mod=score_mod(bias, mask, j),
-        block_mask=causal_blocks(i, j, q.device) if causal else None,
+    (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
+    form, vectors = flatten(None if bias is None else _prepared(bias))
+    free = 0 if bias is None else j - placed(bias)
+    kind = Kind(
+        form=form,
         scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        options=(("FORCE_USE_FLEX_ATTENTION", True),),
+        inputs=(q.dtype, h, hk, d, v.shape[-1]),
+        batched=tuple(t.ndim for t in vectors),
+        masked=None if mask is None else tuple(n > 1 for n in mask.shape),
+        blocked=(causal, cu_seqlens is not None, i == j),
+        free=free > 0,
+        differentiated=torch.is_grad_enabled(),
     )
-    return out
+    inline = not on_cuda or torch.compiler.is_compiling()
+    attention = attention_of(kind) if inline else _compiled(kind)
+    blocks = block_mask(i, j, causal, cu_seqlens, q.device)
+    return attention(q, k, v, mask, vectors, _number(free, q) if free else None, blocks)
 
 
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
+class Kind(NamedTuple):
+    """What calls have in common that one function is compiled for: all but lengths and batch."""
+
+    form: str
+    scale: float
+    options: tuple[tuple[str, Any], ...]
+    inputs: tuple[Any, ...]
+    batched: tuple[int, ...]
+    masked: tuple[bool, ...] | None
+    blocked: tuple[bool, ...]
+    free: bool
+    differentiated: bool
+
+
+def attention_of(kind: Kind) -> Attention:
+    """FlexAttention of this kind."""
+    form, scale, options = kind.form, kind.scale, dict(kind.options)
+    grouped = kind.inputs[1] != kind.inputs[2]
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: list[Tensor],
+        free: Tensor | None, blocks: BlockMask | None,
+    ) -> Tensor:  # fmt: skip
+        out: Tensor = flex_attention(
+            q,
+            k,
+            v,
+            score_mod=score_mod(unflatten(form, vectors), mask, free),
+            block_mask=blocks,
+            scale=scale,
+            enable_gqa=grouped,
+            kernel_options=options,
+        )
+        return out
+
+    return attention
+
+
+_numbers = count()
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+def _compiled(kind: Kind) -> Attention:
+    """With code of its own: by code Dynamo counts how often it has compiled, and gives up after
+    eight times; and what differs between two calls of one code it takes for dynamic.
+    """
+    attention = attention_of(kind)
+    code = attention.__code__.replace(co_name=f"attention_{next(_numbers)}")
+    own = FunctionType(code, attention.__globals__, closure=attention.__closure__)
+    return torch.compile(own, fullgraph=True)
 
 
-@lru_cache(maxsize=16)
-def causal_blocks(i: int, j: int, device: torch.device) -> BlockMask:
-    """Which blocks queries that are aligned to the end of the keys see."""
-
-    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return key <= query + (j - i)
-
-    create = _compiled if device.type == "cuda" else _as_it_is
-    blocks: BlockMask = create(create_block_mask)(sees, None, None, i, j, device=device)
-    return blocks
+def _number(n: int, like: Tensor) -> Tensor:
+    """As a tensor: for another int, Dynamo would compile anew."""
+    return torch.full((), n, dtype=torch.int32, device=like.device)
 
 
-def score_mod(terms: Terms | None, mask: Tensor | None, keys: int) -> ScoreMod | None:
-    """What is done to a logit: biased, and −∞ where masked. None: nothing."""
+def _prepared(terms: Terms) -> Terms:
+    """Float32 and int32 vectors, no two of them the same tensor."""
+    vectors = {}
+    for name, t in named(terms).items():
+        if t.is_floating_point():
+            vectors[name] = t.detach().float() if name == "knots" else t.float().view(t.shape)
+        else:
+            vectors[name] = t.clamp(-(2**29), 2**29).int()
+    return replaced(terms, vectors)
+
+
+def score_mod(terms: Terms | None, mask: Tensor | None, free: Tensor | None) -> ScoreMod | None:
+    """What is done to a logit: biased, and −∞ where masked. None: nothing.
+
+    Args:
+        terms: of the bias.
+        mask: (b j), or 4 dimensions that broadcast to (b h i j).
+        free: (), how many keys have no place; None: all have one.
+    """
     if terms is None and mask is None:
         return None
-    bias = None if terms is None else _bias_of(cast_to(terms, torch.empty(0)))
-    free = 0 if terms is None else keys - placed(terms)
+    bias = None if terms is None else _bias_of(terms)
 
-    def modified(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def modified(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if bias is not None:
-            added = bias(b, h, query, (key - free).clamp(min=0))
-            score = score + torch.where(key >= free, added, 0.0)
+            if free is None:
+                score = score + bias(b, h, i, j)
+            else:
+                added = bias(b, h, i, (j - free).clamp(min=0))
+                score = score + torch.where(j >= free, added, 0.0)
         if mask is not None:
-            score = torch.where(_entry(mask, (b, h, query, key)), score, -torch.inf)
+            score = torch.where(_entry(mask, (b, h, i, j)), score, -torch.inf)
         return score
 
     return modified

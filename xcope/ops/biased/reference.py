@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xcope.ops.biased.forms import cast_to, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 
 
@@ -66,6 +67,7 @@ def biased_attention_reference(
     scale: float,
     mask: Tensor | None = None,
     causal: bool = True,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """The definition on whole tensors. Arguments as of `biased_attention`, already checked."""
     dtype = q.dtype
@@ -75,6 +77,8 @@ def biased_attention_reference(
     s = scale * (q @ k.mT)
     if bias is not None:
         s = s + dense(cast_to(bias, q), k.shape[2])
+    if cu_seqlens is not None:
+        mask = within_documents(mask, cu_seqlens, k.shape[2])
     seen = visible(q, k, mask, causal)
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)

@@ -33,6 +33,11 @@ class Separable:
         """The bias of these heads, int64 (h'), in this order."""
         return Separable(self.row[..., heads, :], self.key[..., heads, :])
 
+    def of_tokens(self, tokens: slice) -> Separable:
+        """The bias among these of i = j tokens: start and stop of a document."""
+        keys = _keys_of(tokens, self.row, self.key)
+        return Separable(self.row[..., tokens], self.key[..., keys])
+
 
 @dataclass(frozen=True)
 class ByDistance:
@@ -53,6 +58,11 @@ class ByDistance:
     def of_heads(self, heads: Tensor) -> ByDistance:
         """The bias of these heads, int64 (h'), in this order."""
         return replace(self, table=self.table[heads])
+
+    def of_tokens(self, tokens: slice) -> ByDistance:
+        """The bias among these of i = j tokens: start and stop of a document."""
+        keys = _keys_of(tokens, self.q_pos, self.k_pos)
+        return replace(self, q_pos=self.q_pos[..., tokens], k_pos=self.k_pos[..., keys])
 
 
 @dataclass(frozen=True)
@@ -85,5 +95,21 @@ class Piecewise:
         """The bias of these heads, int64 (h'), in this order."""
         return replace(self, slope=self.slope[heads], offset=self.offset[heads])
 
+    def of_tokens(self, tokens: slice) -> Piecewise:
+        """The bias among these of i = j tokens: start and stop of a document."""
+        keys = _keys_of(tokens, self.q_pos, self.k_pos)
+        return replace(
+            self,
+            shrink=self.shrink[..., tokens],
+            q_pos=self.q_pos[..., tokens],
+            k_pos=self.k_pos[..., keys],
+        )
+
 
 Terms: TypeAlias = Separable | ByDistance | Piecewise
+
+
+def _keys_of(tokens: slice, of_queries: Tensor, of_keys: Tensor) -> slice:
+    """Where these tokens lie in a vector over keys, which lacks the keys before the first place."""
+    free = of_queries.shape[-1] - of_keys.shape[-1]
+    return slice(max(0, tokens.start - free), max(0, tokens.stop - free))

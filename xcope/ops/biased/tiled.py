@@ -24,6 +24,7 @@ from xcope.ops.biased.forms import (
 )
 from xcope.ops.biased.terms import Terms
 from xcope.ops.biased.walk import Body
+from xcope.ops.documents import one_by_one
 from xcope.ops.inputs import FEW, differentiated
 from xcope.ops.tiles import Heads, compiled_or_none, sorted_by_key_head
 
@@ -37,11 +38,16 @@ def biased_attention_tiled(
     scale: float,
     mask: Tensor | None = None,
     causal: bool = True,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Arguments as of `xcope.ops.biased.biased_attention`, already checked.
 
-    float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
+    computed one by one.
     """
+    if cu_seqlens is not None:
+        given: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "causal": causal}
+        return one_by_one(biased_attention_tiled, q, k, v, cu_seqlens=cu_seqlens, **given)
     dtype = q.dtype
     q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
     form, vectors = flatten(None if bias is None else cast_to(bias, q))

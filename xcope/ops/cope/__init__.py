@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from xcope.ops.biased.check import check_bias
 from xcope.ops.biased.terms import Terms
+from xcope.ops.cope.gpu import cope_attention_triton
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
+from xcope.ops.documents import check_documents, one_by_one
 from xcope.ops.inputs import autocast, check_attention, require, require_backend, shape
 
-BACKENDS = {"reference": cope_attention_reference, "tiled": cope_attention_tiled}
+
+def _tiled(
+    q: Tensor, k: Tensor, v: Tensor, pos_emb: Tensor, *, cu_seqlens: Tensor | None, **options: Any
+) -> Tensor:
+    """Its tiles know of no documents: it computes them one by one."""
+    if cu_seqlens is None:
+        return cope_attention_tiled(q, k, v, pos_emb, **options)
+    return one_by_one(cope_attention_tiled, q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
+
+
+BACKENDS: dict[str, Any] = {
+    "reference": cope_attention_reference,
+    "tiled": _tiled,
+    "triton": cope_attention_triton,
+}
 
 
 def cope_attention(
@@ -27,6 +45,7 @@ def cope_attention(
     gate_k: Tensor | None = None,
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with Contextual Position Encoding (arXiv 2405.18719).
@@ -59,8 +78,14 @@ def cope_attention(
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
         bias: of the logits, one of the forms of `xcope.ops.biased.terms`: ALiBi's, say. Gates made
             of the logits are made of the biased ones; those of ``gate_k`` are not biased.
+        cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
+            begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
+            is 1 and i = j; a query sees, and counts, keys of its own document alone. On a GPU
+            its values are not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
-            O(n (d + p)) memory; "auto" takes "tiled" wherever it is exact and runs.
+            O(n (d + p)) memory; so does "triton", for CUDA, which hands to "tiled" what its kernels
+            cannot take, and says so; "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever
+            they are exact and run.
 
     Under autocast q, k, v and gate_k are cast as for matrix products.
 
@@ -75,11 +100,14 @@ def cope_attention(
     _check(q, k, pos_emb, soft_onehot_temp, gate_k, head_mix)
     if bias is not None:
         check_bias(bias, q, k)
+    if cu_seqlens is not None:
+        check_documents(cu_seqlens, q, k)
     require_backend(backend, ["auto", *BACKENDS], "CoPE")
     tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
     if backend == "auto":
-        backend = "tiled" if tiled else "reference"
-    return BACKENDS[backend](
+        fastest = "triton" if q.device.type == "cuda" else "tiled"
+        backend = fastest if tiled else "reference"
+    out: Tensor = BACKENDS[backend](
         q,
         k,
         v,
@@ -92,7 +120,9 @@ def cope_attention(
         gate_k=gate_k,
         head_mix=head_mix,
         bias=bias,
+        cu_seqlens=cu_seqlens,
     )
+    return out
 
 
 def _check(

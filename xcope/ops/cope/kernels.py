@@ -174,11 +174,11 @@ def _products(x, y, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load(base, rows, N, stride, cols, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of a (n d) matrix, zeros outside."""
+    """A tile of a (n d) matrix, zeros outside; the host sees to it that 31 bits can say where."""
     inside = (rows < N)[:, None]
     if BLOCK != WIDTH:
         inside = inside & (cols < WIDTH)[None, :]
-    return tl.load(base + rows[:, None].to(tl.int64) * stride + cols[None, :], inside, other=0.0)
+    return tl.load(base + (rows[:, None] * stride + cols[None, :]), inside, other=0.0)
 
 
 # -- table logits --------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def forward(
 
     While it counts, C keys at a time, then N; C divides N.
 
-    Writes out (b h i dv), what rounding took from it (where PIECES > 0), lse (b h i) = log2 Σ 2^logit, and per row the count at which it stopped
-    counting, int32, and the key of that, int32.
+    Writes out (b h i dv), what rounding took from it (where PIECES > 0), lse (b h i), the log2 of
+    Σ 2^logit, and per row the count at which it stopped counting, int32, and the key of that, int32.
     """
     unit = tl.program_id(1).to(tl.int64)
     batch, head = unit // H, unit % H
@@ -348,8 +348,8 @@ def backward_q(
     H, GROUPS, NQ, NK, row0, ROWS, P, W, EDGES, LENGTH, scale, log2_scale, last, sharp,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
-    SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr, PIECE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
+    SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries, from the start to the diagonal: dq and the table logits' gradient.
 
@@ -402,8 +402,8 @@ def backward_q(
             sure = tl.min(tl.where(inside, its_past, NK))
     counts = tl.maximum(tl.minimum(tl.min(stopped), tl.minimum(sure, hi)), 0) // N * N
     pieces = tile * (M // PIECE) + tl.arange(0, M // PIECE)
-    at = counts_from + unit * ((ROWS + PIECE - 1) // PIECE) + pieces
-    tl.store(at, pieces * 0 + counts, pieces * PIECE < ROWS)
+    of_pieces = counts_from + unit * ((ROWS + PIECE - 1) // PIECE) + pieces
+    tl.store(of_pieces, pieces * 0 + counts, pieces * PIECE < ROWS)
 
     acc = tl.zeros([M, BD], tl.float32)
     for j in range(lo, counts, N):
@@ -461,8 +461,9 @@ def backward_q(
         dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
 
-        tl.store(edge_count + edges + (j // N) * ROWS, counted, inside)
-        tl.store(edge_lift + edges + (j // N) * ROWS, lift, inside & (j % N == 0))
+        at = edges[:, None] + (j // N) * ROWS
+        tl.store(edge_count + at, counted[:, None], inside_2d)
+        tl.store(edge_lift + at, lift[:, None], inside_2d & (j % N == 0))
         lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
         da = (_sums(lifts, to_here, PIECES, False, PRECISION) + lift[:, None]) * (g - g * g)
         lift += tl.sum(lifts, 1)
@@ -539,16 +540,20 @@ def _queries_of(
 
 @triton.jit
 def _counting_until(
-    froms, begin, end, edge, ROWS, PIECE: tl.constexpr, M: tl.constexpr
+    froms, begin, end, edge, ROWS, PIECE: tl.constexpr, ALIGN: tl.constexpr
 ):  # fmt: skip
-    """The tile of queries behind which none counts left of the key ``edge``."""
+    """The multiple of ALIGN queries behind which none counts left of the key ``edge``.
+
+    The same for all kernels: ``begin`` is a multiple of ALIGN, too.
+    """
     pieces = (ROWS + PIECE - 1) // PIECE
     until = begin
     for c0 in range(begin // PIECE, tl.cdiv(end, PIECE), 64):
         c = c0 + tl.arange(0, 64)
         counting = tl.load(froms + c, c < pieces, other=edge) < edge
         until = tl.maximum(until, tl.max(tl.where(counting, (c + 1) * PIECE, 0)))
-    return tl.minimum(tl.cdiv(until, M) * M, tl.cdiv(tl.maximum(end, 0), M) * M)
+    until = tl.minimum(until, tl.maximum(end, 0))
+    return tl.cdiv(until, ALIGN) * ALIGN
 
 
 @triton.jit
@@ -560,7 +565,8 @@ def backward_k(
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, GATES: tl.constexpr,
     SOFT: tl.constexpr, FB: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr,
-    PIECE: tl.constexpr, ADD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PLAIN: tl.constexpr,
+    PIECE: tl.constexpr, ADD: tl.constexpr, ALIGN: tl.constexpr, PLAIN: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys, against the queries until none counts in its PLAIN keys: dk, dv, dgate.
 
@@ -582,7 +588,9 @@ def backward_k(
         its_g = _load(gate_k + batch * g_b + key_head * g_h, keys, NK, g_j, dims, D, BD)
     wide_j0 = j0 // PLAIN * PLAIN
     begin, _ = _queries_of(j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, M, N)
-    _, end = _queries_of(wide_j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, M, PLAIN)
+    wide_begin, end = _queries_of(
+        wide_j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, ALIGN, PLAIN
+    )
 
     acc_k = tl.zeros([N, BD], tl.float32)
     acc_v = tl.zeros([N, BDV], tl.float32)
@@ -596,7 +604,7 @@ def backward_k(
         douts = dout + of * NQ * DV
         froms = counts_from + of * ((ROWS + PIECE - 1) // PIECE)
         Ls = L + of * ROWS * W
-        until = _counting_until(froms, begin, end, wide_j0 + PLAIN, ROWS, PIECE, M)
+        until = _counting_until(froms, wide_begin, end, wide_j0 + PLAIN, ROWS, PIECE, ALIGN)
         for i in tl.range(begin, until, M, num_stages=1):
             local = i + tl.arange(0, M)
             inside = local < ROWS
@@ -606,10 +614,6 @@ def backward_k(
             its_lse = tl.load(lse + of * NQ + rows, inside, other=float("inf"))
             its_D = tl.load(D_rows + of * NQ + rows, inside, other=0.0)
             counting = inside & (tl.load(froms + local // PIECE, inside, other=NK) < j0 + N)
-            edge = (of * EDGES + tile) * ROWS + local
-            counted = tl.load(edge_count + edge, counting, other=0)
-            counted = tl.where(counting, counted, last << FB)
-            lift = tl.load(edge_lift + edge, counting, other=0.0)
             table_rows = tl.where(inside, local, 0) * W
             its_first = tl.zeros([M], tl.int32)
             its_past = its_first
@@ -617,6 +621,15 @@ def backward_k(
                 its_first = tl.load(first + rows, inside, other=NK)
                 if not CAUSAL:
                     its_past = tl.load(past + rows, inside, other=0)
+            # rows that see none of the keys may lie in a tile of queries that did not come here
+            if CAUSAL:
+                counting = counting & (rows + offset >= j0)
+            elif DOCS:
+                counting = counting & (its_past > j0)
+            edge = (of * EDGES + tile) * ROWS + local
+            counted = tl.load(edge_count + edge, counting, other=0)
+            counted = tl.where(counting, counted, last << FB)
+            lift = tl.load(edge_lift + edge, counting, other=0.0)
             seen = _seen(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
@@ -680,12 +693,11 @@ def backward_k_plain(
     H, GROUPS, NQ, NK, row0, ROWS, W, LENGTH, scale, log2_scale, last,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
-    PIECE: tl.constexpr, COUNTING: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    PIECE: tl.constexpr, ALIGN: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys, against the queries that are saturated before they come to it.
 
-    Their part of dk and dv is added to that of `backward_k`, whose M is COUNTING; dk gets its scale
-    here.
+    Their part of dk and dv is added to that of `backward_k`; dk gets its scale here.
     """
     unit = tl.program_id(1).to(tl.int64)
     KH = H // GROUPS
@@ -696,9 +708,7 @@ def backward_k_plain(
     dims, vdims = tl.arange(0, BD), tl.arange(0, BDV)
     its_k = _load(k + batch * k_b + key_head * k_h, keys, NK, k_j, dims, D, BD)
     its_v = _load(v + batch * v_b + key_head * v_h, keys, NK, v_j, vdims, DV, BDV)
-    begin, end = _queries_of(
-        j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, COUNTING, N
-    )  # fmt: skip
+    begin, end = _queries_of(j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, ALIGN, N)
     at_k = (unit * NK + keys[:, None]) * D + dims[None, :]
     at_v = (unit * NK + keys[:, None]) * DV + vdims[None, :]
     inside_k = (keys < NK)[:, None] & (dims < D)[None, :]
@@ -711,7 +721,7 @@ def backward_k_plain(
         qs, ms = q + batch * q_b + head * q_h, mask + batch * m_b + head * m_h
         douts = dout + of * NQ * DV
         froms = counts_from + of * ((ROWS + PIECE - 1) // PIECE)
-        until = _counting_until(froms, begin, end, j0 + N, ROWS, PIECE, COUNTING)
+        until = _counting_until(froms, begin, end, j0 + N, ROWS, PIECE, ALIGN)
         for i in range(until, end, M):
             local = i + tl.arange(0, M)
             inside = local < ROWS

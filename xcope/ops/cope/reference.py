@@ -10,7 +10,8 @@ Important*, arXiv 2405.18719. For one head, keys j visible to query i:
     b_ij = (1 − w) L_i[f] + w L_i[c]           f = ⌊p⌋, c = min(f + 1, P − 1), w = p − f
     out  = softmax_j(s_ij + b_ij) v_j
 
-A bias of the logits (ALiBi's, say), where there is one, is part of s_ij.
+A bias of the logits (ALiBi's, say), where there is one, is part of s_ij. Keys of other documents
+are masked: they do not count.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from xcope.ops.biased.forms import cast_to
 from xcope.ops.biased.reference import dense
 from xcope.ops.biased.terms import Terms
+from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 
 
@@ -100,6 +102,7 @@ def cope_attention_reference(
     gate_k: Tensor | None = None,
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """The definition on whole tensors. Arguments as in `xcope.cope_attention`, already checked.
 
@@ -111,6 +114,8 @@ def cope_attention_reference(
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
 
+    if cu_seqlens is not None:
+        mask = within_documents(mask, cu_seqlens, k.shape[2])
     seen = visible(q, k, mask, causal)
     s = scale * (q @ k.mT)
     if bias is not None:

@@ -1,14 +1,14 @@
 """CoPE attention tile by tile: exact, O(n (d + P)) memory, on CPUs and any other device.
 
-The public function of this backend and its PyTorch operator (`torch.ops.xcope.cope_tiled`), with
-fake tensors and autograd registered. The algorithm is in `xcope.ops.cope.walk`.
+The public function of this backend, and what it is behind `xcope.ops.cope.operator`. The algorithm
+is in `xcope.ops.cope.walk`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,10 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.biased.eager import Bias
-from xcope.ops.biased.forms import (
-    cast_to,
-    flatten,
-    like_gradients,
-    names,
-    unflatten,
-    with_gradient,
-)
+from xcope.ops.biased.forms import cast_to, flatten, names, unflatten
 from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import eager, few, walk
+from xcope.ops.cope.operator import Saved, cope
 from xcope.ops.cope.tiles import SPARE, Body, Call
 from xcope.ops.inputs import FEW, differentiated
 from xcope.ops.tiles import by_key_head, compiled_or_none, sorted_by_key_head
@@ -85,7 +79,7 @@ def cope_attention_tiled(
     if q.shape[2] <= FEW and not differentiated(*tensors, *vectors):
         terms = unflatten(form, vectors)
         return few.cope_attention_few(*tensors, mask, terms, scale, causal, sharpness).to(dtype)
-    out, *_ = cope_tiled(*tensors, mask, vectors, form, scale, causal, sharpness)
+    out, *_ = cope(*tensors, mask, None, vectors, form, scale, causal, sharpness, "tiled")
     return cast(Tensor, out).to(dtype)
 
 
@@ -130,15 +124,14 @@ def _call(
     )
 
 
-@torch.library.custom_op("xcope::cope_tiled", mutates_args=())
-def cope_tiled(
+def run(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
-    sharpness: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+    scale: float, causal: bool, sharpness: float,
+) -> Saved:  # fmt: skip
     """out (b h i dv), and for the backward m, 1 / Σ exp, count and start, (b h i).
 
-    float32 or float64; vectors and form of a bias as of `xcope.ops.biased.forms.flatten`.
+    float32 or float64. Documents are run one by one, elsewhere.
     """
     b, h, i, _ = q.shape
     result = walk.forward(
@@ -153,9 +146,9 @@ def cope_tiled(
     )
 
 
-@cope_tiled.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, h, i, _d = q.shape
+def fake(q: Tensor, v: Tensor) -> Saved:
+    """Of the shapes and dtypes that `run` gives."""
+    b, h, i, _ = q.shape
     return (
         q.new_empty(b, h, i, v.shape[-1]),
         q.new_empty(b, h, i),
@@ -165,21 +158,19 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor,
     )
 
 
-@torch.library.custom_op("xcope::cope_tiled_backward", mutates_args=())
-def cope_tiled_backward(
-    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
-    sharpness: float, of_vectors: bool,
+def run_backward(
+    dout: Tensor, saved: Saved, q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None,
+    head_mix: Tensor | None, mask: Tensor | None, documents: Tensor | None,
+    vectors: Sequence[Tensor], form: str, scale: float, causal: bool, sharpness: float,
+    of_vectors: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of q, k, v, e, gate_k, head_mix, and ``of_vectors``; empty where there is none."""
+    """See `xcope.ops.cope.operator.cope_backward`."""
     call = _call(
         q, k, v, e, gate_k, head_mix, mask, vectors, form, scale, causal, sharpness, of_vectors
     )  # fmt: skip
     rows = call.q.shape[:3]
-    result = walk.Result(
-        out.view(*rows, -1), m.view(rows), inverse.view(rows), count.view(rows), start.view(rows)
-    )
+    out, *others = saved
+    result = walk.Result(out.view(*rows, -1), *(t.view(rows) for t in others))
     grads = walk.backward(call, result, dout.contiguous().view(*rows, -1))
     found = {} if call.bias is None else call.bias.gradients()
     return [
@@ -191,46 +182,3 @@ def cope_tiled_backward(
         q.new_empty(0) if grads.head_mix is None else grads.head_mix,
         *(found.get(name, q.new_empty(0)) for name in names(form)),
     ]
-
-
-@cope_tiled_backward.register_fake
-def _(
-    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
-    sharpness: float, of_vectors: bool,
-) -> list[Tensor]:  # fmt: skip
-    likes = (q, k, v, e, gate_k, head_mix, *like_gradients(form, vectors, of_vectors))
-    return [q.new_empty(0 if t is None else t.shape) for t in likes]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, vectors, form, scale, causal, sharpness = inputs
-    ctx.options = form, scale, causal, sharpness
-    ctx.save_for_backward(*output, *tensors, *vectors)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(True)
-
-
-def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
-    saved, vectors = tensors[:12], tensors[12:]
-    *needed, of_vectors = ctx.needs_input_grad[:8]
-    of_vectors = with_gradient(ctx.options[0], of_vectors)
-    grads = cope_tiled_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
-    return (
-        *(grad if need else None for grad, need in zip(grads[:6], needed, strict=False)),
-        None,
-        [grad if need else None for grad, need in zip(grads[6:], of_vectors, strict=True)],
-        *(None,) * 4,
-    )
-
-
-def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:
-    raise NotImplementedError(
-        "CoPE's tiled backend has no second derivatives: use backend='reference'"
-    )
-
-
-cope_tiled.register_autograd(_gradients, setup_context=_save)
-cope_tiled_backward.register_autograd(_no_second_derivative, setup_context=lambda *_, **__: None)

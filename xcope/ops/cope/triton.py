@@ -9,20 +9,21 @@ Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly, for te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources as OutOfResources  # noqa: PLC0414, for callers
 
 from xcope.ops.cope import kernels
+from xcope.ops.cope.operator import Saved, cope
+from xcope.ops.inputs import FEW, differentiated
 
 WORKSPACE = 2**30  # bytes
-LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
-WIDEST_HEAD = 256
 PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # see `kernels`' running sums
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -54,7 +55,7 @@ class Choice:
     Args:
         forward: N is a multiple of C.
         backward_q: M is a multiple of ``piece``; N, the same for all, a multiple of C.
-        backward_k: one M for all, and the N of ``backward_q``.
+        backward_k: its N is that of ``backward_q``, each M a divisor of the largest.
         backward_k_plain: one N for all, a multiple of the N of ``backward_k``.
         piece: rows for which the backward keeps where counting begins.
     """
@@ -67,14 +68,14 @@ class Choice:
 
 
 NARROW = Choice(
-    forward=(Tiles(64, 64, 4, 3, 16), Tiles(64, 64, 4, 3, 64)),
-    backward_q=(Tiles(64, 64, 4, 2, 16), Tiles(64, 64, 4, 2, 32)),
-    backward_k=(Tiles(64, 64, 4, 1),),
-    backward_k_plain=(Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
+    forward=(Tiles(64, 64, 4, 3, 32), Tiles(64, 64, 4, 3, 64)),
+    backward_q=(Tiles(64, 64, 4, 2, 32), Tiles(64, 64, 4, 3, 32)),
+    backward_k=(Tiles(64, 64, 4, 1), Tiles(128, 64, 8, 1)),
+    backward_k_plain=(Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3), Tiles(128, 64, 8, 2)),
 )
 MIDDLE = Choice(
-    forward=(Tiles(64, 64, 4, 2, 16), Tiles(128, 64, 8, 2, 32)),
-    backward_q=(Tiles(64, 64, 8, 2, 16),),
+    forward=(Tiles(64, 64, 4, 2, 32), Tiles(128, 64, 8, 2, 32)),
+    backward_q=(Tiles(64, 64, 8, 1, 32),),
     backward_k=(Tiles(64, 64, 8, 1),),
     backward_k_plain=(Tiles(64, 64, 8, 2),),
 )
@@ -110,7 +111,15 @@ def tuned(name: str, tiles: tuple[Tiles, ...]) -> Any:
     """
     configs = [triton.Config(t.meta, num_warps=t.warps, num_stages=t.stages) for t in tiles]
     keys = ["D", "DV", "LENGTH", "CAUSAL", "DOCS", "MASK", "GATES"]
-    return triton.autotune(configs, key=keys)(getattr(kernels, name))
+    # where several chunks of queries add up in place, trying must not add more than once
+    in_place = ["dk", "dv"] if name == "backward_k_plain" else None
+    tune = triton.autotune(configs, key=keys, restore_value=in_place, do_bench=quick_bench)
+    return tune(getattr(kernels, name))
+
+
+def quick_bench(work: Callable[[], Any], quantiles: Sequence[float]) -> Any:
+    """Milliseconds, at these quantiles."""
+    return triton.testing.do_bench(work, warmup=5, rep=30, quantiles=quantiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +136,7 @@ class Call:
     e: Tensor
     gate_k: Tensor | None
     mask: Tensor | None
-    documents: Tensor | None
+    documents: tuple[Tensor, Tensor] | None
     scale: float
     causal: bool
     sharpness: float
@@ -223,7 +232,7 @@ class Result:
 
 @dataclass
 class Gradients:
-    """Like the tensors of the call that they belong to."""
+    """Like the tensors of the call that they belong to; that of e is in float32."""
 
     q: Tensor
     k: Tensor
@@ -234,7 +243,8 @@ class Gradients:
 
 def block(t: Tensor) -> int:
     """The power of two that holds a head's dimensions, at least what a matrix product needs."""
-    return max(16, triton.next_power_of_2(t.shape[-1]))
+    width: int = triton.next_power_of_2(t.shape[-1])
+    return max(16, width)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -302,6 +312,10 @@ def forward(call: Call) -> Result:
         count=call.q.new_empty(b, h, i, dtype=torch.int32),
         start=call.q.new_empty(b, h, i, dtype=torch.int32),
     )
+    if 0 in (*result.out.shape, call.k.shape[2]):
+        for t, value in ((result.out, 0.0), (result.residue, 0.0), (result.lse, torch.inf)):
+            t.fill_(value)
+        return result
     shared = call.shared()
     for row0, rows in chunks(call, 4 * call.width):
         launch(
@@ -326,8 +340,11 @@ def forward(call: Call) -> Result:
 
 def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
     """Of all tensors; ``dout`` (b h i dv) is contiguous."""
-    (b, h, i, _), P, N = call.q.shape, call.last + 1, call.choice.backward_q[0].N
+    P, N = call.last + 1, call.choice.backward_q[0].N
     per_row = 2 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
+    if 0 in (*call.q.shape, *call.k.shape, call.v.shape[3]):
+        q, k, v, e = (torch.zeros_like(t) for t in (call.q, call.k, call.v, call.e))
+        return Gradients(q, k, v, e, None if call.gate_k is None else torch.zeros_like(k))
     parts = list(chunks(call, per_row))
     sums = Sums(
         k=call.k.new_empty(call.k.shape, dtype=torch.float32),
@@ -344,7 +361,7 @@ def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
     )
     for row0, rows in parts:
         Chunk(call, result, dout, row0, rows).backward(sums, grads)
-    grads.e = sums.e.to(call.e.dtype)
+    grads.e = sums.e
     grads.gate_k = None if sums.gate_k is None else sums.gate_k.to(call.k.dtype)
     return grads
 
@@ -377,7 +394,7 @@ class Chunk:
     def backward(self, sums: Sums, grads: Gradients) -> None:
         """Fills in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
         call, tiles = self.call, self.call.choice
-        (b, h, i, _), (hk, j) = call.q.shape, call.k.shape[1:3]
+        (b, _, i, _), (hk, j) = call.q.shape, call.k.shape[1:3]
         counting, plain = tiles.backward_k[0], tiles.backward_k_plain[0]
         behind = i - self.row0 - self.rows
         edges = max(1, triton.cdiv(j - behind if call.causal else j, counting.N))
@@ -393,12 +410,13 @@ class Chunk:
             "ROWS": self.rows,
             "EDGES": edges,
             "PIECE": tiles.piece,
+            "ALIGN": max(t.M for t in tiles.backward_k),
             "scale": call.scale,
             "log2_scale": call.scale * kernels.LOG2E.value,
         }
         sums.e += self._backward_q(shared, grads.q)
-        parts = {"part_k": sums.k, "part_v": sums.v}
-        mine = {"dgate": sums.k if sums.gate_k is None else sums.gate_k}
+        parts: dict[str, Any] = {"part_k": sums.k, "part_v": sums.v}
+        mine: dict[str, Any] = {"dgate": sums.k if sums.gate_k is None else sums.gate_k}
         mine |= {"ADD": self.row0 > 0, "PLAIN": plain.N}
         launch(
             "backward_k",
@@ -406,7 +424,7 @@ class Chunk:
             lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
             shared | parts | mine,
         )
-        final = {"dk": grads.k, "dv": grads.v, "COUNTING": counting.M}
+        final: dict[str, Any] = {"dk": grads.k, "dv": grads.v}
         if behind:
             final |= {"dk": sums.k, "dv": sums.v, "scale": 1.0}
         launch(
@@ -454,3 +472,110 @@ def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
         product = torch.bmm(dL.flatten(0, 1).mT, q.flatten(0, 1), out_dtype=torch.float32)
         parts = product.unflatten(0, (b, h))
     return parts.sum(0) if per_head else parts.sum((0, 1))
+
+
+# -- behind `xcope.ops.cope.operator` ------------------------------------------------------------
+
+
+def call_of(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, mask: Tensor | None,
+    documents: Tensor | None, scale: float, causal: bool, sharpness: float,
+) -> Call:  # fmt: skip
+    """The tensors with a contiguous last dimension, the table in their dtype."""
+    q, k, v = (dense(t) for t in (q, k, v))
+    return Call(
+        q=q,
+        k=k,
+        v=v,
+        e=e.to(q.dtype).contiguous(),
+        gate_k=None if gate_k is None else dense(gate_k),
+        mask=mask,
+        documents=None if documents is None else spans(documents, q.shape[2]),
+        scale=scale,
+        causal=causal,
+        sharpness=sharpness,
+    )
+
+
+def dense(t: Tensor) -> Tensor:
+    """With a contiguous last dimension, and no element of a head further than 31 bits can say."""
+    near = t.shape[2] * t.stride(2) < 2**31
+    return t if t.stride(-1) == 1 and near else t.contiguous()
+
+
+def spans(cu_seqlens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Of each of n tokens, where its document begins and where it ends; (n), int32."""
+    ends = cu_seqlens[1:].contiguous()
+    at = torch.searchsorted(ends, torch.arange(n, device=ends.device, dtype=ends.dtype), right=True)
+    return cu_seqlens[at].int(), ends[at].int()
+
+
+def run(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+    scale: float, causal: bool, sharpness: float,
+) -> Saved:  # fmt: skip
+    """out (b h i dv), and for the backward lse, residue, count and start, see `Result`."""
+    result = forward(call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness))
+    return result.out, result.lse, result.residue, result.count, result.start
+
+
+def fake(q: Tensor, v: Tensor) -> Saved:
+    """Of the shapes and dtypes that `run` gives."""
+    b, h, i, _ = q.shape
+    return (
+        q.new_empty(b, h, i, v.shape[-1]),
+        q.new_empty(b, h, i, dtype=torch.float32),
+        q.new_empty(b, h, i, v.shape[-1] if PIECES[q.dtype] else 0),
+        q.new_empty(b, h, i, dtype=torch.int32),
+        q.new_empty(b, h, i, dtype=torch.int32),
+    )
+
+
+def run_backward(
+    dout: Tensor, saved: Saved, q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None,
+    head_mix: Tensor | None, mask: Tensor | None, documents: Tensor | None,
+    vectors: Sequence[Tensor], form: str, scale: float, causal: bool, sharpness: float,
+    of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    """See `xcope.ops.cope.operator.cope_backward`."""
+    out, lse, residue, count, start = saved
+    call = call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness)
+    grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
+    none = q.new_empty(0)
+    return [
+        grads.q,
+        grads.k,
+        grads.v,
+        grads.e.to(e.dtype),
+        none if grads.gate_k is None else grads.gate_k,
+        none,
+    ]
+
+
+def cope_attention_kernels(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None,
+    causal: bool,
+    sharpness: float,
+    gate_k: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    """Arguments as in `xcope.cope_attention`, already checked, of which the kernels take all.
+
+    Raises:
+        triton.runtime.errors.OutOfResources: no tiles fit on this GPU.
+    """
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    tensors = (q, k, v, pos_emb, gate_k)
+    few = q.shape[2] <= FEW and not differentiated(*tensors)
+    if few and not torch.compiler.is_compiling():
+        return forward(call_of(*tensors, mask, cu_seqlens, scale, causal, sharpness)).out
+    out, *_ = cope(*tensors, None, mask, cu_seqlens, [], "", scale, causal, sharpness, "triton")
+    return cast(Tensor, out)

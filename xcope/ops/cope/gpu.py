@@ -1,0 +1,121 @@
+"""CoPE attention on GPUs: the Triton kernels, and the tiled walk for what they cannot take."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcope.errors import FlagError
+from xcope.ops.biased.terms import Terms
+from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
+from xcope.ops.documents import one_by_one
+
+log = logging.getLogger(__name__)
+
+WIDEST_HEAD = 256
+LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
+OLDEST = (8, 0)  # compute capability: Ampere
+
+
+def cope_attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    *,
+    soft_onehot: bool = False,
+    soft_onehot_temp: float = 0.05,
+    head_mix: Tensor | None = None,
+    bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """Arguments as in `xcope.cope_attention`, already checked.
+
+    Products are of the inputs' dtype, sums in float32. What the kernels do not take is computed by
+    the tiled backend, and a warning says so, once for each reason.
+
+    Raises:
+        ValueError: neither a CUDA device nor Triton's interpreter; a soft one-hot with a
+            temperature above ``MAX_TEMPERATURE``.
+    """
+    if soft_onehot and soft_onehot_temp > MAX_TEMPERATURE:
+        raise FlagError(
+            "soft_onehot_temp",
+            f"soft_onehot_temp={soft_onehot_temp} is above {MAX_TEMPERATURE}, where positions "
+            "further than the nearest two begin to matter: use backend='reference'",
+        )
+    if q.device.type != "cuda" and not interpreted():
+        raise FlagError(
+            "backend",
+            f"backend='triton' needs a CUDA device, but q is on {q.device.type!r}: use 'auto'",
+        )
+    reason = refusal(q, v, pos_emb, others["scale"], head_mix, bias)
+    if reason is None:
+        from xcope.ops.cope import triton  # noqa: PLC0415, Triton may be missing
+
+        sharpness = 1 / soft_onehot_temp if soft_onehot else 0.0
+        given: dict[str, Any] = {"sharpness": sharpness, "cu_seqlens": cu_seqlens} | others
+        try:
+            return triton.cope_attention_kernels(q, k, v, pos_emb, **given)
+        except triton.OutOfResources as error:
+            reason = f"no tiles fit: {error}"
+    warn(reason)
+    options: dict[str, Any] = {"soft_onehot": soft_onehot, "soft_onehot_temp": soft_onehot_temp}
+    options |= {"head_mix": head_mix, "bias": bias} | others
+    if cu_seqlens is None:
+        return cope_attention_tiled(q, k, v, pos_emb, **options)
+    return one_by_one(cope_attention_tiled, q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
+
+
+def refusal(
+    q: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    scale: float,
+    head_mix: Tensor | None,
+    bias: Terms | None,
+) -> str | None:
+    """Why the kernels cannot take these inputs; None: they can."""
+    widest, max_pos = max(q.shape[-1], v.shape[-1]), pos_emb.shape[-2]
+    reasons = {
+        "Triton is not installed": not installed(),
+        f"the inputs are {q.dtype}": q.dtype == torch.float64,
+        "the gates' heads are mixed (talking heads)": head_mix is not None,
+        "the logits are biased": bias is not None,
+        f"a head has {widest} dimensions, above {WIDEST_HEAD}": widest > WIDEST_HEAD,
+        f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
+        f"the logits' scale is {scale}, not above 0": scale <= 0,
+        f"the GPU's compute capability is below {OLDEST[0]}.{OLDEST[1]}": too_old(q),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@cache
+def installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU: ``TRITON_INTERPRET=1``."""
+    if not installed():
+        return False
+    from xcope.ops.cope import triton  # noqa: PLC0415
+
+    return triton.INTERPRETED
+
+
+def too_old(q: Tensor) -> bool:
+    return q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < OLDEST
+
+
+@cache
+def warn(reason: str) -> None:
+    """Say once why something takes longer than it need."""
+    log.warning("CoPE attention runs in PyTorch operations, several times slower: %s", reason)

@@ -1,0 +1,123 @@
+"""The PyTorch operator of CoPE attention, `torch.ops.xcope.cope`: fake tensors and autograd.
+
+Behind it are the tiles in PyTorch operations and numba (`xcope.ops.cope.tiled`) and the Triton
+kernels (`xcope.ops.cope.triton`); its argument ``kernels`` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from xcope.ops.biased.forms import like_gradients, with_gradient
+
+Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class Kernels(Protocol):
+    """What is behind the operator; arguments as of `cope` and `cope_backward`."""
+
+    @staticmethod
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+        mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+        scale: float, causal: bool, sharpness: float,
+    ) -> Saved: ...  # fmt: skip
+
+    @staticmethod
+    def run_backward(
+        dout: Tensor, saved: Saved, q: Tensor, k: Tensor, v: Tensor, e: Tensor,
+        gate_k: Tensor | None, head_mix: Tensor | None, mask: Tensor | None,
+        documents: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float,
+        causal: bool, sharpness: float, of_vectors: bool,
+    ) -> list[Tensor]: ...  # fmt: skip
+
+    @staticmethod
+    def fake(q: Tensor, v: Tensor) -> Saved: ...
+
+
+def behind(kernels: str) -> Kernels:
+    """The implementation of this name."""
+    return cast(Kernels, import_module("xcope.ops.cope." + kernels))
+
+
+@torch.library.custom_op("xcope::cope", mutates_args=())
+def cope(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+    scale: float, causal: bool, sharpness: float, kernels: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """out (b h i dv), and four tensors for the backward.
+
+    Vectors and form of a bias as of `xcope.ops.biased.forms.flatten`; documents: cu_seqlens.
+    """
+    return behind(kernels).run(
+        q, k, v, e, gate_k, head_mix, mask, documents, vectors, form, scale, causal, sharpness
+    )
+
+
+@cope.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Saved:
+    return behind(rest[-1]).fake(q, v)
+
+
+@torch.library.custom_op("xcope::cope_backward", mutates_args=())
+def cope_backward(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+    scale: float, causal: bool, sharpness: float, kernels: str, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k, v, e, gate_k, head_mix, and ``of_vectors``; empty where there is none."""
+    return behind(kernels).run_backward(
+        dout, (out, m, inverse, count, start), q, k, v, e, gate_k, head_mix, mask, documents,
+        vectors, form, scale, causal, sharpness, of_vectors,
+    )  # fmt: skip
+
+
+@cope_backward.register_fake
+def _(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
+    scale: float, causal: bool, sharpness: float, kernels: str, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    likes = (q, k, v, e, gate_k, head_mix, *like_gradients(form, vectors, of_vectors))
+    return [q.new_empty(0) if t is None else t.new_empty(t.shape) for t in likes]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, vectors, form, scale, causal, sharpness, kernels = inputs
+    ctx.options = form, scale, causal, sharpness, kernels
+    ctx.save_for_backward(*output, *tensors, *vectors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(True)
+
+
+def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    saved, vectors = tensors[:13], tensors[13:]
+    *needed, _masked, _packed, of_vectors = ctx.needs_input_grad[:9]
+    of_vectors = with_gradient(ctx.options[0], of_vectors)
+    grads = cope_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
+    return (
+        *(grad if need else None for grad, need in zip(grads[:6], needed, strict=True)),
+        None,
+        None,
+        [grad if need else None for grad, need in zip(grads[6:], of_vectors, strict=True)],
+        *(None,) * 5,
+    )
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:
+    raise NotImplementedError(
+        "fused CoPE attention has no second derivatives: use backend='reference'"
+    )
+
+
+cope.register_autograd(_gradients, setup_context=_save)
+cope_backward.register_autograd(_no_second_derivative, setup_context=lambda *_, **__: None)

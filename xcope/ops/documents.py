@@ -1,0 +1,152 @@
+"""Packed documents: several in one row, which do not see each other.
+
+``cu_seqlens`` says where they begin, as FlashAttention's functions for packed sequences have it:
+(m + 1), int32 or int64, ascending from 0 to n. Document t is the tokens cu_seqlens[t] …
+cu_seqlens[t + 1] − 1; equal neighbours: it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xcope.ops.inputs import require, shape
+
+if TYPE_CHECKING:
+    from xcope.ops.biased.terms import Terms
+
+DTYPES = (torch.int32, torch.int64)
+
+
+def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
+    """Raise a `FlagError` unless the documents fit q (1 h n d) and k (1 hk n d).
+
+    The edges themselves are looked at on CPUs alone: elsewhere that would wait for the device.
+    """
+    require(
+        cu_seqlens.dtype in DTYPES,
+        "cu_seqlens",
+        f"cu_seqlens must be int32 or int64, but is {cu_seqlens.dtype}",
+    )
+    require(
+        cu_seqlens.ndim == 1 and len(cu_seqlens) >= 1,
+        "cu_seqlens",
+        f"cu_seqlens {shape(cu_seqlens)} must be (m + 1) for m documents: where each begins, "
+        "and the number of tokens",
+    )
+    require(
+        cu_seqlens.device == q.device,
+        "cu_seqlens",
+        f"cu_seqlens is on {cu_seqlens.device}, but q on {q.device}: they must agree",
+    )
+    require(
+        q.shape[0] == 1,
+        "cu_seqlens",
+        f"cu_seqlens is for documents in one row, but q {shape(q)} has {q.shape[0]}: "
+        "flatten the batch into one row",
+    )
+    require(
+        q.shape[2] == k.shape[2],
+        "cu_seqlens",
+        f"cu_seqlens is for as many queries as keys, but q {shape(q)} has {q.shape[2]} "
+        f"and k {shape(k)} has {k.shape[2]}",
+    )
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_edges(cu_seqlens.tolist(), q.shape[2])
+
+
+def _check_edges(edges: list[int], n: int) -> None:
+    require(edges[0] == 0, "cu_seqlens", f"cu_seqlens must begin with 0, but does with {edges[0]}")
+    for before, after in zip(edges, edges[1:], strict=False):
+        require(
+            before <= after,
+            "cu_seqlens",
+            f"cu_seqlens must ascend, but has {after} after {before}",
+        )
+    require(
+        edges[-1] == n,
+        "cu_seqlens",
+        f"cu_seqlens must end with the number of tokens, {n}, but does with {edges[-1]}",
+    )
+
+
+def document_of(cu_seqlens: Tensor, n: int) -> Tensor:
+    """Which document each of n tokens is of: int64 (n), ascending. Does not wait for the device."""
+    tokens = torch.arange(n, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), tokens, right=True)
+
+
+def lengths(cu_seqlens: Tensor) -> list[int]:
+    """Of the documents that have tokens; waits for the device."""
+    return [n for n in cu_seqlens.diff().tolist() if n]
+
+
+def within_documents(mask: Tensor | None, cu_seqlens: Tensor, n: int) -> Tensor:
+    """The mask (1 n), or one that broadcasts to (1 h n n), where no key of another document is."""
+    document = document_of(cu_seqlens, n)
+    same = (document[:, None] == document)[None, None]
+    if mask is None:
+        return same
+    return same & (mask[:, None, None, :] if mask.ndim == 2 else mask)
+
+
+def one_by_one(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *shared: Any,
+    cu_seqlens: Tensor,
+    mask: Tensor | None = None,
+    gate_k: Tensor | None = None,
+    bias: Terms | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attention of each document alone, side by side: exact, without work across documents.
+
+    Args:
+        attention: takes q, k, v, what is shared, and by their names mask and bias (None: none),
+            gate_k where it is given, and the options.
+        q: (1 h n d).
+        k: (1 hk n d).
+        v: (1 hk n dv).
+        shared: what documents have in common, as it is.
+        cu_seqlens: see above; checked.
+        mask: (1 n), or 4 dimensions that broadcast to (1 h n n).
+        gate_k: (1 hk n d).
+        bias: of the logits.
+        options: as they are.
+
+    Returns:
+        (1 h n dv).
+    """
+    counts = lengths(cu_seqlens) or [0]
+    whole = {"q": q, "k": k, "v": v} | ({} if gate_k is None else {"gate_k": gate_k})
+    # split, unlike slices one by one, has a backward that writes each gradient once
+    parts = {name: t.split(counts, dim=2) for name, t in whole.items()}
+    outs = []
+    for at, tokens in enumerate(_spans(counts)):
+        given: dict[str, Any] = {name: part[at] for name, part in parts.items()}
+        given["mask"] = None if mask is None else _of_tokens(mask, tokens)
+        given["bias"] = None if bias is None else bias.of_tokens(tokens)
+        qkv = (given.pop(name) for name in "qkv")
+        outs.append(attention(*qkv, *shared, **given, **options))
+    return torch.cat(outs, dim=2)
+
+
+def _spans(counts: list[int]) -> Iterator[slice]:
+    first = 0
+    for count in counts:
+        yield slice(first, first + count)
+        first += count
+
+
+def _of_tokens(mask: Tensor, tokens: slice) -> Tensor:
+    """Of a mask (1 n) or one that broadcasts to (1 h n n)."""
+    for dim in (1,) if mask.ndim == 2 else (2, 3):
+        if mask.shape[dim] > 1:
+            mask = mask.narrow(dim, tokens.start, tokens.stop - tokens.start)
+    return mask
