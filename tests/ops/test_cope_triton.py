@@ -66,9 +66,9 @@ def assert_exact(tensors, dtype=torch.float32, slack=1.0, **options):
 shapes = st.fixed_dictionaries(
     {
         "b": st.integers(1, 2),
-        "h": st.sampled_from([1, 2, 4]),
-        "i": st.sampled_from([1, 2, 15, 16, 17, 50, 90]),
-        "d": st.sampled_from([8, 16, 24, 128]),
+        "h": st.sampled_from([1, 2]),
+        "i": st.sampled_from([1, 2, 15, 16, 17, 50]),
+        "d": st.sampled_from([8, 16, 24]),
         "p": st.sampled_from([1, 2, 5, 16, 64, 300]),
         "tables": st.booleans(),
     }
@@ -76,12 +76,12 @@ shapes = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     shape=shapes,
     single=st.booleans(),
-    extra=st.sampled_from([0, 1, 40, 130]),
+    extra=st.sampled_from([0, 1, 40]),
     masked=st.sampled_from([None, "keys", "all"]),
     causal=st.booleans(),
     gates=st.booleans(),
@@ -106,7 +106,7 @@ def test_equals_the_definition(shape, single, extra, masked, causal, gates, dtyp
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("p", [8, 200], ids=["saturating", "counting on"])
 def test_every_dtype(dtype, p):
-    assert_exact(inputs(h=4, hk=2, i=90, p=p), dtype)
+    assert_exact(inputs(h=2, hk=1, i=90, p=p), dtype)
 
 
 @pytest.mark.parametrize("d", [16, 40, 64, 256])
@@ -191,9 +191,9 @@ def test_soft_one_hot_of_a_high_temperature_needs_the_reference():
 @pytest.mark.parametrize("masked", [False, True])
 def test_documents(causal, p, masked):
     """An empty one and one of a single token among them; borders in the middle of tiles."""
-    cu_seqlens = torch.tensor([0, 1, 1, 30, 77, 150], dtype=torch.int32)
-    mask = torch.rand(1, 150) > 0.3 if masked else None
-    tensors = inputs(h=4, hk=2, i=150, p=p)
+    cu_seqlens = torch.tensor([0, 1, 1, 30, 77, 100], dtype=torch.int32)
+    mask = torch.rand(1, 100) > 0.3 if masked else None
+    tensors = inputs(h=2, hk=1, i=100, p=p)
     assert_exact(tensors, cu_seqlens=cu_seqlens, causal=causal, mask=mask)
 
 

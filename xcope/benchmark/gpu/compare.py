@@ -14,7 +14,7 @@ Named = Mapping[str, Tensor]
 FLOORS = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 5e-3}
 """An error up to here is none, by dtype."""
 FACTOR = 2
-"""Beyond, it may be so many times that of the plain definition."""
+"""Beyond, it may be so many times that of the plain definition, or of PyTorch's flash attention."""
 NOTHING = 1e-6
 """A gradient this much smaller than the largest is 0 by its formula, and held to the largest."""
 
@@ -30,7 +30,9 @@ class Compared:
         dtype: of its inputs.
         tensor: ``out``, or whose gradient it is.
         error: ‖x − x₆₄‖ / ‖x₆₄‖, None where there is no x.
-        plain: the same of the plain definition in this dtype.
+        plain: the same of the plain definition in this dtype, which rounds once, at the end.
+        flash: what flash attention makes of the same q, k, v and gradient in this dtype, against
+            attention without positions in float64: its products round, too.
         bar: what ``error`` may be.
         failure: why there is no x.
     """
@@ -42,6 +44,7 @@ class Compared:
     tensor: str = ""
     error: float | None = None
     plain: float | None = None
+    flash: float | None = None
     bar: float | None = None
     failure: str = ""
 
@@ -54,7 +57,8 @@ class Compared:
         head = f"{self.case}, {self.dtype}, {self.backend}"
         if self.failure:
             return f"{head}: FAILED: {self.failure}"
-        numbers = f"{self.error:.1e} (plain {self.plain:.1e}, bar {self.bar:.1e})"
+        usual = "" if self.flash is None else f", flash {self.flash:.1e}"
+        numbers = f"{self.error:.1e} (plain {self.plain:.1e}{usual}, bar {self.bar:.1e})"
         return f"{head}: {self.tensor} {numbers}{'' if self.ok else ' NOT MET'}"
 
 
@@ -108,21 +112,30 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")
 
 
-def held_to_float64(case: Case, run: Callable[[str, Named], Named], given: Named) -> list[Compared]:
+def held_to_float64(
+    case: Case,
+    run: Callable[[str, Named], Named],
+    given: Named,
+    flash: Mapping[str, float] | None = None,
+) -> list[Compared]:
     """The case's backend and the plain definition in its dtype, both against float64.
 
     Args:
         case: whose backend and dtype it is.
         run: backend and inputs → results by name.
         given: the inputs, floating point; float64 is computed from the very same numbers.
+        flash: see `Compared`, by name.
     """
     exact = run("reference", {name: t.double() for name, t in given.items()})
     plain, mine = run("reference", given), run(case.backend, given)
-    return compared(case, mine, plain, exact)
+    return compared(case, mine, plain, exact, flash or {})
 
 
-def compared(case: Case, mine: Named, plain: Named, exact: Named) -> list[Compared]:
-    """The errors of ``mine`` beside those of ``plain``, by name."""
+def compared(
+    case: Case, mine: Named, plain: Named, exact: Named, flash: Mapping[str, float] | None = None
+) -> list[Compared]:
+    """The errors of ``mine`` beside those of ``plain`` and ``flash``, by name."""
+    flash = flash or {}
     largest = max(float(t.norm()) for t in exact.values())
     found = []
     for name, true in exact.items():
@@ -138,7 +151,8 @@ def compared(case: Case, mine: Named, plain: Named, exact: Named) -> list[Compar
                 tensor=name,
                 error=error,
                 plain=usual,
-                bar=max(FACTOR * usual, FLOORS[case.dtype]),
+                flash=flash.get(name),
+                bar=max(FACTOR * max(usual, flash.get(name, 0.0)), FLOORS[case.dtype]),
             )
         )
     return found

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xcope.benchmark.gpu.compare import Compared, Named, held_to_float64, output_and_gradients
 from xcope.ops.cope import cope_attention
@@ -81,7 +83,28 @@ class CopeCase:
             with torch.no_grad():
                 return {"out": attention(**{n: t for n, t in given.items() if n != "dout"})}
 
-        yield from held_to_float64(self, run, self._given())
+        given = self._given()
+        yield from held_to_float64(self, run, given, self._flash(given))
+
+    def _flash(self, given: Named) -> dict[str, float]:
+        """The errors of PyTorch's flash attention, where it does such a call without positions."""
+        square = self.causal and self.gradients and self.keys == self.i and not self.dv
+        if self.device != "cuda" or self.dtype == "float32" or not square:
+            return {}
+        groups = self.h // self.hk
+        mine = {name: given[name] for name in ("q", "k", "v", "dout")}
+        mine |= {name: mine[name].repeat_interleave(groups, 1) for name in ("k", "v")}
+
+        def errors(exact: Named, found: Named) -> dict[str, float]:
+            return {n: float((found[n].double() - t).norm() / t.norm()) for n, t in exact.items()}
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        with sdpa_kernel(SDPBackend.MATH):
+            exact = output_and_gradients(attention, {n: t.double() for n, t in mine.items()})
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return errors(exact, output_and_gradients(attention, mine))
 
     def _given(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)

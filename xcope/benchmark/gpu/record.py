@@ -14,7 +14,8 @@ from xcope.benchmark.gpu.figures import MILLISECONDS, Figure
 from xcope.benchmark.gpu.measure import Timing
 from xcope.benchmark.tables import write_csv
 
-COMPARED = ("part", "case", "backend", "dtype", "tensor", "error", "plain_error", "bar", "ok",
+COMPARED = ("part", "case", "backend", "dtype", "tensor", "error", "plain_error",
+            "flash_error", "bar", "ok",
             "failure")  # fmt: skip
 MEASURED = (
     *("part", "name", "over", "shape", "n", "dtype", "milliseconds", "over_milliseconds", "ratio"),
@@ -109,7 +110,7 @@ def worst(found: Sequence[Compared]) -> Compared:
 
 
 def _compared(one: Compared) -> list[object]:
-    errors = (None if x is None else f"{x:.3e}" for x in (one.error, one.plain, one.bar))
+    errors = (None if x is None else f"{x:.3e}" for x in (one.error, one.plain, one.flash, one.bar))
     head = (one.part, one.case, one.backend, one.dtype, one.tensor)
     return [*head, *errors, one.ok, one.failure]
 

@@ -86,7 +86,7 @@ def _correctness(record: Record) -> Iterator[str]:
         found = [one for one in record.compared if one.part == part]
         if found:
             yield f"### {PARTS[part]}"
-            yield table(("", "backend", "dtype", "tensor", "error", "plain", "bar", ""),
+            yield table(("", "backend", "dtype", "tensor", "error", "plain", "flash", "bar", ""),
                         map(_case, _by_case(found)))  # fmt: skip
     failures = [one for one in record.failures if not one.failure]
     if failures:
@@ -103,7 +103,7 @@ def _by_case(found: Sequence[Compared]) -> list[Compared]:
 
 
 def _case(one: Compared) -> list[str]:
-    numbers = ("–" if x is None else f"{x:.1e}" for x in (one.error, one.plain, one.bar))
+    numbers = ("–" if x is None else f"{x:.1e}" for x in (one.error, one.plain, one.flash, one.bar))
     verdict = "met" if one.ok else f"**NOT MET** {_in_a_cell(one.failure)}".rstrip()
     return [one.case, one.backend, one.dtype, one.tensor or "–", *numbers, verdict]
 
