@@ -22,6 +22,7 @@ from xcope.benchmark.gpu import bars, bias_cases, biases, cope_cases, report, wo
 from xcope.benchmark.gpu.compare import Case, reason
 from xcope.benchmark.gpu.curve import curve
 from xcope.benchmark.gpu.figures import Figures
+from xcope.benchmark.gpu.kernels import kernels
 from xcope.benchmark.gpu.measure import device_name, folder_name, versions
 from xcope.benchmark.gpu.model_cases import model_cases
 from xcope.benchmark.gpu.more import more
@@ -39,13 +40,14 @@ python scripts/gpu_check.py --full
 python scripts/gpu_check.py --quick
 """
 
-PARTS = ("cope", "bars", "flex", "biases", "curve", "models")
-"""In the order in which they run."""
+PARTS = ("cope", "bars", "flex", "biases", "curve", "models", "kernels")
+"""In the order in which they run; the last only if asked for, or in full."""
 GROUPS = {"correctness": ("cope", "flex", "models"), "benchmark": ("bars", "biases", "curve")}
 MEASURES: dict[str, Callable[[Bench], Figures]] = {
     "bars": bars.bars,
     "biases": biases.biases,
     "curve": curve,
+    "kernels": kernels,
     "more": more,
 }
 SLOW_TO_COMPILE: dict[str, tuple[str, Callable[[Bench], list[Case]]]] = {
@@ -101,6 +103,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
     """The parts to run, in order."""
     named = args.only or list(GROUPS)
     parts = {part for name in named for part in GROUPS.get(name, (name,))}
+    parts |= {"kernels"} if args.full else set()
     return [part for part in PARTS if part in parts] + ["more"] * args.full
 
 

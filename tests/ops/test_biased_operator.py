@@ -191,7 +191,7 @@ def test_flex_finds_the_segment_among_any_number(segments):
         pos,
         pos,
     )
-    bias = flex._bias_of(terms)
+    bias = flex.BIASES["Piecewise"](flex.prepared(terms, heads=1))
     distance = torch.arange(20)
     zero = torch.zeros_like(distance)
     found = bias(zero, zero, distance, zero)

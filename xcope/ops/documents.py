@@ -8,6 +8,7 @@ cu_seqlens[t + 1] − 1; equal neighbours: it is empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
 
 def _check_edges(edges: list[int], n: int) -> None:
     require(edges[0] == 0, "cu_seqlens", f"cu_seqlens must begin with 0, but does with {edges[0]}")
-    for before, after in zip(edges, edges[1:], strict=False):
+    for before, after in pairwise(edges):
         require(
             before <= after,
             "cu_seqlens",

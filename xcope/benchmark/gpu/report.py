@@ -21,6 +21,7 @@ PARTS = {
     "bars": "Bars",
     "biases": "Index biases",
     "curve": "Time and memory against n",
+    "kernels": "Kernel by kernel",
     "more": "Other heads, another dtype, every scheme",
 }
 """Their titles."""

@@ -26,15 +26,18 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xcope.ops.biased.blocks import block_mask
-from xcope.ops.biased.forms import flatten, named, placed, replaced, unflatten
+from xcope.ops.biased.forms import flatten, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.inputs import differentiated, require
 
+Vectors = dict[str, Tensor]
+Bias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Attention = Callable[..., Tensor]
 
 DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COPIES = 8  # of vectors with a gradient
 OLDEST = (8, 0)  # compute capability: Ampere
 
 
@@ -80,36 +83,47 @@ def biased_attention_flex(
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
     (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
-    form, vectors = flatten(None if bias is None else _prepared(bias))
+    (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
     free = 0 if bias is None else j - placed(bias)
+    vectors = {} if bias is None else prepared(bias, h)
+    if free:
+        vectors["free"] = number(free, q.device)
     kind = Kind(
-        form=form,
+        form="" if bias is None else type(bias).__name__,
         scale=scale,
         options=(("FORCE_USE_FLEX_ATTENTION", True),),
         inputs=(q.dtype, h, hk, d, v.shape[-1]),
-        batched=tuple(t.ndim for t in vectors),
+        vectors=tuple((name, t.ndim) for name, t in vectors.items()),
         masked=None if mask is None else tuple(n > 1 for n in mask.shape),
         blocked=(causal, cu_seqlens is not None, i == j),
-        free=free > 0,
         differentiated=torch.is_grad_enabled(),
     )
     inline = not on_cuda or torch.compiler.is_compiling()
     attention = attention_of(kind) if inline else _compiled(kind)
-    blocks = block_mask(i, j, causal, cu_seqlens, q.device)
-    return attention(q, k, v, mask, vectors, _number(free, q) if free else None, blocks)
+    return attention(q, k, v, mask, vectors, block_mask(i, j, causal, cu_seqlens, q.device))
 
 
 class Kind(NamedTuple):
-    """What calls have in common that one function is compiled for: all but lengths and batch."""
+    """What calls have in common that one function is compiled for: all but lengths and batch.
+
+    Args:
+        form: of the bias, "" for none.
+        scale: of the logits.
+        options: of the kernels.
+        inputs: dtype, query heads, key heads, dimensions of keys and values.
+        vectors: names and numbers of dimensions, as `prepared` makes them.
+        masked: of the mask, which dimensions it has, of those that it may have.
+        blocked: causal, in documents, as many queries as keys.
+        differentiated: whether there may be gradients.
+    """
 
     form: str
     scale: float
     options: tuple[tuple[str, Any], ...]
-    inputs: tuple[Any, ...]
-    batched: tuple[int, ...]
+    inputs: tuple[torch.dtype, int, int, int, int]
+    vectors: tuple[tuple[str, int], ...]
     masked: tuple[bool, ...] | None
-    blocked: tuple[bool, ...]
-    free: bool
+    blocked: tuple[bool, bool, bool]
     differentiated: bool
 
 
@@ -119,14 +133,14 @@ def attention_of(kind: Kind) -> Attention:
     grouped = kind.inputs[1] != kind.inputs[2]
 
     def attention(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: list[Tensor],
-        free: Tensor | None, blocks: BlockMask | None,
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Vectors,
+        blocks: BlockMask | None,
     ) -> Tensor:  # fmt: skip
         out: Tensor = flex_attention(
             q,
             k,
             v,
-            score_mod=score_mod(unflatten(form, vectors), mask, free),
+            score_mod=score_mod(form, vectors, mask),
             block_mask=blocks,
             scale=scale,
             enable_gqa=grouped,
@@ -151,41 +165,61 @@ def _compiled(kind: Kind) -> Attention:
     return torch.compile(own, fullgraph=True)
 
 
-def _number(n: int, like: Tensor) -> Tensor:
+# -- the bias ------------------------------------------------------------------------------------
+
+
+def number(n: int, device: torch.device) -> Tensor:
     """As a tensor: for another int, Dynamo would compile anew."""
-    return torch.full((), n, dtype=torch.int32, device=like.device)
+    return torch.full((), n, dtype=torch.int32, device=device)
 
 
-def _prepared(terms: Terms) -> Terms:
-    """Float32 and int32 vectors, no two of them the same tensor."""
+def prepared(terms: Terms, heads: int) -> Vectors:
+    """The vectors of a bias, float32 and int32, as kernels can take them.
+
+    Those with a gradient have a dimension of ``COPIES`` before all others, and one of heads: a
+    view, but gradients have all of it, so that fewer of them are added to the same number, and
+    Inductor, which cannot add to a vector of one dimension, can.
+    """
     vectors = {}
     for name, t in named(terms).items():
-        if t.is_floating_point():
-            vectors[name] = t.detach().float() if name == "knots" else t.float().view(t.shape)
-        else:
+        if name in ("q_pos", "k_pos"):
             vectors[name] = t.clamp(-(2**29), 2**29).int()
-    return replaced(terms, vectors)
+        elif name == "knots":
+            vectors[name] = _filled(t.detach().float())
+        else:
+            of_head = t if name not in ("warp", "shrink") else t[..., None, :]
+            shape = (COPIES, *of_head.shape[:-2], heads, of_head.shape[-1])
+            vectors[name] = of_head.float().expand(shape)
+    table = vectors.get("table", vectors.get("warp"))
+    if table is not None:
+        vectors["last"] = number(table.shape[-1] - 1, table.device)
+    return vectors
 
 
-def score_mod(terms: Terms | None, mask: Tensor | None, free: Tensor | None) -> ScoreMod | None:
+def _filled(knots: Tensor) -> Tensor:
+    """One less than a power of two of them, for bisection."""
+    missing = 2 ** len(knots).bit_length() - 1 - len(knots)
+    return torch.cat([knots, knots.new_full((missing,), torch.inf)])
+
+
+def score_mod(form: str, vectors: Vectors, mask: Tensor | None) -> ScoreMod | None:
     """What is done to a logit: biased, and −∞ where masked. None: nothing.
 
     Args:
-        terms: of the bias.
+        form: of the bias, "" for none.
+        vectors: as `prepared` makes them; "free", (): how many keys have no place, if any.
         mask: (b j), or 4 dimensions that broadcast to (b h i j).
-        free: (), how many keys have no place; None: all have one.
     """
-    if terms is None and mask is None:
+    bias, free = BIASES[form](vectors) if form else None, vectors.get("free")
+    if bias is None and mask is None:
         return None
-    bias = None if terms is None else _bias_of(terms)
 
     def modified(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if bias is not None:
-            if free is None:
-                score = score + bias(b, h, i, j)
-            else:
-                added = bias(b, h, i, (j - free).clamp(min=0))
-                score = score + torch.where(j >= free, added, 0.0)
+        if bias is not None and free is None:
+            score = score + bias(b, h, i, j)
+        elif bias is not None:
+            added = bias(b, h, i, (j - free).clamp(min=0))
+            score = score + torch.where(j >= free, added, 0.0)
         if mask is not None:
             score = torch.where(_entry(mask, (b, h, i, j)), score, -torch.inf)
         return score
@@ -200,43 +234,57 @@ def _entry(mask: Tensor, at: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     return mask[tuple(n if size > 1 else n * 0 for n, size in zip(at, mask.shape, strict=True))]
 
 
-def _bias_of(terms: Terms) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """b_ij at a row of the batch, head, query and key; the key counted among those with places."""
-    if isinstance(terms, Separable):
-        row, key_of = terms.row, terms.key
-
-        def separable(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return _at(row, 3, b, h, i) - _at(key_of, 3, b, h, j)
-
-        return separable
-    if isinstance(terms, ByDistance):
-        table = terms.table
-        return lambda b, h, i, j: table[h, _distance(terms, b, i, j)]
-    return _piecewise(terms)
-
-
-def _piecewise(terms: Piecewise) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    steps = [2**n for n in reversed(range(len(terms.knots).bit_length()))]
-    beyond = terms.knots.new_full((sum(steps) - len(terms.knots),), torch.inf)
-    knots = torch.cat([terms.knots.detach(), beyond])
-    slope, offset, warp, shrink = terms.slope, terms.offset, terms.warp, terms.shrink
+def _separable(vectors: Vectors) -> Bias:
+    row, key = vectors["row"], vectors["key"]
 
     def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        t = warp[_distance(terms, b, i, j)] * _at(shrink, 2, b, i)
-        segment = torch.zeros_like(i)
-        for step in steps:  # bisection: how many knots are below or at t
-            segment = torch.where(t >= knots[segment + (step - 1)], segment + step, segment)
-        return slope[h, segment] * t + offset[h, segment]
+        return _of_token(row, j, b, h, i) - _of_token(key, i, b, h, j)
 
     return bias
 
 
-def _distance(terms: ByDistance | Piecewise, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    table = terms.table if isinstance(terms, ByDistance) else terms.warp
-    apart = _at(terms.q_pos, 2, b, i) - _at(terms.k_pos, 2, b, j)
-    return apart.clamp(0, table.shape[-1] - 1)
+def _by_distance(vectors: Vectors) -> Bias:
+    table = vectors["table"]
+
+    def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return table[i % COPIES, h, _distance(vectors, b, i, j)]
+
+    return bias
 
 
-def _at(vectors: Tensor, ndim: int, *at: Tensor) -> Tensor:
-    """An entry; without that of the batch where the vectors have none."""
-    return vectors[at if vectors.ndim == ndim else at[1:]]
+def _piecewise(vectors: Vectors) -> Bias:
+    slope, offset, knots = vectors["slope"], vectors["offset"], vectors["knots"]
+    warp, shrink = vectors["warp"], vectors["shrink"]
+    steps = [2**n for n in reversed(range(len(knots).bit_length()))]
+
+    def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        t = warp[i % COPIES, h, _distance(vectors, b, i, j)] * _of_token(shrink, j, b, h, i)
+        segment = torch.zeros_like(i)
+        for step in steps:  # bisection: how many knots are below or at t
+            segment = torch.where(t >= knots[segment + (step - 1)], segment + step, segment)
+        return slope[i % COPIES, h, segment] * t + offset[i % COPIES, h, segment]
+
+    return bias
+
+
+BIASES: dict[str, Callable[[Vectors], Bias]] = {
+    Separable.__name__: _separable,
+    ByDistance.__name__: _by_distance,
+    Piecewise.__name__: _piecewise,
+}
+"""b_ij at a row of the batch, head, query and key; the key counted among those with places."""
+
+
+def _distance(vectors: Vectors, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """δ_ij, clamped to the table."""
+    q_pos, k_pos = (
+        pos[at] if pos.ndim == 1 else pos[b, at]
+        for pos, at in ((vectors["q_pos"], i), (vectors["k_pos"], j))
+    )
+    return torch.minimum((q_pos - k_pos).clamp(min=0), vectors["last"])
+
+
+def _of_token(vector: Tensor, copy: Tensor, b: Tensor, h: Tensor, at: Tensor) -> Tensor:
+    """An entry of (copies h n) or (copies b h n)."""
+    copy = copy % COPIES
+    return vector[copy, h, at] if vector.ndim == 3 else vector[copy, b, h, at]

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 WIDEST_HEAD = 256
 LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
 OLDEST = (8, 0)  # compute capability: Ampere
+INSTALLED = find_spec("triton") is not None
 
 
 def cope_attention_triton(
@@ -84,7 +85,7 @@ def refusal(
     """Why the kernels cannot take these inputs; None: they can."""
     widest, max_pos = max(q.shape[-1], v.shape[-1]), pos_emb.shape[-2]
     reasons = {
-        "Triton is not installed": not installed(),
+        "Triton is not installed": not INSTALLED,
         f"the inputs are {q.dtype}": q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": head_mix is not None,
         "the logits are biased": bias is not None,
@@ -96,15 +97,9 @@ def refusal(
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-@cache
-def installed() -> bool:
-    return find_spec("triton") is not None
-
-
-@cache
 def interpreted() -> bool:
     """Whether Triton's kernels run on the CPU: ``TRITON_INTERPRET=1``."""
-    if not installed():
+    if not INSTALLED:
         return False
     from xcope.ops.cope import triton  # noqa: PLC0415
 

@@ -24,7 +24,7 @@ from xcope.ops.cope.operator import Saved, cope
 from xcope.ops.inputs import FEW, differentiated
 
 WORKSPACE = 2**30  # bytes
-PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # see `kernels`' running sums
+PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # of the lifts' running sums
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -40,6 +40,10 @@ class Tiles:
     warps: int
     stages: int
     C: int | None = None
+
+    def __str__(self) -> str:
+        c = "" if self.C is None else f" ({self.C})"
+        return f"tiles {self.M} × {self.N}{c}, {self.warps} warps, {self.stages} stages"
 
     @property
     def meta(self) -> dict[str, int]:
@@ -470,7 +474,7 @@ def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
         parts = dL.float().mT @ q.float()
     else:
         product = torch.bmm(dL.flatten(0, 1).mT, q.flatten(0, 1), out_dtype=torch.float32)
-        parts = product.unflatten(0, (b, h))
+        parts = product.view(b, h, *product.shape[1:])
     return parts.sum(0) if per_head else parts.sum((0, 1))
 
 
@@ -542,14 +546,13 @@ def run_backward(
     out, lse, residue, count, start = saved
     call = call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness)
     grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
-    none = q.new_empty(0)
     return [
         grads.q,
         grads.k,
         grads.v,
         grads.e.to(e.dtype),
-        none if grads.gate_k is None else grads.gate_k,
-        none,
+        q.new_empty(0) if grads.gate_k is None else grads.gate_k,
+        q.new_empty(0),  # of head_mix
     ]
 
 
