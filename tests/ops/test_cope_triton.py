@@ -278,14 +278,19 @@ def test_without_a_gpu_or_the_interpreter_it_is_refused(monkeypatch):
         cope_attention(**inputs(), backend="triton")
 
 
-def test_where_no_tiles_fit_it_is_tiled(monkeypatch, caplog):
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+def test_where_no_tiles_fit_it_is_tiled(monkeypatch, caplog, kernel, packed):
     gpu.warn.cache_clear()
 
     def too_large(*_, **__):
         raise triton.OutOfResources(300_000, 232_448, "shared memory")
 
-    monkeypatch.setattr(triton, "cope_attention_kernels", too_large)
+    monkeypatch.setattr(triton, kernel, too_large)
+    cu_seqlens = torch.tensor([0, 13, 40]) if packed else None
     tensors = inputs()
-    ours = cope_attention(**tensors, backend="triton")
-    torch.testing.assert_close(ours, cope_attention(**tensors, backend="tiled"))
+    ours = run("triton", torch.float32, tensors, cu_seqlens=cu_seqlens)
     assert "no tiles fit" in caplog.text
+    truth = run("tiled", torch.float32, tensors, cu_seqlens=cu_seqlens)
+    for mine, true in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)

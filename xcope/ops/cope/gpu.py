@@ -12,8 +12,9 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
+from xcope.ops.cope import tiled
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
-from xcope.ops.documents import one_by_one
+from xcope.ops.documents import one_by_one, within_documents
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,22 @@ def interpreted() -> bool:
 
 def too_old(q: Tensor) -> bool:
     return q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < OLDEST
+
+
+def backward_by_tiles(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None,
+    mask: Tensor | None, documents: Tensor | None, scale: float, causal: bool, sharpness: float,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of `xcope.ops.cope.operator.cope_backward`, the forward done anew in tiles."""
+    if documents is not None:
+        mask = within_documents(mask, documents, q.shape[2])
+    tensors = (q, k, v, e, gate_k)
+    wide: Any = [None if t is None else t.float() for t in tensors]
+    rest: Any = (None, mask, None, [], "", scale, causal, sharpness)
+    saved = tiled.run(*wide, *rest)
+    backward: Any = tiled.run_backward
+    grads = backward(dout.float(), saved, *wide, *rest, False)
+    return [g if t is None else g.to(t.dtype) for g, t in zip(grads, (*tensors, None), strict=True)]
 
 
 @cache

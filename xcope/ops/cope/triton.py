@@ -20,7 +20,9 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources as OutOfResources  # noqa: PLC0414, for callers
 
 from xcope.ops.cope import kernels
+from xcope.ops.cope.gpu import backward_by_tiles, warn
 from xcope.ops.cope.operator import Saved, cope
+from xcope.ops.documents import document_of
 from xcope.ops.inputs import FEW, differentiated
 
 WORKSPACE = 2**30  # bytes
@@ -509,9 +511,9 @@ def dense(t: Tensor) -> Tensor:
 
 def spans(cu_seqlens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Of each of n tokens, where its document begins and where it ends; (n), int32."""
-    ends = cu_seqlens[1:].contiguous()
-    at = torch.searchsorted(ends, torch.arange(n, device=ends.device, dtype=ends.dtype), right=True)
-    return cu_seqlens[at].int(), ends[at].int()
+    # edges that end too early were not noticed on a GPU: what is behind them is the last document's
+    at = document_of(cu_seqlens, n).clamp(max=max(len(cu_seqlens) - 2, 0))
+    return cu_seqlens[at].int(), cu_seqlens[at + 1].int()
 
 
 def run(
@@ -545,7 +547,13 @@ def run_backward(
     """See `xcope.ops.cope.operator.cope_backward`."""
     out, lse, residue, count, start = saved
     call = call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness)
-    grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
+    try:
+        grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
+    except OutOfResources as error:
+        warn(f"no tiles fit: {error}")
+        return backward_by_tiles(
+            dout, q, k, v, e, gate_k, mask, documents, scale, causal, sharpness
+        )  # fmt: skip
     return [
         grads.q,
         grads.k,
