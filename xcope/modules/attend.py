@@ -163,6 +163,7 @@ def attend(
     """
     terms = terms_of(part, call, q.shape[-2])
     given: dict[str, Any] = {"scale": scale, "causal": causal}
+    given["cu_seqlens"] = call.places.documents
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
         mask = mask[:, order] if mask is not None and mask.shape[1] > 1 else mask

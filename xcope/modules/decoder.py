@@ -15,6 +15,7 @@ from xcope.errors import FlagError
 from xcope.modules import seam
 from xcope.modules.attend import Part
 from xcope.modules.flags import Request, resolve
+from xcope.modules.packed import documents_of
 from xcope.modules.places import places_of
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.cope import CoPE
@@ -79,13 +80,22 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
         distance.
 
+        With ``cu_seqlens``, int32 or int64 (m + 1), ``x`` (1 n dim) holds m documents, of which it
+        says where they begin, and n: each is treated as if it stood alone, whatever the scheme.
+        x-transformers' ``flash_pack_seq_kwargs`` means the same.
+
         Raises:
-            FlagError: ``pos`` that is not as long as the tokens; ready-made angles.
+            FlagError: ``pos`` that is not as long as the tokens; ready-made angles; ``cu_seqlens``
+                that do not fit, or beside what tells of no documents: a cache, memories, cross
+                attention, shifted tokens, dynamic NTK, variants that x-transformers builds itself.
         """
         for ready in ("rotary_pos_emb", "polar_pos_emb"):
             if kwargs.get(ready) is not None:
                 raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
-        places = places_of(x, self.training, kwargs)
+        documents = documents_of(x, kwargs)
+        if documents is not None:
+            seam.check_packed(self)
+        places = places_of(x, self.training, kwargs, documents)
         # under the names of their angles x-transformers hands the places on to its attentions
         kwargs |= {"rotary_pos_emb": places, "polar_pos_emb": places}
         return super().forward(x, *args, **kwargs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError
+from xcope.modules.packed import packed_places
 from xcope.positions import draw_places
 
 
@@ -17,12 +18,21 @@ class Places:
     Args:
         keys: int64, (j) or (b j); what stands before the first token (memories) is below 0.
         given: whether the caller chose them, so that they may be in any order.
+        documents: cu_seqlens where several documents are packed in the row, whose places ascend
+            within each.
         drawn: whether schemes with ``random_max`` draw theirs at random.
     """
 
-    def __init__(self, keys: Tensor, given: bool = False, drawn: bool = False) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        given: bool = False,
+        drawn: bool = False,
+        documents: Tensor | None = None,
+    ) -> None:
         self.keys = keys
         self.given = given
+        self.documents = documents
         self._draws: dict[int, Tensor] | None = {} if drawn and not given else None
 
     def __len__(self) -> int:
@@ -42,17 +52,23 @@ class Places:
         return len(self) if random_max is None or self._draws is None else random_max
 
 
-def places_of(x: Tensor, drawn: bool, arguments: dict[str, Any]) -> Places:
+def places_of(
+    x: Tensor, drawn: bool, arguments: dict[str, Any], documents: Tensor | None = None
+) -> Places:
     """The places of a decoder's call.
 
     Args:
         x: embeddings (b n dim), all tokens or, with ``input_not_include_cache``, the new ones.
         drawn: see `Places`.
         arguments: the keyword arguments of the call.
+        documents: see `Places`; they have places of their own, whatever ``pos`` says.
 
     Raises:
         FlagError: ``pos`` that is not as long as the tokens.
     """
+    if documents is not None:
+        keys = packed_places(documents, x.shape[1])
+        return Places(keys, drawn=drawn, documents=documents)
     cache, mems = arguments.get("cache"), arguments.get("mems")
     behind = 0  # tokens in the cache that are not in x
     if cache is not None and arguments.get("input_not_include_cache"):

@@ -34,12 +34,13 @@ from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrappe
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
 from x_transformers.attend import Attend, Intermediates
-from x_transformers.x_transformers import Attention, AttentionLayers, FeedForward
+from x_transformers.x_transformers import Attention, AttentionLayers, FeedForward, ShiftTokens
 
 from xcope.errors import FlagError, words_of
 from xcope.modules.attend import Call, Part
 from xcope.modules.groups import CoPEOfGroups, attend_by_groups, written_out
 from xcope.modules.places import Places
+from xcope.ops.documents import within_documents
 from xcope.positions import Slot
 from xcope.positions.cope import CoPE
 
@@ -192,6 +193,28 @@ def needs_all_tokens(attention: Attention) -> bool:
     # a scheme that x-transformers builds itself knows nothing of its cache
     foreign = not attention.forgets and "data_dependent_alibi" in attention._modules
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+
+
+def check_packed(layers: Any) -> None:
+    """Raise a `FlagError` if something in the decoder knows nothing of packed documents."""
+    if any(isinstance(module, ShiftTokens) for module in layers.modules()):
+        raise FlagError(
+            "shift_tokens",
+            "shift_tokens does not go together with cu_seqlens: tokens shift into other documents",
+        )
+    for attention in self_attentions(layers):
+        if attention.num_mem_kv > 0:
+            raise FlagError(
+                "attn_num_mem_kv",
+                f"attn_num_mem_kv={attention.num_mem_kv} does not go together with cu_seqlens: "
+                "learned memories belong to no document",
+            )
+        if needs_all_tokens(attention):
+            raise FlagError(
+                "cu_seqlens",
+                "cu_seqlens does not go together with what follows the length of the row: dynamic "
+                "NTK, or a variant of ALiBi that x-transformers builds itself",
+            )
 
 
 def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: bool) -> None:
@@ -408,12 +431,14 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             k, gate_k = k.chunk(2, dim=1)
         causal = self.causal if causal is None else causal
         scale = float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
-        others = (call.bias, prev_attn, attn_delta, kwargs.get("flash_pack_seq_kwargs"))
+        others = (call.bias, prev_attn, attn_delta)
         biased = any(part.bias is not None for part in parts)
         free_order = biased and (call.places.given or not (causal or q.shape[-2] == 1))
         if self.plain and not free_order and all(other is None for other in others):
             given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
             return attend_by_groups(parts, call, q, k, v, gate_k, **given), Intermediates()
+        if call.places.documents is not None:
+            mask = within_documents(mask, call.places.documents, k.shape[-2])
         q, k, v, gate_k, bias = written_out(parts, call, q, k, v, gate_k)
         with _gates_from(self.cope, gate_k, scale):
             return super().forward(  # type: ignore[no-any-return]
@@ -457,6 +482,7 @@ __all__ = [
     "UpstreamDecoder",
     "UpstreamTransformerWrapper",
     "check_layers",
+    "check_packed",
     "check_wrapper",
     "clear_rotation",
     "cross_attentions",

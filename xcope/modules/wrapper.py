@@ -13,7 +13,17 @@ from xcope.errors import FlagError, did_you_mean
 from xcope.modules import seam
 from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
-from xcope.positions import Geometry, Plan, Scheme, Slot, combined, scheme, single
+from xcope.modules.packed import documents_of, packed_places
+from xcope.positions import (
+    Geometry,
+    Plan,
+    Scheme,
+    Slot,
+    combined,
+    draw_places,
+    scheme,
+    single,
+)
 from xcope.positions.base import AddedToInput, IndexBias, Rotation
 from xcope.positions.cope import CoPE
 from xcope.positions.forgetting import Forgetting
@@ -99,10 +109,45 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         return list(found)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As x-transformers': token ids (b n) in, logits (b n num_tokens) out."""
+        """As x-transformers': token ids (b n) in, logits (b n num_tokens) out.
+
+        ``cu_seqlens``: several documents in one row (1 n), see `Decoder.forward`.
+
+        Raises:
+            FlagError: see there; ``pos`` beside ``cu_seqlens``, or memory tokens.
+        """
+        documents = documents_of(x, kwargs)
+        if documents is not None:
+            kwargs |= self._packed(documents, x.shape[1], kwargs)
         wants_logits = kwargs.get("return_attn") or kwargs.get("return_attn_z_loss")
         with seam.logits_kept(self.attn_layers) if wants_logits else nullcontext():
             return super().forward(x, *args, **kwargs)
+
+    def _packed(self, documents: Tensor, n: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What a call with packed documents is told beside."""
+        if arguments.get("pos") is not None:
+            raise FlagError(
+                "pos",
+                "pos does not go together with cu_seqlens: places begin anew in each document",
+            )
+        if self.num_memory_tokens > 0:
+            raise FlagError(
+                "num_memory_tokens",
+                f"num_memory_tokens={self.num_memory_tokens} does not go together with cu_seqlens: "
+                "memory tokens stand before the row, not before each document",
+            )
+        pos = packed_places(documents, n)
+        longest = self.max_table_len
+        if longest is not None and documents.device.type == "cpu" and n and pos.max() >= longest:
+            raise FlagError(
+                "max_seq_len",
+                f"a document of {int(pos.max()) + 1} tokens does not fit into learned absolute "
+                f"positions of max_seq_len={longest}: shorten it",
+            )
+        random_max = getattr(self.pos_emb, "random_max", None)
+        if self.training and random_max is not None:
+            pos = draw_places(n, random_max, pos.device)[pos]
+        return {"pos": pos, "cu_seqlens": documents}
 
 
 class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore[misc]

@@ -28,17 +28,6 @@ def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
     The edges themselves are looked at on CPUs alone: elsewhere that would wait for the device.
     """
     require(
-        cu_seqlens.dtype in DTYPES,
-        "cu_seqlens",
-        f"cu_seqlens must be int32 or int64, but is {cu_seqlens.dtype}",
-    )
-    require(
-        cu_seqlens.ndim == 1 and len(cu_seqlens) >= 1,
-        "cu_seqlens",
-        f"cu_seqlens {shape(cu_seqlens)} must be (m + 1) for m documents: where each begins, "
-        "and the number of tokens",
-    )
-    require(
         cu_seqlens.device == q.device,
         "cu_seqlens",
         f"cu_seqlens is on {cu_seqlens.device}, but q on {q.device}: they must agree",
@@ -55,11 +44,27 @@ def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
         f"cu_seqlens is for as many queries as keys, but q {shape(q)} has {q.shape[2]} "
         f"and k {shape(k)} has {k.shape[2]}",
     )
+    check_edges(cu_seqlens, q.shape[2])
+
+
+def check_edges(cu_seqlens: Tensor, n: int) -> None:
+    """Raise a `FlagError` unless the documents fill n tokens."""
+    require(
+        cu_seqlens.dtype in DTYPES,
+        "cu_seqlens",
+        f"cu_seqlens must be int32 or int64, but is {cu_seqlens.dtype}",
+    )
+    require(
+        cu_seqlens.ndim == 1 and len(cu_seqlens) >= 1,
+        "cu_seqlens",
+        f"cu_seqlens {shape(cu_seqlens)} must be (m + 1) for m documents: where each begins, "
+        "and the number of tokens",
+    )
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_edges(cu_seqlens.tolist(), q.shape[2])
+        _check_values(cu_seqlens.tolist(), n)
 
 
-def _check_edges(edges: list[int], n: int) -> None:
+def _check_values(edges: list[int], n: int) -> None:
     require(edges[0] == 0, "cu_seqlens", f"cu_seqlens must begin with 0, but does with {edges[0]}")
     for before, after in pairwise(edges):
         require(

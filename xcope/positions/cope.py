@@ -104,6 +104,7 @@ class CoPE(nn.Module):
         gate_k: Tensor | None = None,
         bias: Terms | None = None,
         head_order: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Attention with this layer's table; shapes and errors as `cope_attention`.
 
@@ -130,6 +131,7 @@ class CoPE(nn.Module):
             gate_k=gate_k,
             head_mix=head_mix,
             bias=bias,
+            cu_seqlens=cu_seqlens,
             backend=self.backend,
         )
 
