@@ -132,7 +132,7 @@ def one_by_one(
     counts = lengths(cu_seqlens) or [0]
     whole = {"q": q, "k": k, "v": v} | ({} if gate_k is None else {"gate_k": gate_k})
     # split, unlike slices one by one, has a backward that writes each gradient once
-    parts = {name: t.split(counts, dim=2) for name, t in whole.items()}
+    parts = {name: torch.split(t, counts, dim=2) for name, t in whole.items()}
     outs = []
     for at, tokens in enumerate(_spans(counts)):
         given: dict[str, Any] = {name: part[at] for name, part in parts.items()}

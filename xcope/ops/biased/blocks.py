@@ -59,7 +59,7 @@ def _of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
     if keep and cu_seqlens in OF_DOCUMENTS:
         version, was_causal, blocks = OF_DOCUMENTS[cu_seqlens]
         if (version, was_causal) == (cu_seqlens._version, causal):
-            return blocks
+            return blocks  # type: ignore[no-any-return]
     blocks = _new_of_documents(cu_seqlens, n, causal)
     if keep:
         OF_DOCUMENTS[cu_seqlens] = cu_seqlens._version, causal, blocks

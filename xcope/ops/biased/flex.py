@@ -39,6 +39,7 @@ DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COPIES = 8  # of vectors with a gradient
 OLDEST = (8, 0)  # compute capability: Ampere
+TRITON = find_spec("triton") is not None
 
 
 def flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -51,13 +52,8 @@ def flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.numel() > 0
         and k.numel() > 0
         and torch.cuda.get_device_capability(q.device) >= OLDEST
-        and _triton()
+        and TRITON
     )
-
-
-@cache
-def _triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def biased_attention_flex(
@@ -82,7 +78,6 @@ def biased_attention_flex(
         "backend",
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
-    (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
     (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
     free = 0 if bias is None else j - placed(bias)
     vectors = {} if bias is None else prepared(bias, h)
@@ -136,7 +131,8 @@ def attention_of(kind: Kind) -> Attention:
         q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Vectors,
         blocks: BlockMask | None,
     ) -> Tensor:  # fmt: skip
-        out: Tensor = flex_attention(
+        run: Any = flex_attention  # whose options are typed otherwise in each version
+        out: Tensor = run(
             q,
             k,
             v,
@@ -215,11 +211,9 @@ def score_mod(form: str, vectors: Vectors, mask: Tensor | None) -> ScoreMod | No
         return None
 
     def modified(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if bias is not None and free is None:
-            score = score + bias(b, h, i, j)
-        elif bias is not None:
-            added = bias(b, h, i, (j - free).clamp(min=0))
-            score = score + torch.where(j >= free, added, 0.0)
+        if bias is not None:
+            added = bias(b, h, i, j if free is None else (j - free).clamp(min=0))
+            score = score + (added if free is None else torch.where(j >= free, added, 0.0))
         if mask is not None:
             score = torch.where(_entry(mask, (b, h, i, j)), score, -torch.inf)
         return score
