@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from xcope.ops.rotate import rotate, rotate_reference, turn_pairs
+from xcope.ops.rotate import rotate, rotate_in_operations, rotate_reference, turn_pairs
 
 LAYOUTS = pytest.mark.parametrize("half_split", [False, True], ids=["interleaved", "half_split"])
 
@@ -49,6 +49,21 @@ def test_as_the_reference(d, m, per_row, half_split):
     cos, sin = turn(2, 5, m) if per_row else turn(5, m)
     for ours, reference in zip(*both(x, cos, sin, half_split), strict=True):
         torch.testing.assert_close(ours, reference)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_operations_for_compilers(dtype, per_row, half_split):
+    x = torch.randn(2, 3, 5, 9).to(dtype)
+    cos, sin = turn(2, 5, 3) if per_row else turn(5, 3)
+    results = []
+    for function in (rotate_in_operations, rotate):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf, cos, sin, half_split=half_split)
+        weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        results.append((out, *torch.autograd.grad((out.float() * weight).sum(), leaf)))
+    torch.testing.assert_close(*results)
 
 
 MEMORY = {

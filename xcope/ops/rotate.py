@@ -32,7 +32,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> 
     Returns:
         (b h n d) in the dtype and memory layout of ``x``.
     """
+    if x.device.type == "cuda" and torch.compiler.is_compiling():
+        return rotate_in_operations(x, cos, sin, half_split=half_split)
     return cast(Tensor, turn_pairs(x, cos, sin, half_split))
+
+
+def rotate_in_operations(
+    x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False
+) -> Tensor:
+    """`rotate` in plain operations, which a compiler fuses with what comes before and after."""
+    dim = 2 * cos.shape[-1]
+    wide = torch.promote_types(x.dtype, cos.dtype)
+    cos, sin = (t.to(wide)[:, None] if t.ndim == 3 else t.to(wide) for t in (cos, sin))
+    turned = x[..., :dim].to(wide)
+    a, b = turned.chunk(2, dim=-1) if half_split else (turned[..., ::2], turned[..., 1::2])
+    pair = a * cos - b * sin, a * sin + b * cos
+    out = torch.cat(pair, dim=-1) if half_split else torch.stack(pair, dim=-1).flatten(-2)
+    return torch.cat((out.to(x.dtype), x[..., dim:]), dim=-1)
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> Tensor:
