@@ -13,7 +13,8 @@ from xcope.ops.cope import cope_attention, gpu
 from xcope.ops.cope.operator import cope
 
 triton = pytest.importorskip("xcope.ops.cope.triton", reason="Triton is not installed")
-Tiles, Choice = triton.Tiles, triton.Choice
+tuning = pytest.importorskip("xcope.ops.cope.tuning")
+Tiles, Choice = tuning.Tiles, tuning.Choice
 
 SMALL = Choice(
     forward=(Tiles(16, 32, 4, 1, 16),),
@@ -28,7 +29,7 @@ BITS = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """So small that little input needs many."""
-    if not triton.INTERPRETED:
+    if not tuning.INTERPRETED:
         pytest.skip("the kernels are compiled here: scripts/gpu_check.py tests them")
     monkeypatch.setattr(triton, "choice", lambda *_: SMALL)
 

@@ -41,11 +41,11 @@ def kernels(bench: Bench) -> Figures:
 
 def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
     """By name and tiles: what makes the launch of one kernel, all before it done."""
-    from xcope.ops.cope import triton  # noqa: PLC0415, Triton may be missing
+    from xcope.ops.cope import triton, tuning  # noqa: PLC0415, Triton may be missing
 
     q, k, v, table = given
     call = triton.call_of(q, k, v, table, None, None, None, q.shape[-1] ** -0.5, True, 0.0)
-    launch = triton.launch
+    launch = tuning.launch
     launches: dict[str, Any] = {}
 
     def watched(name: str, tiles: Any, grid: Any, arguments: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ def prepared(terms: Terms, heads: int) -> Vectors:
         if name in ("q_pos", "k_pos"):
             vectors[name] = t.clamp(-(2**29), 2**29).int()
         elif name == "knots":
-            vectors[name] = _filled(t.detach().float())
+            vectors[name] = t.detach().float()
         else:
             of_head = t if name not in ("warp", "shrink") else t[..., None, :]
             shape = (COPIES, *of_head.shape[:-2], heads, of_head.shape[-1])
@@ -190,12 +190,6 @@ def prepared(terms: Terms, heads: int) -> Vectors:
     if table is not None:
         vectors["last"] = number(table.shape[-1] - 1, table.device)
     return vectors
-
-
-def _filled(knots: Tensor) -> Tensor:
-    """One less than a power of two of them, for bisection."""
-    missing = 2 ** len(knots).bit_length() - 1 - len(knots)
-    return torch.cat([knots, knots.new_full((missing,), torch.inf)])
 
 
 def score_mod(form: str, vectors: Vectors, mask: Tensor | None) -> ScoreMod | None:
@@ -249,13 +243,12 @@ def _by_distance(vectors: Vectors) -> Bias:
 def _piecewise(vectors: Vectors) -> Bias:
     slope, offset, knots = vectors["slope"], vectors["offset"], vectors["knots"]
     warp, shrink = vectors["warp"], vectors["shrink"]
-    steps = [2**n for n in reversed(range(len(knots).bit_length()))]
 
     def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         t = warp[i % COPIES, h, _distance(vectors, b, i, j)] * _of_token(shrink, j, b, h, i)
-        segment = torch.zeros_like(i)
-        for step in steps:  # bisection: how many knots are below or at t
-            segment = torch.where(t >= knots[segment + (step - 1)], segment + step, segment)
+        segment = zero = torch.zeros_like(i)
+        for s in range(len(knots)):  # a bisection would keep more in registers, and spill them
+            segment = segment + (t >= knots[zero + s]).int()
         return slope[i % COPIES, h, segment] * t + offset[i % COPIES, h, segment]
 
     return bias

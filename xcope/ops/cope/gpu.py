@@ -102,9 +102,9 @@ def interpreted() -> bool:
     """Whether Triton's kernels run on the CPU: ``TRITON_INTERPRET=1``."""
     if not INSTALLED:
         return False
-    from xcope.ops.cope import triton  # noqa: PLC0415
+    from xcope.ops.cope import tuning  # noqa: PLC0415
 
-    return triton.INTERPRETED
+    return tuning.INTERPRETED
 
 
 def too_old(q: Tensor) -> bool:
