@@ -158,6 +158,13 @@ def _seen(
 
 
 @triton.jit
+def _mine(tiles):
+    """Row of the batch and head, as one number, and tile of this program; a grid's other
+    dimensions would hold 65,535 of the former alone."""
+    return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+
+
+@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b. "interpreted": Triton's interpreter takes bfloat16's bits for its numbers."""
     if PRECISION == "interpreted":
@@ -192,8 +199,8 @@ def table_logits(
     D: tl.constexpr, BD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """L = log2(e) q eᵀ of the rows row0 …, (b h ROWS W), float32."""
-    unit = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * M + tl.arange(0, M)
+    unit, tile = _mine(tl.cdiv(ROWS, M))
+    rows = tile * M + tl.arange(0, M)
     cols = tl.program_id(1) * N + tl.arange(0, N)
     dims = tl.arange(0, BD)
     qs = q + (unit // H) * q_b + (unit % H) * q_h
@@ -225,9 +232,10 @@ def forward(
     Writes out (b h i dv), what rounding took from it (where PIECES > 0), lse (b h i), the log2 of
     Σ 2^logit, and per row the count at which it stopped counting and the key of that, int32.
     """
-    unit = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(ROWS, M)
+    unit, tile = _mine(tiles)
     batch, head = unit // H, unit % H
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
+    tile = tiles - 1 - tile  # the longest rows first
     local = tile * M + tl.arange(0, M)
     rows = tl.where(local < ROWS, row0 + local, -1)
     offset = NK - NQ
@@ -359,9 +367,10 @@ def backward_q(
     PIECE rows the first key that is counted in, (b h pieces). dL is (b h ROWS W) in float32, and
     rounded to the inputs' dtype (b h ROWS P).
     """
-    unit = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(ROWS, M)
+    unit, tile = _mine(tiles)
     batch, head = unit // H, unit % H
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    tile = tiles - 1 - tile
     local = tile * M + tl.arange(0, M)
     inside = local < ROWS
     rows = tl.where(inside, row0 + local, -1)
@@ -574,10 +583,9 @@ def backward_k(
     Float32, without dk's scale; with ADD they are added to what is there: of queries before row0.
     `backward_k_plain` does the queries behind; PLAIN is its N, and N divides it.
     """
-    unit = tl.program_id(1).to(tl.int64)
+    unit, tile = _mine(tl.cdiv(NK, N))
     KH = H // GROUPS
     batch, key_head = unit // KH, unit % KH
-    tile = tl.program_id(0)
     j0 = tile * N
     keys = j0 + tl.arange(0, N)
     offset = NK - NQ
@@ -700,10 +708,10 @@ def backward_k_plain(
 
     Their part of dk and dv is added to that of `backward_k`; dk gets its scale here.
     """
-    unit = tl.program_id(1).to(tl.int64)
+    unit, tile = _mine(tl.cdiv(NK, N))
     KH = H // GROUPS
     batch, key_head = unit // KH, unit % KH
-    j0 = tl.program_id(0) * N
+    j0 = tile * N
     keys = j0 + tl.arange(0, N)
     offset = NK - NQ
     dims, vdims = tl.arange(0, BD), tl.arange(0, BDV)

@@ -180,7 +180,7 @@ def table_logits(call: Call, row0: int, rows: int) -> Tensor:
     b, h, _, d = call.q.shape
     L = call.q.new_empty(b, h, rows, call.width, dtype=torch.float32)
     M, N = (64, 64) if d * call.q.element_size() <= 512 else (32, 32)
-    kernels.table_logits[triton.cdiv(rows, M), triton.cdiv(call.width, N), b * h](
+    kernels.table_logits[triton.cdiv(rows, M) * b * h, triton.cdiv(call.width, N)](
         call.q,
         call.e,
         L,
@@ -218,7 +218,7 @@ def forward(call: Call) -> Result:
         launch(
             "forward",
             call.choice.forward,
-            lambda meta, rows=rows: (triton.cdiv(rows, meta["M"]), b * h),
+            lambda meta, rows=rows: (triton.cdiv(rows, meta["M"]) * b * h,),
             shared
             | {
                 "L": table_logits(call, row0, rows),
@@ -318,7 +318,7 @@ class Chunk:
         launch(
             "backward_k",
             tiles.backward_k,
-            lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
+            lambda meta: (triton.cdiv(j, meta["N"]) * b * hk,),
             shared | parts | mine,
         )
         final: dict[str, Any] = {"dk": grads.k, "dv": grads.v}
@@ -327,18 +327,19 @@ class Chunk:
         launch(
             "backward_k_plain",
             tiles.backward_k_plain,
-            lambda meta: (triton.cdiv(j, meta["N"]), b * hk),
+            lambda meta: (triton.cdiv(j, meta["N"]) * b * hk,),
             shared | parts | final,
         )
 
     def _backward_q(self, shared: dict[str, Any], dq: Tensor) -> Tensor:
         """dq; and this chunk's gradient of the table, in float32."""
         call, P = self.call, self.call.last + 1
+        b, h = call.q.shape[:2]
         rounded = self.room(self.rows, P, dtype=call.q.dtype)
         launch(
             "backward_q",
             call.choice.backward_q,
-            lambda meta: (triton.cdiv(self.rows, meta["M"]), call.q.shape[0] * call.q.shape[1]),
+            lambda meta: (triton.cdiv(self.rows, meta["M"]) * b * h,),
             shared
             | {
                 "e": call.e,
