@@ -92,7 +92,8 @@ def biased_attention(
             if not flex:
                 return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
         few = q.shape[2] <= FEW and not differentiated(q, k, v, *flatten(bias)[1])
-        backend = "flex" if flex and not few else "tiled"
+        # the loop over documents would wait for the device
+        backend = "flex" if flex and (cu_seqlens is not None or not few) else "tiled"
     return BACKENDS[backend](q, k, v, cu_seqlens=cu_seqlens, **given)
 
 

@@ -37,7 +37,7 @@ Attention = Callable[..., Tensor]
 
 DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-COPIES = 8  # of vectors with a gradient
+COPIES = 8  # of vectors with a gradient; a power of two
 OLDEST = (8, 0)  # compute capability: Ampere
 TRITON = find_spec("triton") is not None
 
@@ -235,7 +235,7 @@ def _by_distance(vectors: Vectors) -> Bias:
     table = vectors["table"]
 
     def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return table[i % COPIES, h, _distance(vectors, b, i, j)]
+        return table[i & (COPIES - 1), h, _distance(vectors, b, i, j)]
 
     return bias
 
@@ -245,11 +245,11 @@ def _piecewise(vectors: Vectors) -> Bias:
     warp, shrink = vectors["warp"], vectors["shrink"]
 
     def bias(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        t = warp[i % COPIES, h, _distance(vectors, b, i, j)] * _of_token(shrink, j, b, h, i)
+        t = warp[i & (COPIES - 1), h, _distance(vectors, b, i, j)] * _of_token(shrink, j, b, h, i)
         segment = zero = torch.zeros_like(i)
         for s in range(len(knots)):  # a bisection would keep more in registers, and spill them
             segment = segment + (t >= knots[zero + s]).int()
-        return slope[i % COPIES, h, segment] * t + offset[i % COPIES, h, segment]
+        return slope[i & (COPIES - 1), h, segment] * t + offset[i & (COPIES - 1), h, segment]
 
     return bias
 
@@ -273,5 +273,5 @@ def _distance(vectors: Vectors, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 def _of_token(vector: Tensor, copy: Tensor, b: Tensor, h: Tensor, at: Tensor) -> Tensor:
     """An entry of (copies h n) or (copies b h n)."""
-    copy = copy % COPIES
+    copy = copy & (COPIES - 1)
     return vector[copy, h, at] if vector.ndim == 3 else vector[copy, b, h, at]
