@@ -47,6 +47,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         schemes: the chosen schemes, combinations replaced by their parts.
         abs_pos_default: whether `TransformerWrapper` adds learned absolute positions unless told
             otherwise: only if no position at all is asked for, or ``disable_abs_pos_emb=False``.
+        packed: whether every call has to say where documents begin (``attn_flash_pack_seq=True``).
 
     Raises:
         FlagError: (a ValueError) an unknown flag, two schemes at once, an option of a scheme that
@@ -70,6 +71,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         self.plan = request.plan
         self.schemes = request.plan.schemes
         self.abs_pos_default = _abs_pos_default(request)
+        self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
         with random_numbers_of_its_own():
             self._fill_attentions(geometry)
 
@@ -80,14 +82,18 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
         distance.
 
-        With ``cu_seqlens``, int32 or int64 (m + 1), ``x`` (1 n dim) holds m documents, of which it
-        says where they begin, and n: each is treated as if it stood alone, whatever the scheme.
-        x-transformers' ``flash_pack_seq_kwargs`` means the same.
+        With ``cu_seqlens``, int32 or int64 (m + 1), ``x`` (1 n dim) holds m documents: ascending
+        from 0 to n, it says where each begins, equal neighbours being an empty one. Each is
+        treated as if it stood alone, whatever the scheme. x-transformers' spelling
+        ``flash_pack_seq_kwargs=dict(cu_seqlens_q=…, cu_seqlens_k=…)`` means the same. On a GPU its
+        values are not checked: that would wait for the device.
 
         Raises:
             FlagError: ``pos`` that is not as long as the tokens; ready-made angles; ``cu_seqlens``
-                that do not fit, or beside what tells of no documents: a cache, memories, cross
-                attention, shifted tokens, dynamic NTK, variants that x-transformers builds itself.
+                that do not fit, or beside what tells of no documents: places, a cache, memories,
+                cross attention, and flags by which tokens meet elsewhere than in attention or
+                schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
+                ``attn_flash_pack_seq=True`` promised them.
         """
         for ready in ("rotary_pos_emb", "polar_pos_emb"):
             if kwargs.get(ready) is not None:
@@ -95,6 +101,12 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         documents = documents_of(x, kwargs)
         if documents is not None:
             seam.check_packed(self)
+        elif self.packed:
+            raise FlagError(
+                "attn_flash_pack_seq",
+                "attn_flash_pack_seq=True, but the call has no cu_seqlens: say where documents "
+                "begin, or build the decoder without the flag",
+            )
         places = places_of(x, self.training, kwargs, documents)
         # under the names of their angles x-transformers hands the places on to its attentions
         kwargs |= {"rotary_pos_emb": places, "polar_pos_emb": places}
@@ -255,8 +267,5 @@ def _check_sizes(flags: dict[str, Any]) -> None:
 
 
 def _upstream_flags(request: Request) -> dict[str, Any]:
-    """The flags for x-transformers, which is to build no position that is filled here."""
-    flags = dict(request.upstream)
-    if flags.get("attn_flash_pack_seq"):
-        flags["rotary_pos_emb"] = bool(request.plan.of(Slot.ROTATION))
-    return flags
+    """The flags for x-transformers, without that of its own packed attention: ours needs none."""
+    return {name: flag for name, flag in request.upstream.items() if name != "attn_flash_pack_seq"}

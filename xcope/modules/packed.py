@@ -15,7 +15,9 @@ NOT_WITH = {
     "cache": "generate from each document alone",
     "mems": "give no memories",
     "seq_start_pos": "packed rows are not padded",
+    "seq_pos_offset": "places begin at 0 in each document",
     "context": "cross attention does not know of documents",
+    "flash_pack_seq_context_kwargs": "cross attention does not know of documents",
     "prepend_embeds": "put them into the row, as tokens of a document",
     "self_attn_additional_kv": "give no further keys",
 }
@@ -25,7 +27,8 @@ NOT_WITH = {
 def documents_of(x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
     """``cu_seqlens`` of a call, taken out of its keyword arguments; None: nothing is packed.
 
-    x-transformers' spelling, ``flash_pack_seq_kwargs``, is understood, too.
+    x-transformers' spelling, ``flash_pack_seq_kwargs``, is understood, too. Places may not be
+    given beside it, but an embedding of them may: ``pos`` of a floating dtype.
 
     Args:
         x: tokens (1 n) or embeddings (1 n dim).
@@ -36,36 +39,69 @@ def documents_of(x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
     """
     cu_seqlens = arguments.pop("cu_seqlens", None)
     spelled = arguments.pop("flash_pack_seq_kwargs", None)
-    if cu_seqlens is None and spelled is not None:
+    if spelled is not None:
+        require(
+            cu_seqlens is None,
+            "flash_pack_seq_kwargs",
+            "flash_pack_seq_kwargs and cu_seqlens say the same: give one of them",
+        )
         cu_seqlens = _of_upstream(spelled)
     if cu_seqlens is None:
         return None
-    require(
-        x.shape[0] == 1,
-        "cu_seqlens",
-        f"cu_seqlens is for documents in one row, but x {shape(x)} has {x.shape[0]}: flatten the "
-        "batch into one row",
-    )
-    check_edges(cu_seqlens, x.shape[1])
+    _check(cu_seqlens, x)
     for name, instead in NOT_WITH.items():
-        if arguments.get(name) is not None:
+        given = arguments.get(name)
+        if given is not None and not (isinstance(given, int) and given == 0):
             raise FlagError(name, f"{name} does not go together with cu_seqlens: {instead}")
+    pos = arguments.get("pos")
+    require(
+        pos is None or pos.is_floating_point(),
+        "pos",
+        "pos does not go together with cu_seqlens: places begin anew in each document",
+    )
     return cu_seqlens  # type: ignore[no-any-return]
 
 
+def _check(cu_seqlens: Any, x: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens must be a tensor, int32 or int64, but is a {type(cu_seqlens).__name__}",
+        )
+    if x.shape[0] != 1:
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens is for documents in one row, but x {shape(x)} has {x.shape[0]}: flatten "
+            "the batch into one row",
+        )
+    if cu_seqlens.device != x.device:
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens is on {cu_seqlens.device}, but x on {x.device}: they must agree",
+        )
+    check_edges(cu_seqlens, x.shape[1])
+
+
 def _of_upstream(spelled: dict[str, Any]) -> Tensor:
-    edges = [spelled.get(f"cu_seqlens_{side}") for side in "qk"]
-    for name, t in zip(("cu_seqlens_q", "cu_seqlens_k"), edges, strict=True):
-        require(t is not None, "flash_pack_seq_kwargs", f"flash_pack_seq_kwargs lacks {name}")
-    q, k = edges
-    same = q is k or (q is not None and k is not None and q.shape == k.shape)
+    q, k = (spelled.get(f"cu_seqlens_{side}") for side in "qk")
+    if q is None or k is None:
+        lacking = "cu_seqlens_q" if q is None else "cu_seqlens_k"
+        raise FlagError("flash_pack_seq_kwargs", f"flash_pack_seq_kwargs lacks {lacking}")
     require(
-        same,
+        q is k or _same(q, k),
         "flash_pack_seq_kwargs",
         "flash_pack_seq_kwargs must have the same cu_seqlens_q and cu_seqlens_k: queries and keys "
         "are the same tokens",
     )
-    return q  # type: ignore[return-value]
+    return q  # type: ignore[no-any-return]
+
+
+def _same(q: Tensor, k: Tensor) -> bool:
+    """Values are looked at on CPUs alone: elsewhere that would wait for the device."""
+    if q.shape != k.shape:
+        return False
+    seen = q.device.type == k.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not seen or q.tolist() == k.tolist()
 
 
 def packed_places(cu_seqlens: Tensor, n: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.modules.packed import packed_places
-from xcope.positions import draw_places
+from xcope.positions import draw_places, draw_places_of_documents
 
 
 class Places:
@@ -43,7 +43,10 @@ class Places:
         if random_max is None or self._draws is None:
             return self.keys
         if random_max not in self._draws:
-            drawn = draw_places(len(self), random_max, self.keys.device)
+            if self.documents is None:
+                drawn = draw_places(len(self), random_max, self.keys.device)
+            else:
+                drawn = draw_places_of_documents(self.documents, random_max)
             self._draws[random_max] = drawn[self.keys.clamp(min=0)]
         return self._draws[random_max]
 

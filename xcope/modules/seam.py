@@ -34,7 +34,14 @@ from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrappe
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
 from x_transformers.attend import Attend, Intermediates
-from x_transformers.x_transformers import Attention, AttentionLayers, FeedForward, ShiftTokens
+from x_transformers.x_transformers import (
+    Attention,
+    AttentionLayers,
+    FeedForward,
+    MVSplitResidualUpdate,
+    OrthogonalResidualUpdate,
+    ShiftTokens,
+)
 
 from xcope.errors import FlagError, words_of
 from xcope.modules.attend import Call, Part
@@ -80,12 +87,15 @@ def check_layers(layers: nn.Module) -> None:
     _require(layers, ["layers", "layer_types", "can_cache_kv"])
     for attention in self_attentions(layers):
         _require(attention, ["attend", "heads", "kv_heads", "num_mem_kv", "data_dependent_alibi"])
+        _require(attention, ["hybrid_module", "orthog_projected_values"])
+        _require(attention, ["orthog_projected_values_per_head"])
         _require(attention.attend, ["scale", "causal", "cope", "attn_fn", "dropout", *_PLAIN_OFF])
 
 
 def check_wrapper(wrapper: nn.Module) -> None:
     """Raise `SeamError` unless the wrapper has what is filled or read here."""
     _require(wrapper, ["pos_emb", "can_cache_kv_outside_max_seq_len", "attn_layers", "max_seq_len"])
+    _require(wrapper, ["num_memory_tokens", "cls_token", "attn_pool", "average_pool_embed"])
 
 
 def self_attentions(layers: Any) -> list[Attention]:
@@ -195,25 +205,54 @@ def needs_all_tokens(attention: Attention) -> bool:
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
+_MEETING: dict[type[nn.Module], str] = {
+    ShiftTokens: "shift_tokens",
+    OrthogonalResidualUpdate: "orthog_residual",
+    MVSplitResidualUpdate: "mv_split_residual",
+}
+"""Modules in which tokens meet elsewhere than in attention, and their flags."""
+
+
 def check_packed(layers: Any) -> None:
     """Raise a `FlagError` if something in the decoder knows nothing of packed documents."""
-    if any(isinstance(module, ShiftTokens) for module in layers.modules()):
-        raise FlagError(
-            "shift_tokens",
-            "shift_tokens does not go together with cu_seqlens: tokens shift into other documents",
-        )
+    on = [_MEETING[type(module)] for module in layers.modules() if type(module) in _MEETING]
     for attention in self_attentions(layers):
-        if attention.num_mem_kv > 0:
-            raise FlagError(
-                "attn_num_mem_kv",
-                f"attn_num_mem_kv={attention.num_mem_kv} does not go together with cu_seqlens: "
-                "learned memories belong to no document",
-            )
+        flags = {
+            "attn_num_mem_kv": attention.num_mem_kv > 0,
+            "attn_hybrid_module": attention.hybrid_module is not None,
+            "attn_orthog_projected_values": attention.orthog_projected_values,
+            "attn_orthog_projected_values_per_head": attention.orthog_projected_values_per_head,
+            "attn_selective": attention.attend.selective,
+        }
+        on += [flag for flag, value in flags.items() if value]
         if needs_all_tokens(attention):
             raise FlagError(
                 "cu_seqlens",
                 "cu_seqlens does not go together with what follows the length of the row: dynamic "
                 "NTK, or a variant of ALiBi that x-transformers builds itself",
+            )
+    if on:
+        raise FlagError(
+            on[0],
+            f"{on[0]} does not go together with cu_seqlens: it acts across documents; drop it, or "
+            "give each document a row of its own",
+        )
+
+
+def check_packed_wrapper(wrapper: Any) -> None:
+    """Raise a `FlagError` if something around the decoder knows nothing of packed documents."""
+    flags = {
+        "num_memory_tokens": wrapper.num_memory_tokens > 0,
+        "use_cls_token": wrapper.cls_token is not None,
+        "attn_pool": wrapper.attn_pool is not None,
+        "average_pool_embed": wrapper.average_pool_embed,
+    }
+    for flag, on in flags.items():
+        if on:
+            raise FlagError(
+                flag,
+                f"{flag} does not go together with cu_seqlens: it is for the row, not for each "
+                "document; drop it, or give each document a row of its own",
             )
 
 
@@ -483,6 +522,7 @@ __all__ = [
     "UpstreamTransformerWrapper",
     "check_layers",
     "check_packed",
+    "check_packed_wrapper",
     "check_wrapper",
     "clear_rotation",
     "cross_attentions",

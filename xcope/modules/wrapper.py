@@ -20,7 +20,7 @@ from xcope.positions import (
     Scheme,
     Slot,
     combined,
-    draw_places,
+    draw_places_of_documents,
     scheme,
     single,
 )
@@ -111,34 +111,31 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers': token ids (b n) in, logits (b n num_tokens) out.
 
-        ``cu_seqlens``: several documents in one row (1 n), see `Decoder.forward`.
+        With ``cu_seqlens``, int32 or int64 (m + 1), ``x`` (1 n) holds m documents, and each has the
+        logits that it has alone, see `Decoder.forward`. Under ``random_max`` one draw of places
+        serves all documents.
 
         Raises:
-            FlagError: see there; ``pos`` beside ``cu_seqlens``, or memory tokens.
+            FlagError: see `Decoder.forward`; beside ``cu_seqlens`` also: memory or class tokens,
+                pooling, a document that does not fit into a table of absolute positions (on a GPU
+                that one is not looked for).
         """
         documents = documents_of(x, kwargs)
         if documents is not None:
-            kwargs |= self._packed(documents, x.shape[1], kwargs)
+            seam.check_packed_wrapper(self)
+            kwargs["cu_seqlens"] = documents
+            if isinstance(self.pos_emb, AddedToInput) and kwargs.get("pos") is None:
+                kwargs["pos"] = self.pos_emb(x, pos=self._places(documents, x.shape[1]))
         wants_logits = kwargs.get("return_attn") or kwargs.get("return_attn_z_loss")
         with seam.logits_kept(self.attn_layers) if wants_logits else nullcontext():
             return super().forward(x, *args, **kwargs)
 
-    def _packed(self, documents: Tensor, n: int, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What a call with packed documents is told beside."""
-        if arguments.get("pos") is not None:
-            raise FlagError(
-                "pos",
-                "pos does not go together with cu_seqlens: places begin anew in each document",
-            )
-        if self.num_memory_tokens > 0:
-            raise FlagError(
-                "num_memory_tokens",
-                f"num_memory_tokens={self.num_memory_tokens} does not go together with cu_seqlens: "
-                "memory tokens stand before the row, not before each document",
-            )
+    def _places(self, documents: Tensor, n: int) -> Tensor:
+        """Of the n tokens of packed documents, for what is added to their embeddings: (n)."""
         pos = packed_places(documents, n)
+        seen = documents.device.type == "cpu" and not torch.compiler.is_compiling()
         longest = self.max_table_len
-        if longest is not None and documents.device.type == "cpu" and n and pos.max() >= longest:
+        if longest is not None and seen and n and pos.max() >= longest:
             raise FlagError(
                 "max_seq_len",
                 f"a document of {int(pos.max()) + 1} tokens does not fit into learned absolute "
@@ -146,8 +143,8 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             )
         random_max = getattr(self.pos_emb, "random_max", None)
         if self.training and random_max is not None:
-            pos = draw_places(n, random_max, pos.device)[pos]
-        return {"pos": pos, "cu_seqlens": documents}
+            pos = draw_places_of_documents(documents, random_max)[pos]
+        return pos
 
 
 class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore[misc]

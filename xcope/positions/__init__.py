@@ -10,6 +10,7 @@ from xcope.positions.base import (
     Scheme,
     Slot,
     draw_places,
+    draw_places_of_documents,
 )
 from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
@@ -30,6 +31,7 @@ __all__ = [
     "clash",
     "combined",
     "draw_places",
+    "draw_places_of_documents",
     "entries",
     "parse",
     "register",

@@ -278,10 +278,30 @@ def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
     Raises:
         FlagError: fewer places than tokens.
     """
+    _check_random_max(n, random_max)
+    return torch.randperm(random_max, device=device)[:n].sort().values
+
+
+def draw_places_of_documents(cu_seqlens: Tensor, random_max: int) -> Tensor:
+    """`draw_places` for the longest of several documents in one row; int64 (random_max).
+
+    Where in a document tokens stand is the index: behind the longest document it means nothing.
+    Does not wait for the device, so it looks for what is wrong on CPUs alone.
+
+    Raises:
+        FlagError: as there.
+    """
+    longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_random_max(int(longest), random_max)
+    left_out = torch.randperm(random_max, device=cu_seqlens.device) >= longest
+    return left_out.sort(stable=True).indices
+
+
+def _check_random_max(n: int, random_max: int) -> None:
     if n > random_max:
         raise FlagError(
             "random_max",
             f"random_max={random_max} is not allowed with inputs of {n} tokens, which need as many "
             "places to be drawn from: raise it, or shorten the input",
         )
-    return torch.randperm(random_max, device=device)[:n].sort().values

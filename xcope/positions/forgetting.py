@@ -69,7 +69,8 @@ class Forgetting(nn.Module):
         """
         exact = log_gates.dtype if log_gates.device.type == "mps" else torch.float64
         c = log_gates.cumsum(-1, dtype=exact)
-        middle = c[..., i // 2 - i, None].detach()  # cancels out, also from the gradient
+        # cut out, not indexed: for an index torch.compile compiles anew with every length
+        middle = c[..., -i:].narrow(-1, i // 2, 1).detach()  # cancels out, also from the gradient
         c = (c - middle).to(log_gates.dtype)
         return Separable(c[..., -i:], c)
 
