@@ -17,15 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from itertools import count
 from types import FunctionType
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xcope.ops.biased.blocks import block_mask
+from xcope.ops.biased.flex_tiles import Options, options, shared_memory
 from xcope.ops.biased.forms import flatten, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.inputs import differentiated, require
@@ -79,14 +80,13 @@ def biased_attention_flex(
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
     (h, i, d), (hk, j) = q.shape[1:], k.shape[1:3]
-    free = 0 if bias is None else j - placed(bias)
-    vectors = {} if bias is None else prepared(bias, h)
-    if free:
-        vectors["free"] = number(free, q.device)
+    vectors = {} if bias is None else prepared(bias, h, free=j - placed(bias))
+    form, dim = "" if bias is None else type(bias).__name__, max(d, v.shape[-1])
+    bare, heavy = bias is None and mask is None, form == Piecewise.__name__
     kind = Kind(
-        form="" if bias is None else type(bias).__name__,
+        form=form,
         scale=scale,
-        options=(("FORCE_USE_FLEX_ATTENTION", True),),
+        options=options(q.dtype, dim, bare, heavy, shared_memory(q.device)) if on_cuda else (),
         inputs=(q.dtype, h, hk, d, v.shape[-1]),
         vectors=tuple((name, t.ndim) for name, t in vectors.items()),
         masked=None if mask is None else tuple(n > 1 for n in mask.shape),
@@ -114,7 +114,7 @@ class Kind(NamedTuple):
 
     form: str
     scale: float
-    options: tuple[tuple[str, Any], ...]
+    options: Options
     inputs: tuple[torch.dtype, int, int, int, int]
     vectors: tuple[tuple[str, int], ...]
     masked: tuple[bool, ...] | None
@@ -124,7 +124,7 @@ class Kind(NamedTuple):
 
 def attention_of(kind: Kind) -> Attention:
     """FlexAttention of this kind."""
-    form, scale, options = kind.form, kind.scale, dict(kind.options)
+    form, scale, chosen = kind.form, kind.scale, dict(kind.options)
     grouped = kind.inputs[1] != kind.inputs[2]
 
     def attention(
@@ -140,23 +140,20 @@ def attention_of(kind: Kind) -> Attention:
             block_mask=blocks,
             scale=scale,
             enable_gqa=grouped,
-            kernel_options=options,
+            kernel_options=chosen,
         )
         return out
 
     return attention
 
 
-_numbers = count()
-
-
 @cache
 def _compiled(kind: Kind) -> Attention:
-    """With code of its own: by code Dynamo counts how often it has compiled, and gives up after
-    eight times; and what differs between two calls of one code it takes for dynamic.
+    """With code and a name of its own: by code, Dynamo counts how often it has compiled, and gives
+    up after eight times; by name, it takes for dynamic what has differed between two calls.
     """
     attention = attention_of(kind)
-    code = attention.__code__.replace(co_name=f"attention_{next(_numbers)}")
+    code = attention.__code__.replace(co_name=f"attention_{crc32(repr(kind).encode()):x}")
     own = FunctionType(code, attention.__globals__, closure=attention.__closure__)
     return torch.compile(own, fullgraph=True)
 
@@ -169,13 +166,16 @@ def number(n: int, device: torch.device) -> Tensor:
     return torch.full((), n, dtype=torch.int32, device=device)
 
 
-def prepared(terms: Terms, heads: int) -> Vectors:
+def prepared(terms: Terms, heads: int, free: int = 0) -> Vectors:
     """The vectors of a bias, float32 and int32, as kernels can take them.
 
     Those with a gradient have a dimension of ``COPIES`` before all others, and one of heads: a
     view, but gradients have all of it, so that fewer of them are added to the same number, and
-    Inductor, which cannot add to a vector of one dimension, can.
+    Inductor, which cannot add to a vector of one dimension, can. Beside them are numbers: "last",
+    the last distance of a table, and "free", how many keys have no place, if there are any.
     """
+    if isinstance(terms, Separable) and not free and terms.row.requires_grad:
+        terms = _without_gradient_of_rows(terms)
     vectors = {}
     for name, t in named(terms).items():
         if name in ("q_pos", "k_pos"):
@@ -189,7 +189,15 @@ def prepared(terms: Terms, heads: int) -> Vectors:
     table = vectors.get("table", vectors.get("warp"))
     if table is not None:
         vectors["last"] = number(table.shape[-1] - 1, table.device)
+    if free:
+        vectors["free"] = number(free, flatten(terms)[1][0].device)
     return vectors
+
+
+def _without_gradient_of_rows(terms: Separable) -> Separable:
+    """What all logits of a row have in common has a gradient of 0, which need not be gathered."""
+    no = torch.zeros((), dtype=torch.bool, device=terms.row.device)
+    return Separable(terms.row.detach(), terms.key + torch.where(no, terms.row.sum(), 0.0))
 
 
 def score_mod(form: str, vectors: Vectors, mask: Tensor | None) -> ScoreMod | None:
@@ -197,7 +205,7 @@ def score_mod(form: str, vectors: Vectors, mask: Tensor | None) -> ScoreMod | No
 
     Args:
         form: of the bias, "" for none.
-        vectors: as `prepared` makes them; "free", (): how many keys have no place, if any.
+        vectors: as `prepared` makes them.
         mask: (b j), or 4 dimensions that broadcast to (b h i j).
     """
     bias, free = BIASES[form](vectors) if form else None, vectors.get("free")
