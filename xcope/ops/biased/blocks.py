@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128
 OF_DOCUMENTS = WeakTensorKeyDictionary()
-"""cu_seqlens → (its version, causal, their block mask): layers share it, while it lives."""
+"""cu_seqlens → ((its version, causal), block mask): layers share the mask, while it lives."""
 
 
 def block_mask(
@@ -55,14 +56,13 @@ _kept = lru_cache(maxsize=16)(_of_causality)
 
 
 def _of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
-    keep = not (cu_seqlens.is_inference() or torch.compiler.is_compiling())
-    if keep and cu_seqlens in OF_DOCUMENTS:
-        version, was_causal, blocks = OF_DOCUMENTS[cu_seqlens]
-        if (version, was_causal) == (cu_seqlens._version, causal):
-            return blocks  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling() or cu_seqlens.is_inference():  # which have no version
+        return _new_of_documents(cu_seqlens, n, causal)
+    now = cu_seqlens._version, causal
+    if cu_seqlens in OF_DOCUMENTS and OF_DOCUMENTS[cu_seqlens][0] == now:
+        return cast(BlockMask, OF_DOCUMENTS[cu_seqlens][1])
     blocks = _new_of_documents(cu_seqlens, n, causal)
-    if keep:
-        OF_DOCUMENTS[cu_seqlens] = cu_seqlens._version, causal, blocks
+    OF_DOCUMENTS[cu_seqlens] = now, blocks
     return blocks
 
 

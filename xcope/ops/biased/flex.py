@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xcope.ops.biased.blocks import block_mask
-from xcope.ops.biased.flex_tiles import Options, options, shared_memory
+from xcope.ops.biased.flex_tiles import Options, options
 from xcope.ops.biased.forms import flatten, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.inputs import differentiated, require
@@ -52,9 +52,14 @@ def flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and v.shape[-1] in DIMS
         and q.numel() > 0
         and k.numel() > 0
-        and torch.cuda.get_device_capability(q.device) >= OLDEST
+        and capability(q) >= OLDEST
         and TRITON
     )
+
+
+def capability(on: Tensor) -> tuple[int, int]:
+    """Compute capability of the GPU that a tensor is on."""
+    return torch.cuda.get_device_capability(on.device)
 
 
 def biased_attention_flex(
@@ -86,7 +91,7 @@ def biased_attention_flex(
     kind = Kind(
         form=form,
         scale=scale,
-        options=options(q.dtype, dim, bare, heavy, shared_memory(q.device)) if on_cuda else (),
+        options=options(q.dtype, dim, bare, heavy, capability(q)) if on_cuda else (),
         inputs=(q.dtype, h, hk, d, v.shape[-1]),
         vectors=tuple((name, t.ndim) for name, t in vectors.items()),
         masked=None if mask is None else tuple(n > 1 for n in mask.shape),

@@ -8,14 +8,11 @@ registers or, with 256 dimensions and in float32's backward, about as many as Py
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 Options = tuple[tuple[str, Any], ...]
-
-ROOMY = 160 * 2**10  # bytes of shared memory: a data centre's GPU
 
 
 class Tiles(NamedTuple):
@@ -50,7 +47,7 @@ SINGLE = {
 }
 
 
-def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, shared: int) -> Options:
+def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, gpu: tuple[int, int]) -> Options:
     """FlexAttention's ``kernel_options``.
 
     Args:
@@ -58,13 +55,14 @@ def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, shared: int) 
         dim: of a head, of keys or values, whichever is more.
         bare: no bias and no mask are looked up.
         heavy: the bias is `xcope.ops.biased.terms.Piecewise`.
-        shared: bytes of shared memory that a block can have.
+        gpu: its compute capability.
     """
     # its kernels for a few queries are of no use to training, and would be compiled beside
     found: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
     if bare and dim & (dim - 1) == 0:
         return tuple(found.items())
-    roomy = shared >= ROOMY
+    # where a block can have 163 KB of shared memory or more; elsewhere, 99
+    roomy = 9 <= gpu[0] <= 11 or gpu in ((8, 0), (8, 7))
     table = SINGLE if dtype == torch.float32 else HALF if roomy and not heavy else HALF_LEAN
     tiles = next(tiles for most, tiles in table.items() if dim <= most)
     m, n, stages, warps = tiles.forward
@@ -74,10 +72,3 @@ def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, shared: int) 
     found |= {"bwd_BLOCK_M1": m, "bwd_BLOCK_N1": n, "bwd_BLOCK_M2": n, "bwd_BLOCK_N2": m}
     found |= {"bwd_num_stages": stages if roomy else 1, "bwd_num_warps": warps}
     return tuple(found.items())
-
-
-@cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes that a block can have on a GPU."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
