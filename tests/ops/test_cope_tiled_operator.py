@@ -71,6 +71,17 @@ def test_autocast():
     assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in (q, k, v, e))
 
 
+def test_autocast_mixes_heads_alike_in_both_passes():
+    q, k, v, e = leaves()
+    mix = torch.randn(q.shape[1], q.shape[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = cope_attention(q, k, v, e, head_mix=mix, backend="tiled")
+    low = (t.bfloat16() for t in (q, k, v))
+    alone = cope_attention(*low, e, head_mix=mix, backend="tiled")
+    assert torch.equal(ours, alone)
+    ours.float().square().sum().backward()  # other counts than the forward's crash it
+
+
 @pytest.mark.parametrize("i", [1, FEW])
 @pytest.mark.parametrize("p", [4, 100])
 @pytest.mark.parametrize("options", ["", "mask", "gate_k", "head_mix", "soft_onehot"])

@@ -55,9 +55,10 @@ def cope(
 
     Vectors and form of a bias as of `xcope.ops.biased.forms.flatten`; documents: cu_seqlens.
     """
-    return behind(kernels).run(
-        q, k, v, e, gate_k, head_mix, mask, documents, vectors, form, scale, causal, sharpness
-    )
+    with torch.autocast(q.device.type, enabled=False):  # both passes must count alike
+        return behind(kernels).run(
+            q, k, v, e, gate_k, head_mix, mask, documents, vectors, form, scale, causal, sharpness
+        )
 
 
 @cope.register_fake
@@ -73,10 +74,11 @@ def cope_backward(
     scale: float, causal: bool, sharpness: float, kernels: str, of_vectors: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of q, k, v, e, gate_k, head_mix, and ``of_vectors``; empty where there is none."""
-    return behind(kernels).run_backward(
-        dout, (out, m, inverse, count, start), q, k, v, e, gate_k, head_mix, mask, documents,
-        vectors, form, scale, causal, sharpness, of_vectors,
-    )  # fmt: skip
+    with torch.autocast(q.device.type, enabled=False):
+        return behind(kernels).run_backward(
+            dout, (out, m, inverse, count, start), q, k, v, e, gate_k, head_mix, mask, documents,
+            vectors, form, scale, causal, sharpness, of_vectors,
+        )  # fmt: skip
 
 
 @cope_backward.register_fake
