@@ -2,24 +2,30 @@
 
 import dataclasses
 import logging
+import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from biased_terms import FORMS, leaves, make_terms
+from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from xcope.errors import FlagError
+from xcope.ops import biased, fallback
 from xcope.ops.biased import (
     ByDistance,
     Piecewise,
     Separable,
     biased_attention,
+    blocks,
     eager,
     flex,
+    flex_tiles,
     tiled,
 )
 from xcope.ops.biased.forms import flatten
@@ -197,6 +203,96 @@ def test_flex_finds_the_segment_among_any_number(segments):
     found = bias(zero, zero, distance, zero)
     t = 0.7 * distance / 10
     assert torch.equal(found, (knots[None] <= t[:, None]).sum(-1).float())
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("documents", [False, True])
+def test_flex_compiles_few_times_for_any_length(form, documents, monkeypatch):
+    """As on a GPU, but for the kernels."""
+    torch._dynamo.reset()
+    flex.compiled.cache_clear()
+    counter, compiles = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **o: compiles(f, **o, backend=counter))
+    monkeypatch.setattr(flex, "compiles", lambda q: True)
+    lengths = [40, 50, 60, 33, 70, 40]
+    for n in lengths:
+        q, k, v = (t[:1] for t in tensors(n, n))
+        terms = make_terms(form, 1, 4, n, n, free=n // 10, distances=n) if form else None
+        options = {"cu_seqlens": torch.tensor([0, n // 2, n])} if documents else {}
+        mask = torch.rand(1, n) > 0.2
+        ours = biased_attention(q, k, v, terms, mask=mask, backend="flex", **options)
+        truth = biased_attention(q, k, v, terms, mask=mask, backend="reference", **options)
+        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count <= 3
+    flex.compiled.cache_clear()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flex_gathers_gradients_of_copies(form):
+    """What kernels add to is summed by the views that they are handed."""
+    terms, vectors = leaves(make_terms(form, 1, 3, 20, 20, free=2), torch.float32)
+    made = flex.prepared(terms, heads=3, free=2)
+    gathered = {name: t for name, t in made.items() if t.requires_grad}
+    assert set(gathered) == set(vectors)
+    assert all(t.shape[0] == flex.COPIES and t.shape[-2] == 3 for t in gathered.values())
+    grads = torch.autograd.grad(sum(t.sum() for t in gathered.values()), list(vectors.values()))
+    for grad, name in zip(grads, vectors, strict=True):
+        assert (grad == made[name].numel() / vectors[name].numel()).all()
+
+
+def test_flex_gathers_no_gradient_of_rows_that_softmax_does_not_see():
+    terms, vectors = leaves(make_terms("separable", 1, 2, 9, 9), torch.float32)
+    made = flex.prepared(terms, heads=2)
+    assert not made["row"].requires_grad
+    torch.testing.assert_close(made["key"][0], terms.key)
+    row, key = torch.autograd.grad(made["key"].sum(), [vectors["row"], vectors["key"]])
+    assert not row.any()
+    assert (key == flex.COPIES).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"shape": (1, 4, 9, 80)}, None),
+        ({"dtype": torch.float64}, "the inputs are torch.float64"),
+        ({"shape": (1, 4, 9, 8)}, "a head has 8 dimensions, not 16 to 256"),
+        ({"shape": (1, 4, 9, 257)}, "a head has 257 dimensions"),
+    ],
+    ids=str,
+)
+def test_what_flex_takes_on_a_gpu(change, reason, monkeypatch, caplog):
+    fallback._warn.cache_clear()
+    monkeypatch.setattr(fallback, "INSTALLED", True)
+    monkeypatch.setattr(fallback, "capability", lambda on: (9, 0))
+    given = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "shape": (1, 4, 9, 64)}
+    t = SimpleNamespace(**given | change)
+    t.numel = lambda: math.prod(t.shape)
+    assert [biased._flex_takes(t, t, t) for _ in range(2)] == [reason is None] * 2
+    assert [reason in record.message for record in caplog.records] == [True] * (reason is not None)
+    monkeypatch.setattr(fallback, "capability", lambda on: (7, 5))
+    assert not biased._flex_takes(t, t, t)
+    assert "compute capability is below 8.0" in caplog.text
+
+
+def test_flex_is_not_looked_for_without_a_gpu_or_keys(caplog):
+    empty = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 0)
+    assert not biased._flex_takes(empty, empty, empty)
+    assert not biased._flex_takes(*(torch.zeros(1, 1, 4, 8),) * 3)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("gpu", [(8, 0), (8, 6), (9, 0), (12, 0)])
+def test_tiles_of_flex_divide_its_blocks(dtype, heavy, gpu):
+    for dim in flex.DIMS:
+        found = dict(flex_tiles.options(dtype, dim, False, heavy, gpu))
+        sizes = {name: size for name, size in found.items() if "BLOCK" in name}
+        assert not any(blocks.BLOCK % size for size in sizes.values())
+        assert found["bwd_BLOCK_N1"] % found["bwd_BLOCK_M1"] == 0
+        assert found["bwd_BLOCK_M2"] % found["bwd_BLOCK_N2"] == 0
+    assert len(flex_tiles.options(dtype, 64, True, heavy, gpu)) == 1
 
 
 def test_flex_has_no_backward_on_cpus():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from xcope.errors import FlagError
+from xcope.ops import fallback
 from xcope.ops.cope import cope_attention, gpu
 from xcope.ops.cope.operator import cope
 
@@ -262,7 +263,7 @@ def test_a_table_of_a_wider_dtype():
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
 def test_what_kernels_cannot_take_is_tiled_and_said_once(caplog, change, reason):
-    gpu.warn.cache_clear()
+    fallback._warn.cache_clear()
     sizes = {name: change.pop(name) for name in ("d", "p") if name in change}
     dtype = change.pop("dtype", torch.float32)
     tensors = {n: t.to(dtype) for n, t in inputs(i=12, **sizes).items()}
@@ -271,6 +272,20 @@ def test_what_kernels_cannot_take_is_tiled_and_said_once(caplog, change, reason)
     truth = cope_attention(**tensors, **change, backend="reference")
     torch.testing.assert_close(ours[1], truth, rtol=1e-4, atol=1e-4)
     assert [reason in record.message for record in caplog.records] == [True]
+
+
+def test_a_compiled_call_says_it_too(caplog):
+    fallback._warn.cache_clear()
+    torch._dynamo.reset()
+    tensors = inputs(i=12)
+
+    def mixed():
+        return cope_attention(**tensors, head_mix=torch.eye(2), backend="triton")
+
+    compiled = torch.compile(mixed, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(), mixed())
+    said = [r.message for r in caplog.records if r.name == fallback.__name__]
+    assert ["heads are mixed" in message for message in said] == [True]
 
 
 def test_without_a_gpu_or_the_interpreter_it_is_refused(monkeypatch):
@@ -282,7 +297,7 @@ def test_without_a_gpu_or_the_interpreter_it_is_refused(monkeypatch):
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
 def test_where_no_tiles_fit_it_is_tiled(monkeypatch, caplog, kernel, packed):
-    gpu.warn.cache_clear()
+    fallback._warn.cache_clear()
 
     def too_large(*_, **__):
         raise triton.OutOfResources(300_000, 232_448, "shared memory")

@@ -195,7 +195,7 @@ def test_flex(form, counts):
 @pytest.mark.parametrize("form", [None, "separable"])
 def test_few_tokens_go_to_flex_too(form, monkeypatch):
     """Where it runs: the loop over documents would wait for the device."""
-    monkeypatch.setattr(biased, "flex_takes", lambda *_: True)
+    monkeypatch.setattr(biased, "_flex_takes", lambda *_: True)
     monkeypatch.setitem(biased.BACKENDS, "flex", lambda *_, **given: given["cu_seqlens"])
     terms = make_terms(form, 1, 4, 4, 4) if form else None
     cu_seqlens = edges([1, 3])

@@ -120,7 +120,8 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 pooling, a document that does not fit into a table of absolute positions (on a GPU
                 that one is not looked for).
         """
-        documents = documents_of(x, kwargs)
+        # x-transformers' own layers read flash_pack_seq_kwargs themselves
+        documents = documents_of(x, kwargs) if isinstance(self.attn_layers, Decoder) else None
         if documents is not None:
             seam.check_packed_wrapper(self)
             kwargs["cu_seqlens"] = documents

@@ -47,7 +47,9 @@ def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 
 
 def shape(t: Tensor) -> str:
-    """``(b h n d)`` in numbers."""
+    """``(b h n d)`` in numbers; not while compiling, which would begin anew for each length."""
+    if torch.compiler.is_compiling():
+        return "(…)"
     return "(" + " ".join(map(str, t.shape)) + ")"
 
 

@@ -14,6 +14,7 @@ from xcope.benchmark.gpu.figures import Figure, Figures, dtype_name
 from xcope.benchmark.gpu.measure import Timing, timings
 from xcope.benchmark.gpu.workloads import Bench, flash
 from xcope.benchmark.measure import Work
+from xcope.ops import fallback
 from xcope.ops.cope import gpu
 
 FLASH = "SDPA flash, forward"
@@ -21,7 +22,7 @@ FLASH = "SDPA flash, forward"
 
 def kernels(bench: Bench) -> Figures:
     """Beside flash attention's forward, without bars: where the time of CoPE goes, and tuning."""
-    if not gpu.INSTALLED or (bench.device.type != "cuda" and not gpu.interpreted()):
+    if not fallback.INSTALLED or (bench.device.type != "cuda" and not gpu.interpreted()):
         return
     shape = bench.scale.shape(bench.scale.n)
     for case, max_pos, few_gates in (

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.flex import biased_attention_flex, flex_takes
+from xcope.ops.biased.flex import biased_attention_flex, refusal
 from xcope.ops.biased.forms import flatten
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.biased.tiled import biased_attention_tiled
 from xcope.ops.documents import check_documents, one_by_one
+from xcope.ops.fallback import warn
 from xcope.ops.inputs import (
     FEW,
     autocast,
@@ -85,16 +87,26 @@ def biased_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     given: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "causal": causal}
     if backend == "auto":
-        flex = flex_takes(q, k, v)
-        if bias is None and _is_plain(q, k, v, mask, causal):
-            if cu_seqlens is None:
-                return _plain(q, k, v, **given)
-            if not flex:
-                return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
+        plain = bias is None and _is_plain(q, k, v, mask, causal)
         few = q.shape[2] <= FEW and not differentiated(q, k, v, *flatten(bias)[1])
-        # the loop over documents would wait for the device
-        backend = "flex" if flex and (cu_seqlens is not None or not few) else "tiled"
+        if plain and cu_seqlens is None:
+            return _plain(q, k, v, **given)
+        # for documents, few tokens too: the loop over them would wait for the device
+        flex = (cu_seqlens is not None or not few) and _flex_takes(q, k, v)
+        if cu_seqlens is not None and plain and not flex and not torch.compiler.is_compiling():
+            return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
+        backend = "flex" if flex else "tiled"
     return BACKENDS[backend](q, k, v, cu_seqlens=cu_seqlens, **given)
+
+
+def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether FlexAttention is the way; where on CUDA it is not, a warning says why, once."""
+    if q.device.type != "cuda" or 0 in (q.numel(), k.numel()):
+        return False
+    reason = refusal(q, v)
+    if reason is not None:
+        warn("attention with an index bias, a mask or documents", reason)
+    return reason is None
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, **_: None) -> Tensor:

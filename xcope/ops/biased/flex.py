@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from types import FunctionType
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -29,6 +28,7 @@ from xcope.ops.biased.blocks import block_mask
 from xcope.ops.biased.flex_tiles import Options, options
 from xcope.ops.biased.forms import flatten, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.fallback import capability, unable
 from xcope.ops.inputs import differentiated, require
 
 Vectors = dict[str, Tensor]
@@ -39,27 +39,16 @@ Attention = Callable[..., Tensor]
 DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COPIES = 8  # of vectors with a gradient; a power of two
-OLDEST = (8, 0)  # compute capability: Ampere
-TRITON = find_spec("triton") is not None
 
 
-def flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether FlexAttention's kernels do these inputs."""
-    return (
-        q.device.type == "cuda"
-        and q.dtype in DTYPES
-        and q.shape[-1] in DIMS
-        and v.shape[-1] in DIMS
-        and q.numel() > 0
-        and k.numel() > 0
-        and capability(q) >= OLDEST
-        and TRITON
-    )
-
-
-def capability(on: Tensor) -> tuple[int, int]:
-    """Compute capability of the GPU that a tensor is on."""
-    return torch.cuda.get_device_capability(on.device)
+def refusal(q: Tensor, v: Tensor) -> str | None:
+    """Why FlexAttention's kernels cannot take these inputs; None: they can, on CUDA."""
+    width = next((t.shape[-1] for t in (q, v) if t.shape[-1] not in DIMS), None)
+    reasons = {
+        f"the inputs are {q.dtype}": q.dtype not in DTYPES,
+        f"a head has {width} dimensions, not {DIMS.start} to {DIMS.stop - 1}": width is not None,
+    }
+    return unable(q) or next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def biased_attention_flex(
@@ -98,8 +87,7 @@ def biased_attention_flex(
         blocked=(causal, cu_seqlens is not None, i == j),
         differentiated=torch.is_grad_enabled(),
     )
-    inline = not on_cuda or torch.compiler.is_compiling()
-    attention = attention_of(kind) if inline else _compiled(kind)
+    attention = compiled(kind) if compiles(q) else attention_of(kind)
     return attention(q, k, v, mask, vectors, block_mask(i, j, causal, cu_seqlens, q.device))
 
 
@@ -152,10 +140,17 @@ def attention_of(kind: Kind) -> Attention:
     return attention
 
 
+def compiles(q: Tensor) -> bool:
+    """Whether it is for us to compile; not on CPUs, nor in what is compiled already."""
+    return q.device.type == "cuda" and not torch.compiler.is_compiling()
+
+
 @cache
-def _compiled(kind: Kind) -> Attention:
-    """With code and a name of its own: by code, Dynamo counts how often it has compiled, and gives
-    up after eight times; by name, it takes for dynamic what has differed between two calls.
+def compiled(kind: Kind) -> Attention:
+    """`attention_of`, with code and a name of its own.
+
+    By code, Dynamo counts how often it has compiled, and gives up after eight times; by name, it
+    takes for dynamic what has differed between two calls.
     """
     attention = attention_of(kind)
     code = attention.__code__.replace(co_name=f"attention_{crc32(repr(kind).encode()):x}")

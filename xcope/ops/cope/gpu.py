@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,13 +12,11 @@ from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import tiled
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
 from xcope.ops.documents import one_by_one, within_documents
-
-log = logging.getLogger(__name__)
+from xcope.ops.fallback import INSTALLED, unable, warn
 
 WIDEST_HEAD = 256
 LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
-OLDEST = (8, 0)  # compute capability: Ampere
-INSTALLED = find_spec("triton") is not None
+WHAT = "CoPE attention"
 
 
 def cope_attention_triton(
@@ -67,7 +62,7 @@ def cope_attention_triton(
             return triton.cope_attention_kernels(q, k, v, pos_emb, **given)
         except triton.OutOfResources as error:
             reason = f"no tiles fit: {error}"
-    warn(reason)
+    warn(WHAT, reason)
     options: dict[str, Any] = {"soft_onehot": soft_onehot, "soft_onehot_temp": soft_onehot_temp}
     options |= {"head_mix": head_mix, "bias": bias} | others
     if cu_seqlens is None:
@@ -86,16 +81,14 @@ def refusal(
     """Why the kernels cannot take these inputs; None: they can."""
     widest, max_pos = max(q.shape[-1], v.shape[-1]), pos_emb.shape[-2]
     reasons = {
-        "Triton is not installed": not INSTALLED,
         f"the inputs are {q.dtype}": q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": head_mix is not None,
         "the logits are biased": bias is not None,
         f"a head has {widest} dimensions, above {WIDEST_HEAD}": widest > WIDEST_HEAD,
         f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
         f"the logits' scale is {scale}, not above 0": scale <= 0,
-        f"the GPU's compute capability is below {OLDEST[0]}.{OLDEST[1]}": too_old(q),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return unable(q) or next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def interpreted() -> bool:
@@ -105,10 +98,6 @@ def interpreted() -> bool:
     from xcope.ops.cope import tuning  # noqa: PLC0415
 
     return tuning.INTERPRETED
-
-
-def too_old(q: Tensor) -> bool:
-    return q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < OLDEST
 
 
 def backward_by_tiles(
@@ -125,9 +114,3 @@ def backward_by_tiles(
     backward: Any = tiled.run_backward
     grads = backward(dout.float(), saved, *wide, *rest, False)
     return [g if t is None else g.to(t.dtype) for g, t in zip(grads, (*tensors, None), strict=True)]
-
-
-@cache
-def warn(reason: str) -> None:
-    """Say once why something takes longer than it need."""
-    log.warning("CoPE attention runs in PyTorch operations, several times slower: %s", reason)

@@ -19,10 +19,11 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources as OutOfResources  # noqa: PLC0414, for callers
 
 from xcope.ops.cope import kernels
-from xcope.ops.cope.gpu import backward_by_tiles, warn
+from xcope.ops.cope.gpu import WHAT, backward_by_tiles
 from xcope.ops.cope.operator import Saved, cope
 from xcope.ops.cope.tuning import INTERPRETED, Choice, choice, launch
 from xcope.ops.documents import document_of
+from xcope.ops.fallback import warn
 from xcope.ops.inputs import FEW, differentiated
 
 WORKSPACE = 2**30  # bytes
@@ -442,7 +443,7 @@ def run_backward(
     try:
         grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
     except OutOfResources as error:
-        warn(f"no tiles fit: {error}")
+        warn(WHAT, f"no tiles fit: {error}")
         return backward_by_tiles(
             dout, q, k, v, e, gate_k, mask, documents, scale, causal, sharpness
         )  # fmt: skip

@@ -1,0 +1,43 @@
+"""Where Triton's kernels cannot take a call: why, said once."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+OLDEST = (8, 0)  # compute capability: Ampere
+INSTALLED = find_spec("triton") is not None
+
+
+def capability(on: Tensor) -> tuple[int, int]:
+    """Compute capability of the GPU that a tensor is on."""
+    return torch.cuda.get_device_capability(on.device)
+
+
+def unable(on: Tensor) -> str | None:
+    """Why Triton's kernels do not run for a tensor at all; None: they may."""
+    if not INSTALLED:
+        return "Triton is not installed"
+    if on.device.type == "cuda" and capability(on) < OLDEST:
+        return f"the GPU's compute capability is below {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+@cache
+def _warn(what: str, reason: str) -> None:
+    log.warning("%s runs in PyTorch operations, several times slower: %s", what, reason)
+
+
+def warn(what: str, reason: str) -> None:
+    """Log, once for each reason, that something takes longer than it need."""
+    _warn(what, reason)
+
+
+# said while compiling, it cuts no graph in two
+torch.compiler.assume_constant_result(warn)  # type: ignore[no-untyped-call]
