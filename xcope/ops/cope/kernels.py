@@ -19,9 +19,12 @@ what no other writes.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -32,7 +35,13 @@ LN2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def _sigmoid(a):
     """Of a logit in units of log 2; of 0 it is 0.5 exactly, which lands counts on integers."""
-    return 1.0 / (1.0 + tl.exp2(-a))
+    x = 1.0 + tl.exp2(-a)
+    if PTX:  # a division looks after denormal numbers, in four instructions more
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
 
 
 @triton.jit
@@ -113,21 +122,22 @@ def _steps(above, room):
 
 
 @triton.jit
-def _interpolate(Ls, cells, ends, r, steps, sharp, SOFT: tl.constexpr):
+def _interpolate(Ls, cells, ends, r, steps, less, sharp, SOFT: tl.constexpr):
     """The bias at r above the cells, and its rise to the next position: a sum of ramps.
 
-    r (M N); cells, ends (M 1): where the table logits at r = 0 and at the last position are.
+    r (M N); cells, ends (M 1): where the table logits at r = 0 and at the last position are. The
+    bias is ``less`` (M 1) lower; the rise is in units of 1.
     """
     here = tl.load(Ls + cells)
     there = tl.load(Ls + tl.minimum(cells + 1, ends))
     after = tl.load(Ls + tl.minimum(cells + 2, ends))
-    bias = tl.zeros_like(r) + here
+    bias = tl.zeros_like(r) + (here - less)
     rise = tl.zeros_like(r)
     for n in tl.range(0, steps, num_stages=1):
         later = tl.load(Ls + tl.minimum(cells + n + 3, ends))  # ahead, as it takes its time
         above = r - n
         bias += _between(tl.clamp(above, 0.0, 1.0), sharp, SOFT) * (there - here)
-        rise = tl.where(above >= 0.0, there - here, rise)
+        rise = tl.where(above >= 0.0, (there - here) * LN2, rise)
         here = there
         there = after
         after = later
@@ -255,8 +265,10 @@ def forward(
         sure = row0 + tile * M + offset + 1
     its_first = tl.zeros([M], tl.int32)
     its_past = its_first
+    all_begun = 0
     if DOCS:
         its_first = tl.load(first + rows, rows >= 0, other=NK)
+        all_begun = tl.max(its_first)
         lo = tl.min(its_first) // N * N
         if not CAUSAL:
             its_past = tl.load(past + rows, rows >= 0, other=0)
@@ -282,17 +294,20 @@ def forward(
         if GATES:
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
             a = _products(its_q, its_g, PRECISION) * scale
-        seen = _seen(
-            rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
-        )  # fmt: skip
-        gates = tl.where(seen, _sigmoid(a), 0.0)
+        if (j0 < all_begun) | (j0 + C > sure) | (MASK > 0):
+            seen = _seen(
+                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+            )  # fmt: skip
+            s = tl.where(seen, s, -float("inf"))
+            a = tl.where(seen, a, -float("inf"))
+        gates = _sigmoid(a)
         base, rest, room = _count(counted, last, FB)
         here = tl.sum(gates, 1)
         p = _sums(gates, triangle, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
         cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
         r = tl.minimum(p, room[:, None])
-        bias, _ = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
-        s = tl.where(seen, s + bias, -float("inf"))
+        bias, _ = _interpolate(Ls, cells, its_ends, r, steps, 0.0, sharp, SOFT)
+        s += bias
         live = (counted < full) & (its_first < j0 + C)
         counted = tl.where(live, counted + _fixed(here, FB), counted)
         stopped = tl.where(live, j0, stopped)
@@ -304,8 +319,10 @@ def forward(
         acc = acc * fade[:, None]
         acc = _dot(prob.to(its_v.dtype), its_v, acc, PRECISION)
         top = new_top
-        live = (counted < full) & (its_first < j0)
-        counting = (j0 > sure) | (tl.max(live.to(tl.int32)) > 0) | (j0 % N > 0)
+        counting = (j0 > sure) | (j0 % N > 0)
+        if j0 % N == 0:
+            live = (counted < full) & (its_first < j0)
+            counting = counting | (tl.max(live.to(tl.int32)) > 0)
         going = (j0 > lo) & counting
         j0 -= C
 
@@ -403,14 +420,17 @@ def backward_q(
         sure = row0 + tile * M + offset + 1
     its_first = tl.zeros([M], tl.int32)
     its_past = its_first
+    all_begun = 0
     if DOCS:
         its_first = tl.load(first + rows, inside, other=NK)
+        all_begun = tl.max(its_first)
         lo = tl.min(its_first) // N * N
         if not CAUSAL:
             its_past = tl.load(past + rows, inside, other=0)
             hi = tl.max(its_past)
             sure = tl.min(tl.where(inside, its_past, NK))
     counts = tl.maximum(tl.minimum(tl.min(stopped), tl.minimum(sure, hi)), 0) // N * N
+    all_count = tl.max(stopped)
     pieces = tile * (M // PIECE) + tl.arange(0, M // PIECE)
     of_pieces = counts_from + unit * ((ROWS + PIECE - 1) // PIECE) + pieces
     tl.store(of_pieces, pieces * 0 + counts, pieces * PIECE < ROWS)
@@ -433,15 +453,14 @@ def backward_q(
 
     furthest = tl.minimum(counted >> FB, last)
     lift = tl.zeros([M], tl.float32)
-    ds_sum = tl.zeros([M, 1], tl.float32)
-    bottom = furthest[:, None]  # dL is written down to bottom + 2; of the next two there is so far:
-    above = tl.zeros([M, 1], tl.float32)
-    at_bottom = tl.zeros([M, 1], tl.float32)
+    ds_sum = tl.zeros([M], tl.float32)
+    bottom = furthest  # dL is written down to bottom + 2; of the next two there is so far:
+    above = tl.zeros([M], tl.float32)
+    at_bottom = tl.zeros([M], tl.float32)
     from_here = _triangle(C, True, tl.float16)
     to_here = _triangle(C, False, tl.bfloat16)
     edges = unit * EDGES * ROWS + local
     its_ends = (table_rows + last)[:, None]
-    inside_2d = inside[:, None]
     j_count = tl.maximum(counts, lo)
     next_k = _load(ks, j_count + tl.arange(0, C), NK, k_j, dims, D, BD)
     next_v = _load(vs, j_count + tl.arange(0, C), NK, v_j, vdims, DV, BDV)
@@ -456,59 +475,61 @@ def backward_q(
         if GATES:
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
             a = _products(its_q, its_g, PRECISION) * log2_scale
-        seen = _seen(
-            rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
-        )  # fmt: skip
-        g = tl.where(seen & (keys[None, :] >= stopped[:, None]), _sigmoid(a), 0.0)
-        here = tl.sum(g, 1)
-        counted = tl.maximum(counted - _fixed(here, FB), 0)
+        if (j < all_begun) | (j + C > sure) | (MASK > 0):
+            seen = _seen(
+                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+            )  # fmt: skip
+            s = tl.where(seen, s, -float("inf"))
+            a = tl.where(seen, a, -float("inf"))
+        g = _sigmoid(a)
+        if j < all_count:
+            g = tl.where(keys[None, :] >= stopped[:, None], g, 0.0)
+        counted = tl.maximum(counted - _fixed(tl.sum(g, 1), FB), 0)
         base, rest, room = _count(counted, last, FB)
+        passed = bottom - base
+        steps = tl.max(passed) + 1
         p = _sums(g, from_here, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
-        cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
+        cells = (table_rows + base)[:, None]
         r = tl.minimum(p, room[:, None])
-        bias, rise = _interpolate(Ls, cells, its_ends, r, steps, sharp, SOFT)
-        prob = tl.where(seen, tl.exp2(s + bias - its_lse[:, None]), 0.0)
+        bias, rise = _interpolate(Ls, cells, its_ends, r, steps, its_lse[:, None], sharp, SOFT)
+        prob = tl.exp2(s + bias)
         dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
 
-        at = edges[:, None] + (j // N) * ROWS
-        tl.store(edge_count + at, counted[:, None], inside_2d)
-        tl.store(edge_lift + at, lift[:, None], inside_2d & (j % N == 0))
-        lifts = ds * (rise * _slope(r, sharp, SOFT)) * LN2
+        at = edges + (j // N) * ROWS
+        if ((j + C) % N == 0) | (j + C >= hi):
+            tl.store(edge_count + at, counted, inside)
+        if j % N == 0:
+            tl.store(edge_lift + at, lift, inside)
+        lifts = ds * (rise * _slope(r, sharp, SOFT))
         da = (_sums(lifts, to_here, PIECES, False, PRECISION) + lift[:, None]) * (g - g * g)
         lift += tl.sum(lifts, 1)
 
         # the ramps' sums; what the walk has passed is written
-        lowest = base[:, None]
-        passed = bottom - lowest
-        before = tl.sum(ds, 1)[:, None]
+        before = tl.sum(ds, 1)
         ds_sum += before
-        new_bottom = tl.zeros([M, 1], tl.float32)
+        new_bottom = tl.zeros([M], tl.float32)
         new_above = new_bottom
-        for n in tl.range(0, steps + 2, num_stages=1):
+        for n in tl.range(0, steps + 1, num_stages=1):
             value = before
             if n < steps:
-                ramp = _between(tl.clamp(r - n, 0.0, 1.0), sharp, SOFT)
-                before = tl.sum(ds * ramp, 1)[:, None]
+                before = tl.sum(ds * _between(tl.clamp(r - n, 0.0, 1.0), sharp, SOFT), 1)
                 value -= before
-            else:
-                before = new_bottom * 0.0
             value += tl.where(n == passed, at_bottom, 0.0)
             value += tl.where(n == passed + 1, above, 0.0)
-            done = inside_2d & (n >= 2) & (n <= passed + 1) & (lowest + n <= last)
-            tl.store(dLs + cells + n, value, done)
+            if n >= 2:
+                tl.store(dLs + (table_rows + base + n), value, inside & (n <= passed + 1))
             new_bottom = tl.where(n == 0, value, new_bottom)
             new_above = tl.where(n == 1, value, new_above)
-        bottom, at_bottom, above = lowest, new_bottom, new_above
+        bottom, at_bottom, above = base, new_bottom, new_above
 
         if GATES:
             acc = _dot(da.to(its_g.dtype), its_g, acc, PRECISION)
         else:
             ds += da
         acc = _dot(ds.to(its_k.dtype), its_k, acc, PRECISION)
-    cells = table_rows[:, None] + bottom
-    tl.store(dLs + cells, at_bottom, inside_2d)
-    tl.store(dLs + cells + 1, above, inside_2d & (bottom < last))
+    tl.store(dLs + (table_rows + bottom), at_bottom, inside)
+    tl.store(dLs + (table_rows + bottom + 1), above, inside & (bottom < last))
     acc = acc * scale
     tl.debug_barrier()  # what other threads of this program stored is read below
 
@@ -520,7 +541,7 @@ def backward_q(
         gradient = tl.load(dLs + table_rows[:, None] + f[None, :], reached, 0.0)
         # what a saturated row's plain tiles give the last position: a row's ds sum to 0
         saturated = (f[None, :] == last) & (furthest == last)[:, None]
-        gradient = tl.where(saturated, gradient - ds_sum, gradient)
+        gradient = tl.where(saturated, gradient - ds_sum[:, None], gradient)
         there = inside[:, None] & (f < P)[None, :]
         tl.store(rounded[:, None] + f[None, :], gradient.to(dL_rounded.dtype.element_ty), there)
         its_e = _load(es, f, P, e_p, dims, D, BD)
@@ -624,12 +645,9 @@ def backward_k(
             its_D = tl.load(D_rows + of * NQ + rows, inside, other=0.0)
             counting = inside & (tl.load(froms + local // PIECE, inside, other=NK) < j0 + N)
             table_rows = tl.where(inside, local, 0) * W
-            its_first = tl.zeros([M], tl.int32)
-            its_past = its_first
-            if DOCS:
-                its_first = tl.load(first + rows, inside, other=NK)
-                if not CAUSAL:
-                    its_past = tl.load(past + rows, inside, other=0)
+            its_past = tl.zeros([M], tl.int32)
+            if DOCS and not CAUSAL:
+                its_past = tl.load(past + rows, inside, other=0)
             # rows that see none of the keys may lie in a tile of queries that did not come here
             if CAUSAL:
                 counting = counting & (rows + offset >= j0)
@@ -639,37 +657,48 @@ def backward_k(
             counted = tl.load(edge_count + edge, counting, other=0)
             counted = tl.where(counting, counted, last << FB)
             lift = tl.load(edge_lift + edge, counting, other=0.0)
-            seen = _seen(
-                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
-            )  # fmt: skip
             s = _products(its_q, its_k, PRECISION) * log2_scale
             a = s
             if GATES:
                 a = _products(its_q, its_g, PRECISION) * log2_scale
-            g = tl.where(seen, _sigmoid(a), 0.0)
+            partly = (i + M > ROWS) | (j0 + N > NK) | DOCS | (MASK > 0)
+            if CAUSAL:
+                partly = partly | (row0 + i + offset < j0 + N - 1)
+            if partly:
+                its_first = tl.zeros([M], tl.int32)
+                if DOCS:
+                    its_first = tl.load(first + rows, inside, other=NK)
+                seen = _seen(
+                    rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+                )  # fmt: skip
+                s = tl.where(seen, s, -float("inf"))
+                a = tl.where(seen, a, -float("inf"))
+            g = _sigmoid(a)
             slopes = (g - g * g).to(tl.float16 if PIECES else tl.float32)
             base, rest, room = _count(counted, last, FB)
             p = _sums(g, from_here, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
-            its_ends = (table_rows + last)[:, None]
+            its_ends, less = (table_rows + last)[:, None], its_lse[:, None]
             # in halves, as the ramps that they need are half as many
             g_left, g_right = _halves(g)
             p_left, p_right = _halves(p)
             here = tl.sum(g_right, 1)
             cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
             r_right = tl.minimum(p_right, room[:, None])
-            b_right, rise_right = _interpolate(Ls, cells, its_ends, r_right, steps, sharp, SOFT)
+            b_right, rise_right = _interpolate(
+                Ls, cells, its_ends, r_right, steps, less, sharp, SOFT
+            )
             rise_right *= _slope(r_right, sharp, SOFT)
             farther, rest, room = _count(counted + _fixed(here, FB), last, FB)
             cells, steps = (table_rows + farther)[:, None], _steps(rest + tl.sum(g_left, 1), room)
             r_left = tl.minimum(p_left - (farther - base).to(tl.float32)[:, None], room[:, None])
-            b_left, rise_left = _interpolate(Ls, cells, its_ends, r_left, steps, sharp, SOFT)
+            b_left, rise_left = _interpolate(Ls, cells, its_ends, r_left, steps, less, sharp, SOFT)
             rise_left *= _slope(r_left, sharp, SOFT)
             bias, rise = _whole(b_left, b_right), _whole(rise_left, rise_right)
-            prob = tl.where(seen, tl.exp2(s + bias - its_lse[:, None]), 0.0)
+            prob = tl.exp2(s + bias)
             acc_v = _dot(tl.trans(prob.to(its_dout.dtype)), its_dout, acc_v, PRECISION)
             dp = _products(its_dout, its_v, PRECISION)
             ds = prob * (dp - its_D[:, None])
-            lifts = ds * rise * LN2
+            lifts = ds * rise
             da = _sums(lifts, to_here, PIECES, False, PRECISION) + lift[:, None]
             da = da * slopes.to(tl.float32)
             if GATES:
