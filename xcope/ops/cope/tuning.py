@@ -20,7 +20,7 @@ class Tiles:
 
     Where queries own a program, it counts with C keys at a time: that is where registers are short.
     A limit of registers for a thread is given where one program more then fits beside the others,
-    and none are spilled.
+    and few or none are spilled.
     """
 
     M: int
@@ -62,7 +62,11 @@ class Choice:
 
 NARROW = Choice(
     forward=(Tiles(64, 64, 4, 3, 32, registers=168), Tiles(64, 64, 4, 3, 64)),
-    backward_q=(Tiles(64, 64, 4, 2, 32), Tiles(64, 64, 4, 3, 32)),
+    backward_q=(
+        Tiles(64, 64, 4, 2, 32),
+        Tiles(64, 64, 4, 3, 32),
+        Tiles(64, 64, 4, 2, 16, registers=168),
+    ),
     backward_k=(Tiles(64, 64, 4, 1), Tiles(128, 64, 8, 1)),
     backward_k_plain=(Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3), Tiles(128, 64, 8, 2)),
 )
