@@ -129,12 +129,12 @@ def one_by_one(
     Returns:
         (1 h n dv).
     """
+    gates = {} if gate_k is None else {"gate_k": gate_k}
     if torch.compiler.is_compiling():  # the graph may not depend on how long documents are
         inside = within_documents(mask, cu_seqlens, q.shape[2])
-        gates = {} if gate_k is None else {"gate_k": gate_k}
         return attention(q, k, v, *shared, mask=inside, bias=bias, **gates, **options)
     counts = lengths(cu_seqlens) or [0]
-    whole = {"q": q, "k": k, "v": v} | ({} if gate_k is None else {"gate_k": gate_k})
+    whole = {"q": q, "k": k, "v": v} | gates
     # split, unlike slices one by one, has a backward that writes each gradient once
     parts = {name: torch.split(t, counts, dim=2) for name, t in whole.items()}
     outs = []

@@ -20,13 +20,17 @@ def capability(on: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(on.device)
 
 
-def unable(on: Tensor) -> str | None:
-    """Why Triton's kernels do not run for a tensor at all; None: they may."""
-    if not INSTALLED:
-        return "Triton is not installed"
-    if on.device.type == "cuda" and capability(on) < OLDEST:
-        return f"the GPU's compute capability is below {OLDEST[0]}.{OLDEST[1]}"
-    return None
+def first_reason(on: Tensor, reasons: dict[str, bool]) -> str | None:
+    """Why Triton's kernels do not run at all, or else the first reason that holds; None: they run.
+
+    on: a tensor where they would run; reasons: why they would not, and whether that is so.
+    """
+    too_old = on.device.type == "cuda" and capability(on) < OLDEST
+    general = {
+        "Triton is not installed": not INSTALLED,
+        f"the GPU's compute capability is below {OLDEST[0]}.{OLDEST[1]}": too_old,
+    }
+    return next((reason for reason, holds in (general | reasons).items() if holds), None)
 
 
 @cache

@@ -28,7 +28,7 @@ from xcope.ops.biased.blocks import block_mask
 from xcope.ops.biased.flex_tiles import Options, options
 from xcope.ops.biased.forms import flatten, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.fallback import capability, unable
+from xcope.ops.fallback import capability, first_reason
 from xcope.ops.inputs import differentiated, require
 
 Vectors = dict[str, Tensor]
@@ -48,7 +48,7 @@ def refusal(q: Tensor, v: Tensor) -> str | None:
         f"the inputs are {q.dtype}": q.dtype not in DTYPES,
         f"a head has {width} dimensions, not {DIMS.start} to {DIMS.stop - 1}": width is not None,
     }
-    return unable(q) or next((reason for reason, holds in reasons.items() if holds), None)
+    return first_reason(q, reasons)
 
 
 def biased_attention_flex(

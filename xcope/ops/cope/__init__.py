@@ -11,22 +11,12 @@ from xcope.ops.biased.terms import Terms
 from xcope.ops.cope.gpu import cope_attention_triton
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
-from xcope.ops.documents import check_documents, one_by_one
+from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention, require, require_backend, shape
-
-
-def _tiled(
-    q: Tensor, k: Tensor, v: Tensor, pos_emb: Tensor, *, cu_seqlens: Tensor | None, **options: Any
-) -> Tensor:
-    """Its tiles know of no documents: it computes them one by one."""
-    if cu_seqlens is None:
-        return cope_attention_tiled(q, k, v, pos_emb, **options)
-    return one_by_one(cope_attention_tiled, q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
-
 
 BACKENDS: dict[str, Any] = {
     "reference": cope_attention_reference,
-    "tiled": _tiled,
+    "tiled": cope_attention_tiled,
     "triton": cope_attention_triton,
 }
 

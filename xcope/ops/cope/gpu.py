@@ -10,9 +10,9 @@ from torch import Tensor
 from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import tiled
-from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
-from xcope.ops.documents import one_by_one, within_documents
-from xcope.ops.fallback import INSTALLED, unable, warn
+from xcope.ops.cope.tiled import check_temperature, cope_attention_tiled
+from xcope.ops.documents import within_documents
+from xcope.ops.fallback import INSTALLED, first_reason, warn
 
 WIDEST_HEAD = 256
 LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
@@ -41,12 +41,7 @@ def cope_attention_triton(
         ValueError: neither a CUDA device nor Triton's interpreter; a soft one-hot with a
             temperature above ``MAX_TEMPERATURE``.
     """
-    if soft_onehot and soft_onehot_temp > MAX_TEMPERATURE:
-        raise FlagError(
-            "soft_onehot_temp",
-            f"soft_onehot_temp={soft_onehot_temp} is above {MAX_TEMPERATURE}, where positions "
-            "further than the nearest two begin to matter: use backend='reference'",
-        )
+    check_temperature(soft_onehot, soft_onehot_temp)
     if q.device.type != "cuda" and not interpreted():
         raise FlagError(
             "backend",
@@ -65,9 +60,7 @@ def cope_attention_triton(
     warn(WHAT, reason)
     options: dict[str, Any] = {"soft_onehot": soft_onehot, "soft_onehot_temp": soft_onehot_temp}
     options |= {"head_mix": head_mix, "bias": bias} | others
-    if cu_seqlens is None:
-        return cope_attention_tiled(q, k, v, pos_emb, **options)
-    return one_by_one(cope_attention_tiled, q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
+    return cope_attention_tiled(q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
 
 
 def refusal(
@@ -88,7 +81,7 @@ def refusal(
         f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
         f"the logits' scale is {scale}, not above 0": scale <= 0,
     }
-    return unable(q) or next((reason for reason, holds in reasons.items() if holds), None)
+    return first_reason(q, reasons)
 
 
 def interpreted() -> bool:

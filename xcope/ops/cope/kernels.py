@@ -23,7 +23,6 @@ import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -126,7 +125,7 @@ def _interpolate(Ls, cells, ends, r, steps, less, sharp, SOFT: tl.constexpr):
     """The bias at r above the cells, and its rise to the next position: a sum of ramps.
 
     r (M N); cells, ends (M 1): where the table logits at r = 0 and at the last position are. The
-    bias is ``less`` (M 1) lower; the rise is in units of 1.
+    bias is ``less`` (M 1) lower. The rise is not in units of log 2.
     """
     here = tl.load(Ls + cells)
     there = tl.load(Ls + tl.minimum(cells + 1, ends))
@@ -165,6 +164,16 @@ def _seen(
         at = mask + rows[:, None].to(tl.int64) * mask_i + keys[None, :] * mask_j
         seen = seen & (tl.load(at, mask=inside, other=0) != 0)
     return seen
+
+
+@triton.jit
+def _masked(
+    s, a, rows, keys, offset, NK, first, past, mask,
+    mask_i, mask_j, CAUSAL: tl.constexpr, DOCS: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Logits s and a of the gates, both −∞ where the rows do not see the keys."""
+    seen = _seen(rows, keys, offset, NK, first, past, mask, mask_i, mask_j, CAUSAL, DOCS, MASK)
+    return tl.where(seen, s, -float("inf")), tl.where(seen, a, -float("inf"))
 
 
 @triton.jit
@@ -295,11 +304,9 @@ def forward(
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
             a = _products(its_q, its_g, PRECISION) * scale
         if (j0 < all_begun) | (j0 + C > sure) | (MASK > 0):
-            seen = _seen(
-                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+            s, a = _masked(
+                s, a, rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
-            s = tl.where(seen, s, -float("inf"))
-            a = tl.where(seen, a, -float("inf"))
         gates = _sigmoid(a)
         base, rest, room = _count(counted, last, FB)
         here = tl.sum(gates, 1)
@@ -476,11 +483,9 @@ def backward_q(
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
             a = _products(its_q, its_g, PRECISION) * log2_scale
         if (j < all_begun) | (j + C > sure) | (MASK > 0):
-            seen = _seen(
-                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+            s, a = _masked(
+                s, a, rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
-            s = tl.where(seen, s, -float("inf"))
-            a = tl.where(seen, a, -float("inf"))
         g = _sigmoid(a)
         if j < all_count:
             g = tl.where(keys[None, :] >= stopped[:, None], g, 0.0)
@@ -668,11 +673,10 @@ def backward_k(
                 its_first = tl.zeros([M], tl.int32)
                 if DOCS:
                     its_first = tl.load(first + rows, inside, other=NK)
-                seen = _seen(
-                    rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+                s, a = _masked(
+                    s, a, rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j,
+                    CAUSAL, DOCS, MASK,
                 )  # fmt: skip
-                s = tl.where(seen, s, -float("inf"))
-                a = tl.where(seen, a, -float("inf"))
             g = _sigmoid(a)
             slopes = (g - g * g).to(tl.float16 if PIECES else tl.float32)
             base, rest, room = _count(counted, last, FB)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import eager, few, walk
 from xcope.ops.cope.operator import Saved, cope
 from xcope.ops.cope.tiles import SPARE, Body, Call
+from xcope.ops.documents import one_by_one
 from xcope.ops.inputs import FEW, differentiated
 from xcope.ops.tiles import by_key_head, compiled_or_none, sorted_by_key_head
 
@@ -29,6 +30,39 @@ MAX_TEMPERATURE = 0.0625
 
 
 def cope_attention_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Arguments as in `xcope.cope_attention`, already checked. Documents are computed one by one.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end. A soft one-hot is
+    the interpolation with sigmoid((2w − 1)/τ) in place of w: further integers weigh less than
+    e^(−1/τ), so τ must be small.
+
+    Raises:
+        ValueError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``; an MPS device.
+    """
+    if cu_seqlens is None:
+        return _of_a_row(q, k, v, pos_emb, **options)
+    return one_by_one(_of_a_row, q, k, v, pos_emb, cu_seqlens=cu_seqlens, **options)
+
+
+def check_temperature(soft_onehot: bool, soft_onehot_temp: float) -> None:
+    """Raise a `FlagError` where the two nearest integers are not all that matters."""
+    if soft_onehot and soft_onehot_temp > MAX_TEMPERATURE:
+        raise FlagError(
+            "soft_onehot_temp",
+            f"soft_onehot_temp={soft_onehot_temp} is above {MAX_TEMPERATURE}, where positions "
+            "further than the nearest two begin to matter: use backend='reference'",
+        )
+
+
+def _of_a_row(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -43,21 +77,8 @@ def cope_attention_tiled(
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
 ) -> Tensor:
-    """Arguments as in `xcope.cope_attention`, already checked.
-
-    float16 and bfloat16 are computed in float32 and rounded once, at the end. A soft one-hot is
-    the interpolation with sigmoid((2w − 1)/τ) in place of w: further integers weigh less than
-    e^(−1/τ), so τ must be small.
-
-    Raises:
-        ValueError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``; an MPS device.
-    """
-    if soft_onehot and soft_onehot_temp > MAX_TEMPERATURE:
-        raise FlagError(
-            "soft_onehot_temp",
-            f"soft_onehot_temp={soft_onehot_temp} is above {MAX_TEMPERATURE}, where positions "
-            "further than the nearest two begin to matter: use backend='reference'",
-        )
+    """Of one document, or rows of a batch."""
+    check_temperature(soft_onehot, soft_onehot_temp)
     if q.device.type == "mps":
         raise FlagError(
             "backend",
