@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xcope import cope_attention
-from xcope.ops.cope import positions
+from xcope.ops.biased import biased_attention
+from xcope.ops.cope import cope_attention_reference, gpu, positions
+from xcope.ops.inputs import FEW
 
 
 def inputs(b=1, h=2, i=5, j=5, d=4, p=4, hk=None, dtype=torch.float64, table=1.0):
@@ -53,7 +55,7 @@ def test_equals_the_formula_written_in_loops(b, hk, groups, i, extra, p, masked,
     h, j = hk * groups, i + extra
     q, k, v, e = inputs(b, h, i, j, 4, p, hk)
     mask = torch.rand(b, j) > 0.4 if masked else None
-    out = cope_attention(q, k, v, e, mask=mask, scale=0.7)
+    out = cope_attention_reference(q, k, v, e, mask=mask, scale=0.7)
     for row in range(b):
         for head in range(h):
             seen = torch.ones(i, j, dtype=torch.bool).tril(j - i)
@@ -63,6 +65,49 @@ def test_equals_the_formula_written_in_loops(b, hk, groups, i, extra, p, masked,
                 q[row, head], k[row, head // groups], v[row, head // groups], e, 0.7, seen
             )
             torch.testing.assert_close(out[row, head], expected)
+
+
+LENGTHS = [1, FEW, FEW + 1, 129]  # of the path for a few queries, and of a tile of queries
+BACKENDS = [("reference", torch.float64), ("tiled", torch.float64), ("tiled", torch.float32)]
+BACKENDS += [("triton", torch.float32), ("auto", torch.float32)]
+
+
+def of_backend(name):
+    if name == "triton":
+        pytest.importorskip("xcope.ops.cope.triton", reason="Triton is not installed")
+        if not gpu.interpreted():
+            pytest.skip("the kernels are compiled here: scripts/gpu_check.py tests them")
+    return name
+
+
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
+@pytest.mark.parametrize("i", LENGTHS)
+@pytest.mark.parametrize("p", [3, 400], ids=["saturating", "counting on"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_every_backend_equals_the_loops_on_both_sides_of_its_thresholds(backend, dtype, i, p, grad):
+    q, k, v, e = (t.to(dtype) for t in inputs(1, 1, i, i + 40, 4, p))
+    q.requires_grad_(grad)
+    out = cope_attention(q, k, v, e, scale=0.7, backend=of_backend(backend))
+    q, k, v, e = (t.detach().double() for t in (q[0, 0], k[0, 0], v[0, 0], e))
+    rows = [0, i // 2, i - 1]
+    seen = torch.ones(i, i + 40, dtype=torch.bool).tril(40)[rows]
+    truth = by_loops(q[rows], k, v, e, 0.7, seen)
+    torch.testing.assert_close(out[0, 0, rows].double(), truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("i", LENGTHS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_without_a_table_it_is_attention_written_in_loops(backend, dtype, i, grad):
+    q, k, v, _ = (t.to(dtype) for t in inputs(1, 1, i, i + 3))
+    q.requires_grad_(grad)
+    out = biased_attention(q, k, v, None, scale=0.7, backend=backend)[0, 0]
+    for row in (0, i // 2, i - 1):
+        keys = range(row + 4)
+        logits = torch.stack([0.7 * q[0, 0, row] @ k[0, 0, j] for j in keys])
+        truth = sum(w * v[0, 0, j] for w, j in zip(logits.softmax(0), keys, strict=True))
+        torch.testing.assert_close(out[row], truth, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +260,16 @@ ok = {"q": (1, 4, 5, 8), "k": (1, 2, 5, 8), "v": (1, 2, 5, 8), "pos_emb": (3, 8)
         ({}, {"mask": torch.ones(1, 4, dtype=torch.bool)}, r"mask \(1 4\)"),
         ({}, {"mask": torch.ones(5, 5, dtype=torch.bool)}, r"mask \(5 5\)"),
         ({}, {"mask": torch.ones(1, 3, 5, 5, dtype=torch.bool)}, r"broadcast to \(1 4 5 5\)"),
-        ({}, {"mask": torch.ones(1, 5)}, "must be bool"),
+        (
+            {},
+            {"mask": torch.ones(1, 5)},
+            r"mask \(1 5\) must be bool, True where .* is torch.float32",
+        ),
+        ({}, {"mask": torch.ones(1, 5, 5, dtype=torch.bool)}, r"\(1 5\), or have 4 dimensions"),
+        ({}, {"mask": torch.ones(1, 5, dtype=torch.bool, device="meta")}, "mask is on meta, but q"),
+        ({}, {"gate_k": torch.ones(1, 2, 5, 8, device="meta")}, "gate_k is on meta, but q"),
+        ({}, {"head_mix": torch.ones(4, 4).long()}, r"head_mix must be floating .* torch\.int64"),
+        ({"q": (1, 4, 5, 0), "k": (1, 2, 5, 0)}, {}, r"q \(1 4 5 0\) has heads of no dimension"),
         ({}, {"gate_k": torch.ones(1, 2, 4, 8)}, r"gate_k \(1 2 4 8\)"),
         ({}, {"head_mix": torch.ones(2, 2)}, r"must be \(4 4\)"),
         ({}, {"soft_onehot_temp": 0.0}, "above 0"),

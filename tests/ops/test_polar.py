@@ -58,11 +58,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda a: polar(a, cos, sin), x)
 
 
-def test_second_derivatives_are_refused():
-    x = torch.randn(1, 1, 3, 4, requires_grad=True)
-    (first,) = torch.autograd.grad(polar(x, *turn(3, 4)).square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="polar_reference"):
-        first.sum().backward()
+def test_gradgradcheck():
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    phase = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    cos, sin = turn(2, 3, 4, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda a, b: polar(a, cos, sin, b), (x, phase))
+    assert torch.autograd.gradgradcheck(lambda a: polar(a, cos, sin), x)
 
 
 @pytest.mark.parametrize("with_phase", [False, True])

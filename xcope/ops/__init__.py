@@ -1,1 +1,2 @@
-"""Functions on tensors: attention as positional schemes need it. Imports only torch."""
+"""Functions on tensors: attention as positional schemes need it. Imports torch; numba and Triton
+where they are installed."""

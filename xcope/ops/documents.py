@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xcope.ops.inputs import require, shape
+from xcope.ops.inputs import number, require, require_device, shape
 
 if TYPE_CHECKING:
     from xcope.ops.biased.terms import Terms
@@ -27,22 +27,18 @@ def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
 
     The edges themselves are looked at on CPUs alone: elsewhere that would wait for the device.
     """
-    require(
-        cu_seqlens.device == q.device,
-        "cu_seqlens",
-        f"cu_seqlens is on {cu_seqlens.device}, but q on {q.device}: they must agree",
-    )
+    require_device("cu_seqlens", cu_seqlens, q)
     require(
         q.shape[0] == 1,
         "cu_seqlens",
-        f"cu_seqlens is for documents in one row, but q {shape(q)} has {q.shape[0]}: "
+        f"cu_seqlens is for documents in one row, but q {shape(q)} has {number(q.shape[0])}: "
         "flatten the batch into one row",
     )
     require(
         q.shape[2] == k.shape[2],
         "cu_seqlens",
-        f"cu_seqlens is for as many queries as keys, but q {shape(q)} has {q.shape[2]} "
-        f"and k {shape(k)} has {k.shape[2]}",
+        f"cu_seqlens is for as many queries as keys, but q {shape(q)} has {number(q.shape[2])} "
+        f"and k {shape(k)} has {number(k.shape[2])}",
     )
     check_edges(cu_seqlens, q.shape[2])
 

@@ -31,6 +31,18 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+# which torch 2.6 lacks
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def few_queries(q: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether q (b h i d) takes the path for few queries, without gradients of q or the tensors.
+
+    An exported program does not: it is for any number of them.
+    """
+    return not exporting() and q.shape[2] <= FEW and not differentiated(q, *tensors)
+
+
 def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Which keys each query sees: a bool tensor that broadcasts to (b h i j).
 
@@ -53,6 +65,11 @@ def shape(t: Tensor) -> str:
     return "(" + " ".join(map(str, t.shape)) + ")"
 
 
+def number(n: float) -> str:
+    """``n``; as `shape`."""
+    return "…" if torch.compiler.is_compiling() else str(n)
+
+
 def require(ok: bool, flag: str, message: str) -> None:
     """Raise a `FlagError` unless ``ok``."""
     if not ok:
@@ -70,6 +87,12 @@ def require_backend(backend: str, backends: Iterable[str], kind: str) -> None:
         )
 
 
+def require_device(name: str, t: Tensor, q: Tensor) -> None:
+    """Raise a `FlagError` unless a tensor is where q is."""
+    if t.device != q.device:
+        raise FlagError(name, f"{name} is on {t.device}, but q on {q.device}: they must agree")
+
+
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     """Raise a `FlagError` unless q (b h i d), k (b hk j d), v (b hk j dv) and mask fit."""
     for name, t in {"q": q, "k": k, "v": v}.items():
@@ -79,9 +102,12 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Non
             raise FlagError(name, f"{name} must be floating point, but is {t.dtype} {shape(t)}")
         if t.dtype != q.dtype:
             raise FlagError(name, f"{name} is {t.dtype}, but q is {q.dtype}: they must agree")
+        require_device(name, t, q)
     (b, h, i, d), (bk, hk, j, dk) = q.shape, k.shape
     if bk != b:
         raise FlagError("k", f"k {shape(k)} and q {shape(q)} differ in batch size")
+    if d == 0:
+        raise FlagError("q", f"q {shape(q)} has heads of no dimension: it must be at least 1")
     if dk != d:
         raise FlagError("k", f"k {shape(k)} and q {shape(q)} differ in their last dimension")
     if hk == 0 or h % hk:
@@ -90,16 +116,23 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Non
         raise FlagError("v", f"v {shape(v)} must have the batch, heads and length of k {shape(k)}")
     if mask is not None:
         _check_mask(mask, (b, h, i, j))
+        require_device("mask", mask, q)
 
 
 def _check_mask(mask: Tensor, whole: tuple[int, int, int, int]) -> None:
     b, h, i, j = whole
     if mask.dtype != torch.bool:
-        raise FlagError("mask", f"mask must be bool (True: attend), but is {mask.dtype}")
+        raise FlagError(
+            "mask",
+            f"mask {shape(mask)} must be bool, True where a key may be attended, but is "
+            f"{mask.dtype}: numbers that are added to the logits are a bias",
+        )
     fits = (mask.ndim == 2 and mask.shape == (b, j)) or (
         mask.ndim == 4 and all(m in (1, n) for m, n in zip(mask.shape, whole, strict=True))
     )
     if not fits:
         raise FlagError(
-            "mask", f"mask {shape(mask)} must be ({b} {j}) or broadcast to ({b} {h} {i} {j})"
+            "mask",
+            f"mask {shape(mask)} must be ({b} {j}), or have 4 dimensions that broadcast to "
+            f"({b} {h} {i} {j})",
         )

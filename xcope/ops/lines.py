@@ -97,6 +97,12 @@ def exponentiate(s: Array, shift: Array, total: Array) -> None:
 
 
 @inlined
+def below(constant: Any, m: Any) -> Any:
+    """What is added to logits before exp: constant − m; rows that have seen no key have no m."""
+    return constant - m if m > -np.inf else constant
+
+
+@inlined
 def outgrown(m: Array, top: Array) -> bool:
     """Whether exp(top − m) could come near to overflowing, or m is not set yet."""
     over = False
@@ -113,7 +119,7 @@ def move_to(
     keep = np.empty(m.size, np.float32)
     for r in range(m.size):
         higher = top[r] if top[r] > m[r] else m[r]
-        keep[r] = exp(m[r] - higher)
+        keep[r] = exp(m[r] - higher) if higher > m[r] else f32(1)
         m[r] = higher
         total[r] *= keep[r]
         out[r] *= keep[r]

@@ -114,9 +114,12 @@ LOWEST, HIGHEST = f32(-50.0), f32(89.0)
 
 @compiled
 def exp(x: Any) -> Any:
-    """e^x by Cephes' polynomial, to 1e-7: in plain arithmetic, so that loops become vectors."""
-    y = x if x > LOWEST else LOWEST
-    y = y if y < HIGHEST else HIGHEST
+    """e^x by Cephes' polynomial, to 1e-7: in plain arithmetic, so that loops become vectors.
+
+    Of NaN it is NaN: comparisons are so turned that it falls through them.
+    """
+    y = LOWEST if x < LOWEST else x
+    y = HIGHEST if y > HIGHEST else y
     n = np.floor(y * f32(1.44269504) + f32(0.5))
     y = y - n * f32(0.693359375) - n * f32(-2.12194440e-4)
     z = f32(1.9875691500e-4)
@@ -127,7 +130,7 @@ def exp(x: Any) -> Any:
     z = z * y + f32(5.0000001201e-1)
     z = z * y * y + y + f32(1)
     power = i32((i32(n) + i32(127)) << i32(23)).view(np.float32)
-    return z * power if x > LOWEST else f32(0)
+    return f32(0) if x <= LOWEST else z * power
 
 
 @compiled

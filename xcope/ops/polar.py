@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcope.ops.transforms import by_definition, second_gradients
+
 
 def polar(x: Tensor, cos: Tensor, sin: Tensor, phase: Tensor | None = None) -> Tensor:
     """Magnitudes softplus(x) at the angles θ − φ: all the cosines, then all the sines.
@@ -31,6 +33,8 @@ def polar(x: Tensor, cos: Tensor, sin: Tensor, phase: Tensor | None = None) -> T
     Returns:
         (b h n 2d) in the dtype of ``x``.
     """
+    if by_definition(x, cos, phase):
+        return polar_reference(x, cos, sin, phase)
     return cast(Tensor, to_polar(x, cos, sin, phase))
 
 
@@ -112,9 +116,20 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | Non
     return dx, None, None, dphase if ctx.needs_input_grad[3] else None
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:
-    raise NotImplementedError("polar has no second derivatives: use polar_reference")
+def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradients(ctx: Any, *dgrads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad, x, cos, sin, phase = ctx.saved_tensors
+
+    def definition(x: Tensor, phase: Tensor | None) -> Tensor:
+        return polar_reference(x, cos, sin, phase)
+
+    dgrad, (dx, dphase) = second_gradients(definition, grad, (x, phase), dgrads)
+    return dgrad, dx, None, None, dphase
 
 
 to_polar.register_autograd(_gradients, setup_context=_save)
-to_polar_backward.register_autograd(_no_second_derivative, setup_context=lambda *_, **__: None)
+to_polar_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)

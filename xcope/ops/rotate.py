@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from xcope.ops.transforms import by_definition
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> Tensor:
     """The first dim = 2·m channels of ``x`` turned in pairs; the others as they are.
@@ -32,7 +34,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> 
     Returns:
         (b h n d) in the dtype and memory layout of ``x``.
     """
-    if x.device.type == "cuda" and torch.compiler.is_compiling():
+    fused = x.device.type == "cuda" and torch.compiler.is_compiling()
+    if fused or by_definition(x, cos):
         return rotate_in_operations(x, cos, sin, half_split=half_split)
     return cast(Tensor, turn_pairs(x, cos, sin, half_split))
 

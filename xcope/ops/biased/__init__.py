@@ -10,19 +10,20 @@ from torch import Tensor
 
 from xcope.ops.biased.check import check_bias
 from xcope.ops.biased.flex import biased_attention_flex, refusal
-from xcope.ops.biased.forms import flatten
+from xcope.ops.biased.forms import flatten, unflatten
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.biased.tiled import biased_attention_tiled
+from xcope.ops.biased.tiled import biased_attention_tiled, call_by_definition
 from xcope.ops.documents import check_documents, one_by_one
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import (
-    FEW,
     autocast,
     check_attention,
-    differentiated,
+    few_queries,
     require_backend,
 )
+from xcope.ops.nonfinite import Tensors, all_finite, noticed
+from xcope.ops.transforms import by_definition, differentiable_again
 
 BACKENDS = {
     "reference": biased_attention_reference,
@@ -64,12 +65,14 @@ def biased_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees keys of its own document alone. On a GPU its values are
             not checked, and backend "tiled" waits for them.
-        backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
-            O(n d) memory; "flex" is PyTorch's FlexAttention, compiled, for CUDA; "auto" takes
-            "flex" on CUDA where it can, "tiled" elsewhere, and PyTorch's own attention where
-            there is no bias and nothing to mask.
+        backend: "reference" holds (b h i j) tensors; "tiled" needs O(n d) memory; "flex" is
+            PyTorch's FlexAttention, compiled, for CUDA; "auto" takes "flex" on CUDA where it can,
+            "tiled" elsewhere, and PyTorch's own attention where there is no bias and nothing to
+            mask.
 
-    Under autocast q, k and v are cast as for matrix products.
+    Under autocast q, k and v are cast as for matrix products. Second derivatives, forward-mode
+    ones and the transforms of `torch.func` are answered by "reference" whatever the backend, in its
+    memory.
 
     Returns:
         (b h i dv), dtype of ``q``.
@@ -86,17 +89,22 @@ def biased_attention(
     require_backend(backend, ["auto", *BACKENDS], "biased attention")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     given: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "causal": causal}
+    vectors = flatten(bias)[1]
+    if by_definition(q, k, v, *vectors):
+        backend = "reference"
     if backend == "auto":
         plain = bias is None and _is_plain(q, k, v, mask, causal)
-        few = q.shape[2] <= FEW and not differentiated(q, k, v, *flatten(bias)[1])
         if plain and cu_seqlens is None:
             return _plain(q, k, v, **given)
         # for documents, few tokens too: the loop over them would wait for the device
-        flex = (cu_seqlens is not None or not few) and _flex_takes(q, k, v)
+        few = cu_seqlens is None and few_queries(q, k, v, *vectors)
+        flex = not few and _flex_takes(q, k, v)
         if cu_seqlens is not None and plain and not flex and not torch.compiler.is_compiling():
             return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
         backend = "flex" if flex else "tiled"
-    return BACKENDS[backend](q, k, v, cu_seqlens=cu_seqlens, **given)
+    given["cu_seqlens"] = cu_seqlens
+    out = BACKENDS[backend](q, k, v, **given)
+    return _again(out, q, k, v, **given) if backend == "flex" else out
 
 
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -110,11 +118,38 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, **_: None) -> Tensor:
-    """PyTorch's own attention."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped
-    )
+    """PyTorch's own attention; on CPUs, without the later keys that are not finite."""
+
+    def attend(given: Tensors) -> Tensor:
+        return F.scaled_dot_product_attention(
+            given["q"],
+            given["k"],
+            given["v"],
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    call = call_by_definition((q, k, v), [], "", None, scale, causal)
+    out = attend(call.tensors)
+    if noticed(out):
+        rows = call.meeting() | ~attend(call.finite()).isfinite().all(-1)
+        if rows.any() or not all_finite(q, k, v):  # else they are values of 0
+            theirs = biased_attention_tiled(q, k, v, None, causal=causal, scale=scale)
+            out = torch.where(rows[..., None], theirs, attend(call.finite(rows)))
+    return _again(out, q, k, v, None, causal=causal, scale=scale)
+
+
+def _again(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, **given: Any
+) -> Tensor:
+    """``out``, with second derivatives, which PyTorch's operators lack."""
+    form, vectors = flatten(bias)
+
+    def definition(q: Tensor, k: Tensor, v: Tensor, *vectors: Tensor) -> Tensor:
+        return biased_attention_reference(q, k, v, unflatten(form, vectors), **given)
+
+    return differentiable_again(out, definition, q, k, v, *vectors)
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:

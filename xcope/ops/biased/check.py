@@ -34,6 +34,9 @@ def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
     vectors = named(bias)
     for name, t in vectors.items():
         _check_vector(name, t, form, allowed[name])
+        if t.device != q.device:
+            where = f"is on {t.device}, but q on {q.device}: they must agree"
+            raise FlagError("bias", f"{name} of the bias {form} {where}")
     if placed(bias) > j:
         raise FlagError("bias", f"the bias {form} is for {placed(bias)} keys, but k has {j}")
     if "slope" in vectors:

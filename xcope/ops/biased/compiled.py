@@ -35,6 +35,7 @@ from xcope.ops.biased.unit import (
 from xcope.ops.lines import (
     BLOCK,
     addresses,
+    below,
     exponentiate,
     lay_out,
     line,
@@ -107,7 +108,7 @@ def forward_unit(
         if outgrown(m, top):
             move_to(top, s, stride, end, keys, m, total, out)
         for r in range(rows):
-            shift[r] = constant - m[r]
+            shift[r] = below(constant, m[r])
         for t in range(first, end):
             exponentiate(line(s, t, stride, rows), shift, total)
         end = first

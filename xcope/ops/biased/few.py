@@ -18,7 +18,10 @@ def biased_attention_few(
     q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, mask: Tensor | None,
     scale: float, causal: bool,
 ) -> Tensor:  # fmt: skip
-    """Arguments as of `xcope.ops.biased.biased_attention`; (b h i dv)."""
+    """Arguments as of `xcope.ops.biased.biased_attention`, the mask of 4 dimensions; (b h i dv).
+
+    Not finite in rows that meet a number that is not, and maybe in others.
+    """
     i, j = q.shape[2], k.shape[2]
     added = None if bias is None else dense(bias, j)
     if added is not None and added.ndim == 3:

@@ -74,6 +74,17 @@ def part(terms: Terms, batch: slice, queries: slice, keys: slice) -> Terms:
     return replaced(terms, parts)
 
 
+def first_part(
+    form: str, tensors: Mapping[str, Tensor], queries: slice, keys: slice, among: int
+) -> Terms | None:
+    """Terms, of whose vectors these tensors are, of queries and the first of so many keys."""
+    terms = unflatten(form, [tensors[name] for name in names(form)])
+    if terms is None:
+        return None
+    free = among - placed(terms)
+    return part(terms, slice(None), queries, slice(0, max(0, keys.stop - free)))
+
+
 def cast_to(terms: Terms, like: Tensor) -> Terms:
     """Floating vectors in the dtype of ``like``."""
     floating = {n: t.to(like.dtype) for n, t in named(terms).items() if t.is_floating_point()}

@@ -34,7 +34,7 @@ class Bias:
             chunks = 1 if torch.get_num_threads() <= h else ROWS // SMALLEST
             for name, t in self.vectors.items():
                 if name not in WITHOUT_GRADIENT:
-                    self.sums[name] = torch.zeros(chunks, b, h, t.shape[-1])
+                    self.sums[name] = torch.zeros(chunks, b, h, t.shape[-1], dtype=torch.float32)
                     self._pack(**{"d_" + name: self.sums[name].data_ptr()})
 
     def _pack(self, **numbers: int) -> None:

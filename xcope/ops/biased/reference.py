@@ -2,7 +2,8 @@
 
     out_i = Σ_j softmax_j(scale · q_i·k_j + b_ij) v_j
 
-where b_ij is one of the forms of `xcope.ops.biased.terms`.
+where b_ij is one of the forms of `xcope.ops.biased.terms`, and j are the keys that i sees: what it
+does not see need not be finite.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xcope.ops.biased.forms import cast_to, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
+from xcope.ops.seen import scores, weighted_sums
 
 
 def distances(terms: ByDistance | Piecewise) -> Tensor:
@@ -74,13 +76,13 @@ def biased_attention_reference(
     q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-    s = scale * (q @ k.mT)
-    if bias is not None:
-        s = s + dense(cast_to(bias, q), k.shape[2])
     if cu_seqlens is not None:
         mask = within_documents(mask, cu_seqlens, k.shape[2])
     seen = visible(q, k, mask, causal)
+    s = scale * scores(q, k, seen)
+    if bias is not None:
+        s = s + dense(cast_to(bias, q), k.shape[2])
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
-    return (attn @ v).to(dtype)
+    return weighted_sums(attn, v, seen).to(dtype)

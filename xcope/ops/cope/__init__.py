@@ -7,12 +7,22 @@ from typing import Any
 from torch import Tensor
 
 from xcope.ops.biased.check import check_bias
+from xcope.ops.biased.forms import flatten
 from xcope.ops.biased.terms import Terms
 from xcope.ops.cope.gpu import cope_attention_triton
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
 from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
 from xcope.ops.documents import check_documents
-from xcope.ops.inputs import autocast, check_attention, require, require_backend, shape
+from xcope.ops.inputs import (
+    autocast,
+    check_attention,
+    number,
+    require,
+    require_backend,
+    require_device,
+    shape,
+)
+from xcope.ops.transforms import by_definition
 
 BACKENDS: dict[str, Any] = {
     "reference": cope_attention_reference,
@@ -72,12 +82,13 @@ def cope_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees, and counts, keys of its own document alone. On a GPU
             its values are not checked, and backend "tiled" waits for them.
-        backend: "reference" holds (b h i j) tensors and is differentiable twice; "tiled" needs
-            O(n (d + p)) memory; so does "triton", for CUDA, which hands to "tiled" what its kernels
-            cannot take, and says so; "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever
-            they are exact and run.
+        backend: "reference" holds (b h i j) tensors; "tiled" needs O(n (d + p)) memory; so does
+            "triton", for CUDA, which hands to "tiled" what its kernels cannot take, and says so;
+            "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever they are exact and run.
 
-    Under autocast q, k, v and gate_k are cast as for matrix products.
+    Under autocast q, k, v and gate_k are cast as for matrix products. Second derivatives,
+    forward-mode ones and the transforms of `torch.func` are answered by "reference" whatever the
+    backend, in its memory.
 
     Returns:
         (b h i dv), dtype of ``q``.
@@ -93,6 +104,8 @@ def cope_attention(
     if cu_seqlens is not None:
         check_documents(cu_seqlens, q, k)
     require_backend(backend, ["auto", *BACKENDS], "CoPE")
+    if by_definition(q, k, v, pos_emb, gate_k, head_mix, *flatten(bias)[1]):
+        backend = "reference"
     tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
     if backend == "auto":
         fastest = "triton" if q.device.type == "cuda" else "tiled"
@@ -127,27 +140,29 @@ def _check(
     require(
         pos_emb.ndim in (2, 3) and pos_emb.shape[-1] == d,
         "pos_emb",
-        f"pos_emb {shape(pos_emb)} must be (p d) or (h p d) with d = {d} as in q {shape(q)}",
+        f"pos_emb {shape(pos_emb)} must be (p d) or (h p d) with d = {number(d)} as in q "
+        f"{shape(q)}",
     )
     require(
         pos_emb.ndim == 2 or pos_emb.shape[0] == h,
         "pos_emb",
-        f"pos_emb {shape(pos_emb)} has {pos_emb.shape[0]} tables, but q {shape(q)} has {h} heads",
+        f"pos_emb {shape(pos_emb)} has {number(pos_emb.shape[0])} tables, but q {shape(q)} "
+        f"has {number(h)} heads",
     )
     require(
         pos_emb.shape[-2] >= 1,
         "pos_emb",
-        f"pos_emb {shape(pos_emb)} has max_pos {pos_emb.shape[-2]}; it must be at least 1",
+        f"pos_emb {shape(pos_emb)} has max_pos {number(pos_emb.shape[-2])}; it must be at least 1",
     )
-    require(
-        pos_emb.is_floating_point(),
-        "pos_emb",
-        f"pos_emb must be floating point, but is {pos_emb.dtype}",
-    )
+    for name, t in {"pos_emb": pos_emb, "gate_k": gate_k, "head_mix": head_mix}.items():
+        if t is not None:
+            wrong = f"{name} must be floating point, but is {t.dtype}"
+            require(t.is_floating_point(), name, wrong)
+            require_device(name, t, q)
     require(
         soft_onehot_temp > 0,
         "soft_onehot_temp",
-        f"soft_onehot_temp={soft_onehot_temp} must be above 0",
+        f"soft_onehot_temp={number(soft_onehot_temp)} must be above 0",
     )
     if gate_k is not None:
         require(
@@ -157,8 +172,10 @@ def _check(
         )
     if head_mix is not None:
         require(
-            head_mix.shape == (h, h), "head_mix", f"head_mix {shape(head_mix)} must be ({h} {h})"
+            head_mix.shape == (h, h),
+            "head_mix",
+            f"head_mix {shape(head_mix)} must be ({number(h)} {number(h)})",
         )
 
 
-__all__ = ["BACKENDS", "cope_attention", "position_bias", "positions"]
+__all__ = ["BACKENDS", "cope_attention", "cope_attention_reference", "position_bias", "positions"]

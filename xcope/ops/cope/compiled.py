@@ -25,6 +25,7 @@ from xcope.ops.cope.tiles import BackwardRows, ForwardRows
 from xcope.ops.lines import (
     BLOCK,
     addresses,
+    below,
     exponentiate,
     hide,
     lay_out,
@@ -91,7 +92,8 @@ def gates(a: Array, g: Array) -> None:
 
 @compiled
 def whole(gate: Any) -> Any:
-    """A gate in units of 1 / ONE."""
+    """A gate in units of 1 / ONE; any, where it is NaN, but none that a count could not take."""
+    gate = gate if gate < f32(1) else f32(1)
     return i32(gate * f32(ONE) + f32(0.5))
 
 
@@ -247,7 +249,7 @@ def forward_unit(
         if outgrown(m, top):
             move_to(top, s, stride, end, keys, m, total, out)
         for r in range(rows):
-            shift[r] = (f32(0) if counting else plain[r]) - m[r]
+            shift[r] = below(f32(0) if counting else plain[r], m[r])
         for t in range(first, end):
             exponentiate(line(s, t, stride, rows), shift, total)
     join(f, w, count)
@@ -359,7 +361,7 @@ def _sizes(s: Tensor, rows: ForwardRows | BackwardRows, tile: Tile) -> list[int]
 
 def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
     """See `xcope.ops.cope.tiles.Body`."""
-    sharp = torch.tensor([sharpness])
+    sharp = torch.tensor([sharpness], dtype=torch.float32)
     where = addresses(
         sharp, s, a, rows.L, rows.m, rows.total, rows.out, rows.count, rows.start
     )  # fmt: skip
@@ -370,7 +372,7 @@ def backward(
     s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
 ) -> None:
     """See `xcope.ops.cope.tiles.Body`."""
-    sharp = torch.tensor([sharpness])
+    sharp = torch.tensor([sharpness], dtype=torch.float32)
     where = addresses(
         sharp, s, dp, a, rows.L, rows.dL, rows.m, rows.inverse, rows.D, rows.count, rows.lift,
         rows.start,

@@ -25,9 +25,8 @@ class Interpolation:
     """
 
     def __init__(self, L: Tensor, last: int, p: Tensor, sharpness: float):
-        floor = p.clamp_(0, last).floor()
-        self.f = floor.long()
-        self.u = p.sub_(floor).to(L.dtype)
+        self.f = p.clamp_(0, last).long().clamp_(0, last)  # again, as NaN may be any integer
+        self.u = p.sub_(self.f).to(L.dtype)
         self.slope = torch.ones_like(L[:1, :1, :1])
         if sharpness:
             self.u.mul_(2).sub_(1).mul_(sharpness).sigmoid_()

@@ -19,14 +19,17 @@ def cope_attention_few(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
     mask: Tensor | None, bias: Terms | None, scale: float, causal: bool, sharpness: float,
 ) -> Tensor:  # fmt: skip
-    """Arguments as of `xcope.ops.cope.tiled.cope_tiled`; (b h i dv)."""
+    """Arguments as of `xcope.ops.cope.operator.cope`; (b h i dv).
+
+    Not finite in rows that meet a number that is not, and maybe in others.
+    """
     b, h, i, d = q.shape
     hk, j = k.shape[1:3]
     seen = None
     if mask is not None or (causal and i > 1):
         seen = visible(q, k, mask, causal).expand(b, h, i, j)
 
-    scaled = (q * scale).view(b, hk, -1, d)
+    scaled = (q * scale).reshape(b, hk, h // hk * i, d)
     s = (scaled @ k.mT).view(b, h, i, j)
     if bias is not None:
         s = s + dense(bias, j)
@@ -35,10 +38,13 @@ def cope_attention_few(
         a = torch.einsum("gh,bhij->bgij", head_mix, a)
     if seen is not None:
         s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
-    prob = _biased(s, a, q @ e.mT, sharpness).softmax(-1)
+    L = q @ e.mT
+    if sharpness:  # all positions are weighed, if next to nothing
+        s = s + 0 * L.sum(-1, keepdim=True)
+    prob = _biased(s, a, L, sharpness).softmax(-1)
     if seen is not None:
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
-    return (prob.view(b, hk, -1, j) @ v).view(b, h, i, -1)
+    return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])
 
 
 def _biased(s: Tensor, a: Tensor, L: Tensor, sharpness: float) -> Tensor:
@@ -54,5 +60,7 @@ def _biased(s: Tensor, a: Tensor, L: Tensor, sharpness: float) -> Tensor:
         window *= 4
     bias = Interpolation(L, last, p, sharpness).bias()
     s[..., :start] += L[..., last, None]
+    if a is not s:  # a count that is not a number to the left of it is none
+        s[..., :start].masked_fill_(a[..., :start].isnan(), torch.nan)
     s[..., start:] += bias
     return s

@@ -13,6 +13,9 @@ The algorithm and the letters are those of `xcope.ops.cope.walk`. What differs o
   few integers that a tile's positions span is the bias. The gradient of the table logits are the
   same ramps' sums over the row, each written once, when the walk has passed it.
 
+- Where a tile has keys that its rows do not see, numbers that are not finite are kept from them: in
+  products, 0 · NaN is NaN.
+
 Each program owns a tile of queries (`forward`, `backward_q`) or of keys (`backward_k`) and writes
 what no other writes.
 """
@@ -115,9 +118,15 @@ def _fixed(count, FB: tl.constexpr):
 
 
 @triton.jit
+def _number(x):
+    """0 where it is NaN: of NaN no integer may be made that says where to read."""
+    return tl.where(x == x, x, 0.0)  # noqa: PLR0124
+
+
+@triton.jit
 def _steps(above, room):
     """How many integers the positions of a tile span, whose rows reach so far above their base."""
-    return tl.max(tl.minimum(above, room), 0).to(tl.int32) + 1
+    return tl.max(tl.minimum(_number(above), room), 0).to(tl.int32) + 1
 
 
 @triton.jit
@@ -206,6 +215,31 @@ def _load(base, rows, N, stride, cols, WIDTH: tl.constexpr, BLOCK: tl.constexpr)
     if BLOCK != WIDTH:
         inside = inside & (cols < WIDTH)[None, :]
     return tl.load(base + (rows[:, None] * stride + cols[None, :]), inside, other=0.0)
+
+
+@triton.jit
+def _stray(x):
+    """Which numbers are not finite."""
+    return tl.where(tl.abs(x.to(tl.float32)) < float("inf"), 0, 1)
+
+
+@triton.jit
+def _calm(x):
+    """0 where a number is not finite."""
+    return tl.where(_stray(x) == 0, x, 0.0).to(x.dtype)
+
+
+@triton.jit
+def _strays(values):
+    """Of which keys not all values are finite, (N)."""
+    return tl.max(_stray(values), 1)
+
+
+@triton.jit
+def _meet(acc, values, strays, seen):
+    """NaN for rows that see such a key, and the values without what is not finite."""
+    meets = tl.max((seen & (strays > 0)[None, :]).to(tl.int32), 1)
+    return tl.where((meets > 0)[:, None], float("nan"), acc), _calm(values)
 
 
 # -- table logits --------------------------------------------------------------------------------
@@ -303,13 +337,21 @@ def forward(
         if GATES:
             its_g = _load(gs, keys, NK, g_j, dims, D, BD)
             a = _products(its_q, its_g, PRECISION) * scale
+        if GATES:  # a count that is not a number makes its key's bias none
+            s = tl.where(a == a, s, a)  # noqa: PLR0124
         if (j0 < all_begun) | (j0 + C > sure) | (MASK > 0):
             s, a = _masked(
                 s, a, rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
+            strays = _strays(its_v)
+            if tl.max(strays, 0) > 0:
+                seen = _seen(
+                    rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+                )  # fmt: skip
+                acc, its_v = _meet(acc, its_v, strays, seen)
         gates = _sigmoid(a)
         base, rest, room = _count(counted, last, FB)
-        here = tl.sum(gates, 1)
+        here = _number(tl.sum(gates, 1))
         p = _sums(gates, triangle, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
         cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
         r = tl.minimum(p, room[:, None])
@@ -352,10 +394,23 @@ def forward(
         total = total * fade + tl.sum(prob, 1)
         its_v = _load(vs, keys, NK, v_j, vdims, DV, BDV)
         acc = acc * fade[:, None]
+        if DOCS or MASK > 0:
+            strays = _strays(its_v)
+            if tl.max(strays, 0) > 0:
+                acc, its_v = _meet(acc, its_v, strays, seen)
         acc = _dot(prob.to(its_v.dtype), its_v, acc, PRECISION)
         top = new_top
 
-    empty = total == 0.0
+    empty = (total == 0.0) & (local < ROWS)
+    if tl.max(empty.to(tl.int32)) > 0:  # is there no key, or none with a logit above −∞?
+        some = tl.zeros([M], tl.int32)
+        for j in range(lo, hi, N):
+            keys = j + tl.arange(0, N)
+            seen = _seen(
+                rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
+            )  # fmt: skip
+            some = tl.maximum(some, tl.max(seen.to(tl.int32), 1))
+        empty = empty & (some == 0)
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     inside = local < ROWS
     at = (unit * NQ + rows[:, None]) * DV + vdims[None, :]
@@ -454,6 +509,8 @@ def backward_q(
                 rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
             prob = tl.where(seen, prob, 0.0)
+            if (j < all_begun) | (MASK > 0):
+                its_k, its_v = _calm(its_k), _calm(its_v)
         dp = _products(its_dout, its_v, PRECISION)
         ds = prob * (dp - its_D[:, None])
         acc = _dot(ds.to(its_k.dtype), its_k, acc, PRECISION)
@@ -486,10 +543,11 @@ def backward_q(
             s, a = _masked(
                 s, a, rows, keys, offset, NK, its_first, its_past, ms, m_i, m_j, CAUSAL, DOCS, MASK
             )  # fmt: skip
+            its_k, its_v, its_g = _calm(its_k), _calm(its_v), _calm(its_g)
         g = _sigmoid(a)
         if j < all_count:
             g = tl.where(keys[None, :] >= stopped[:, None], g, 0.0)
-        counted = tl.maximum(counted - _fixed(tl.sum(g, 1), FB), 0)
+        counted = tl.maximum(counted - _fixed(_number(tl.sum(g, 1)), FB), 0)
         base, rest, room = _count(counted, last, FB)
         passed = bottom - base
         steps = tl.max(passed) + 1
@@ -549,7 +607,7 @@ def backward_q(
         gradient = tl.where(saturated, gradient - ds_sum[:, None], gradient)
         there = inside[:, None] & (f < P)[None, :]
         tl.store(rounded[:, None] + f[None, :], gradient.to(dL_rounded.dtype.element_ty), there)
-        its_e = _load(es, f, P, e_p, dims, D, BD)
+        its_e = _calm(_load(es, f, P, e_p, dims, D, BD))
         acc = _dot(gradient.to(its_e.dtype), its_e, acc, PRECISION)
     at = dq + (unit * NQ + rows[:, None]) * D + dims[None, :]
     tl.store(at, acc.to(dq.dtype.element_ty), inside[:, None] & (dims < D)[None, :])
@@ -685,7 +743,7 @@ def backward_k(
             # in halves, as the ramps that they need are half as many
             g_left, g_right = _halves(g)
             p_left, p_right = _halves(p)
-            here = tl.sum(g_right, 1)
+            here = _number(tl.sum(g_right, 1))
             cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
             r_right = tl.minimum(p_right, room[:, None])
             b_right, rise_right = _interpolate(

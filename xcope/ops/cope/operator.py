@@ -13,7 +13,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import like_gradients, with_gradient
+from xcope.ops.biased.forms import like_gradients, unflatten, with_gradient
+from xcope.ops.cope.reference import cope_attention_reference
+from xcope.ops.transforms import second_gradients
 
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -115,11 +117,41 @@ def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
     )
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> tuple[None, ...]:
-    raise NotImplementedError(
-        "fused CoPE attention has no second derivatives: use backend='reference'"
-    )
+def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    dout, _, _, _, _, _, *tensors, vectors, form, scale, causal, sharpness, _, _ = inputs
+    ctx.options = form, scale, causal, sharpness
+    ctx.save_for_backward(dout, *tensors, *vectors)
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    dout, *tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    tensors, (mask, documents), vectors = tensors[:6], tensors[6:8], tensors[8:]
+    form, scale, causal, sharpness = ctx.options
+
+    def definition(
+        q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor, head_mix: Tensor,
+        *vectors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        return cope_attention_reference(
+            q,
+            k,
+            v,
+            e,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            soft_onehot=sharpness > 0,
+            soft_onehot_temp=1 / (sharpness or 1.0),
+            gate_k=gate_k,
+            head_mix=head_mix,
+            bias=unflatten(form, vectors),
+            cu_seqlens=documents,
+        )
+
+    ddout, grads = second_gradients(definition, dout, (*tensors, *vectors), dgrads)
+    return ddout, *(None,) * 5, *grads[:6], None, None, grads[6:], *(None,) * 6
 
 
 cope.register_autograd(_gradients, setup_context=_save)
-cope_backward.register_autograd(_no_second_derivative, setup_context=lambda *_, **__: None)
+cope_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)

@@ -11,7 +11,8 @@ Important*, arXiv 2405.18719. For one head, keys j visible to query i:
     out  = softmax_j(s_ij + b_ij) v_j
 
 A bias of the logits (ALiBi's, say), where there is one, is part of s_ij. Keys of other documents
-are masked: they do not count.
+are masked: they do not count. Sums are over visible keys alone: where these are finite, so is the
+row, whatever the others are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from xcope.ops.biased.reference import dense
 from xcope.ops.biased.terms import Terms
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
+from xcope.ops.seen import scores, weighted_sums
 
 
 def positions(gates: Tensor, max_pos: int) -> Tensor:
@@ -36,15 +38,17 @@ def interpolated(table_logits: Tensor, pos: Tensor) -> Tensor:
 
     Args:
         table_logits: L, (b h i p).
-        pos: positions in [0, p − 1], (b h i j).
+        pos: positions in [0, p − 1], (b h i j), or NaN.
     """
-    last = table_logits.shape[-1] - 1
-    floor = pos.floor()
-    f = floor.long()
-    w = pos - floor
-    return (1 - w) * table_logits.gather(-1, f) + w * table_logits.gather(
-        -1, (f + 1).clamp(max=last)
-    )
+    f, c = nearest(pos, table_logits.shape[-1])
+    w = pos - pos.floor()
+    return (1 - w) * table_logits.gather(-1, f) + w * table_logits.gather(-1, c)
+
+
+def nearest(pos: Tensor, max_pos: int) -> tuple[Tensor, Tensor]:
+    """The integers f and c around positions; any, where they are NaN."""
+    f = pos.floor().nan_to_num().long()
+    return f, (f + 1).clamp(max=max_pos - 1)
 
 
 def soft_one_hot(table_logits: Tensor, pos: Tensor, temp: float) -> Tensor:
@@ -55,6 +59,14 @@ def soft_one_hot(table_logits: Tensor, pos: Tensor, temp: float) -> Tensor:
     integers = torch.arange(table_logits.shape[-1], device=pos.device, dtype=pos.dtype)
     weights = (-(pos[..., None] - integers).abs() / temp).softmax(-1)
     return torch.einsum("bhijp,bhip->bhij", weights, table_logits)
+
+
+def _read(pos: Tensor, seen: Tensor, max_pos: int) -> Tensor:
+    """Which table logits a query reads, of its visible keys' positions: bool, (b h i p)."""
+    nothing = pos.new_zeros(*pos.shape[:-1], max_pos + 1, dtype=torch.bool)
+    for integer in nearest(pos, max_pos):
+        nothing = nothing.scatter(-1, integer.masked_fill(~seen, max_pos), True)
+    return nothing[..., :max_pos]
 
 
 def position_bias(
@@ -80,9 +92,12 @@ def position_bias(
     Returns:
         (b h i j), dtype of ``gate_logits``.
     """
-    gates = gate_logits.sigmoid().masked_fill(~seen, 0.0)
-    pos = positions(gates, pos_emb.shape[-2])
-    table_logits = q.to(gate_logits.dtype) @ pos_emb.to(gate_logits.dtype).mT
+    max_pos = pos_emb.shape[-2]
+    gates = gate_logits.masked_fill(~seen, -torch.inf).sigmoid()
+    pos = positions(gates, max_pos)
+    read = seen.new_ones(max_pos) if soft_onehot else _read(pos, seen, max_pos)
+    q, e = q.to(gate_logits.dtype), pos_emb.to(gate_logits.dtype)
+    table_logits = scores(q, e.expand(*q.shape[:2], *e.shape[-2:]), read)
     if soft_onehot:
         return soft_one_hot(table_logits, pos, soft_onehot_temp)
     return interpolated(table_logits, pos)
@@ -117,13 +132,17 @@ def cope_attention_reference(
     if cu_seqlens is not None:
         mask = within_documents(mask, cu_seqlens, k.shape[2])
     seen = visible(q, k, mask, causal)
-    s = scale * (q @ k.mT)
+    # where heads are mixed, one head's gate needs the logits of all of them
+    needed = seen if head_mix is None else seen.any(1, keepdim=True)
+    s = scale * scores(q, k, needed)
     if bias is not None:
         s = s + dense(cast_to(bias, q), k.shape[2])
     gate_logits = s
     if gate_k is not None:
-        gate_logits = scale * (q @ gate_k.to(wide).repeat_interleave(groups, dim=1).mT)
+        gate_k = gate_k.to(wide).repeat_interleave(groups, dim=1)
+        gate_logits = scale * scores(q, gate_k, needed)
     if head_mix is not None:
+        gate_logits = gate_logits.masked_fill(~needed, 0.0)
         gate_logits = torch.einsum("gh,bhij->bgij", head_mix.to(wide), gate_logits)
     s = s + position_bias(
         q,
@@ -136,4 +155,4 @@ def cope_attention_reference(
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
-    return (attn @ v).to(dtype)
+    return weighted_sums(attn, v, seen).to(dtype)

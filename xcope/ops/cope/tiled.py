@@ -15,18 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
+from xcope.ops import nonfinite
 from xcope.ops.biased.eager import Bias
-from xcope.ops.biased.forms import cast_to, flatten, names, unflatten
+from xcope.ops.biased.forms import cast_to, first_part, flatten, names, unflatten
 from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import eager, few, walk
 from xcope.ops.cope.operator import Saved, cope
+from xcope.ops.cope.reference import cope_attention_reference
 from xcope.ops.cope.tiles import SPARE, Body, Call
 from xcope.ops.documents import one_by_one
-from xcope.ops.inputs import FEW, differentiated
+from xcope.ops.inputs import few_queries
+from xcope.ops.nonfinite import Tensors, all_finite, noticed
 from xcope.ops.tiles import by_key_head, compiled_or_none, sorted_by_key_head
 
 # Of the soft one-hot: its two nearest integers alone are right to float32's precision, e^(−1/τ).
 MAX_TEMPERATURE = 0.0625
+
+TENSORS = ("q", "k", "v", "e", "gate_k", "head_mix")
 
 
 def cope_attention_tiled(
@@ -97,9 +102,19 @@ def _of_a_row(
     sharpness = 1 / soft_onehot_temp if soft_onehot else 0.0
     form, vectors = flatten(None if bias is None else cast_to(bias, q))
     tensors = (q, k, v, pos_emb, gate_k, head_mix)
-    if q.shape[2] <= FEW and not differentiated(*tensors, *vectors):
-        terms = unflatten(form, vectors)
-        return few.cope_attention_few(*tensors, mask, terms, scale, causal, sharpness).to(dtype)
+    if few_queries(*tensors, *vectors):
+
+        def attend(given: Tensors) -> tuple[Tensor]:
+            terms = unflatten(form, [given[name] for name in names(form)])
+            attention: Any = few.cope_attention_few
+            its = [given.get(name) for name in TENSORS]
+            return (attention(*its, mask, terms, scale, causal, sharpness),)
+
+        call = call_by_definition(tensors, vectors, form, mask, scale, causal, sharpness)
+        out, *_ = attend(call.tensors)
+        if noticed(out):
+            out, *_ = call.forward(attend)
+        return out.to(dtype)
     out, *_ = cope(*tensors, mask, None, vectors, form, scale, causal, sharpness, "tiled")
     return cast(Tensor, out).to(dtype)
 
@@ -118,12 +133,13 @@ def compiled_body() -> Body | None:
 
 
 def _call(
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float, causal: bool,
-    sharpness: float, of_vectors: bool = False,
+    given: Tensors, form: str, mask: Tensor | None, scale: float, causal: bool, sharpness: float,
+    of_vectors: bool = False,
 ) -> Call:  # fmt: skip
     """Sorts the tensors by key head; ``of_vectors``: gradients of the bias are gathered."""
-    size = (*q.shape[:3], k.shape[2])
+    q, k, v, e = (given[name] for name in ("q", "k", "v", "e"))
+    gate_k, head_mix = given.get("gate_k"), given.get("head_mix")
+    size, vectors = (*q.shape[:3], k.shape[2]), [given[name] for name in names(form)]
     body, terms = body_for(q.dtype, q.device), unflatten(form, vectors)
     q, k, v, hidden = sorted_by_key_head(q, k, v, mask)
     return Call(
@@ -152,14 +168,63 @@ def run(
 ) -> Saved:  # fmt: skip
     """out (b h i dv), and for the backward m, 1 / Σ exp, count and start, (b h i).
 
-    float32 or float64. Documents are run one by one, elsewhere.
+    float32 or float64. Documents are run one by one, elsewhere. Rows that meet numbers that are not
+    finite have NaN for 1 / Σ exp, see `xcope.ops.nonfinite`.
     """
-    b, h, i, _ = q.shape
-    result = walk.forward(
-        _call(q, k, v, e, gate_k, head_mix, mask, vectors, form, scale, causal, sharpness)
+    tensors = (q, k, v, e, gate_k, head_mix)
+    options = (mask, scale, causal, sharpness)
+
+    def tiled(given: Tensors) -> Saved:
+        return _run(given, form, *options)
+
+    call = call_by_definition(tensors, vectors, form, *options)
+    if all_finite(*tensors, *vectors):
+        saved = tiled(call.tensors)
+        if all_finite(saved[0]) and not call.lost(*saved).any():
+            return saved
+    return cast(Saved, call.forward(tiled))
+
+
+def call_by_definition(
+    tensors: tuple[Tensor | None, ...], vectors: Sequence[Tensor], form: str, mask: Tensor | None,
+    scale: float, causal: bool, sharpness: float,
+) -> nonfinite.Call:  # fmt: skip
+    """What `xcope.ops.nonfinite` is told of a call: q, k, v, e, gate_k, head_mix, and the rest."""
+    whole = dict(zip(TENSORS, tensors, strict=True)) | dict(zip(names(form), vectors, strict=True))
+    given = {name: t for name, t in whole.items() if t is not None}
+
+    def definition(cut: Tensors, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
+        return cope_attention_reference(
+            *(cut[name] for name in ("q", "k", "v", "e")),
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            soft_onehot=sharpness > 0,
+            soft_onehot_temp=1 / sharpness if sharpness > 0 else 1.0,
+            gate_k=cut.get("gate_k"),
+            head_mix=cut.get("head_mix"),
+            bias=first_part(form, cut, queries, keys, given["k"].shape[2]),
+        )
+
+    everywhere = [name for name in ("head_mix",) if name in given] + ["e"] * (sharpness > 0)
+    return nonfinite.Call(
+        tensors=given,
+        mask=mask,
+        causal=causal,
+        definition=definition,
+        mixed="head_mix" in given,
+        everywhere=tuple(everywhere),
     )
+
+
+def _run(
+    given: Tensors, form: str, mask: Tensor | None, scale: float, causal: bool, sharpness: float
+) -> Saved:
+    """`run` of numbers that are finite."""
+    b, h, i, _ = given["q"].shape
+    result = walk.forward(_call(given, form, mask, scale, causal, sharpness))
     return (
-        result.out.view(b, h, i, -1),
+        result.out.view(b, h, i, given["v"].shape[-1]),
         result.m.view(b, h, i),
         result.inverse.view(b, h, i),
         result.count.view(b, h, i),
@@ -186,20 +251,33 @@ def run_backward(
     of_vectors: bool,
 ) -> list[Tensor]:  # fmt: skip
     """See `xcope.ops.cope.operator.cope_backward`."""
-    call = _call(
-        q, k, v, e, gate_k, head_mix, mask, vectors, form, scale, causal, sharpness, of_vectors
-    )  # fmt: skip
+    options = (mask, scale, causal, sharpness)
+
+    def tiled(dout: Tensor, saved: tuple[Tensor, ...], given: Tensors) -> Tensors:
+        return _run_backward(dout, cast(Saved, saved), given, form, *options, of_vectors)
+
+    call = call_by_definition((q, k, v, e, gate_k, head_mix), vectors, form, *options)
+    if all_finite(dout, saved[2], *call.tensors.values()):
+        grads = tiled(dout, saved, call.tensors)
+    else:
+        grads = call.backward(dout, saved, tiled)
+    return [grads.get(name, q.new_empty(0)) for name in (*TENSORS, *names(form))]
+
+
+def _run_backward(
+    dout: Tensor, saved: Saved, given: Tensors, form: str, mask: Tensor | None, scale: float,
+    causal: bool, sharpness: float, of_vectors: bool,
+) -> Tensors:  # fmt: skip
+    """`run_backward` of numbers that are finite, by name."""
+    call = _call(given, form, mask, scale, causal, sharpness, of_vectors)
     rows = call.q.shape[:3]
     out, *others = saved
-    result = walk.Result(out.view(*rows, -1), *(t.view(rows) for t in others))
-    grads = walk.backward(call, result, dout.contiguous().view(*rows, -1))
+    result = walk.Result(out.view(*rows, given["v"].shape[-1]), *(t.view(rows) for t in others))
+    grads = walk.backward(call, result, dout.contiguous().view(*rows, given["v"].shape[-1]))
     found = {} if call.bias is None else call.bias.gradients()
-    return [
-        grads.q.view(q.shape),
-        grads.k.view(k.shape),
-        grads.v.view(v.shape),
-        grads.e[..., :-SPARE, :].contiguous(),
-        q.new_empty(0) if grads.gate_k is None else grads.gate_k.view(k.shape),
-        q.new_empty(0) if grads.head_mix is None else grads.head_mix,
-        *(found.get(name, q.new_empty(0)) for name in names(form)),
-    ]
+    found |= {"q": grads.q, "k": grads.k, "v": grads.v, "e": grads.e[..., :-SPARE, :].contiguous()}
+    if grads.gate_k is not None:
+        found["gate_k"] = grads.gate_k
+    if grads.head_mix is not None:
+        found["head_mix"] = grads.head_mix
+    return {name: grad.view(given[name].shape) for name, grad in found.items()}

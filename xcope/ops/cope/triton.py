@@ -24,7 +24,7 @@ from xcope.ops.cope.operator import Saved, cope
 from xcope.ops.cope.tuning import INTERPRETED, Choice, choice, launch
 from xcope.ops.documents import document_of
 from xcope.ops.fallback import warn
-from xcope.ops.inputs import FEW, differentiated
+from xcope.ops.inputs import few_queries
 
 WORKSPACE = 2**30  # bytes
 PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # of the lifts' running sums
@@ -478,8 +478,7 @@ def cope_attention_kernels(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     tensors = (q, k, v, pos_emb, gate_k)
-    few = q.shape[2] <= FEW and not differentiated(*tensors)
-    if few and not torch.compiler.is_compiling():
+    if few_queries(*tensors) and not torch.compiler.is_compiling():
         return forward(call_of(*tensors, mask, cu_seqlens, scale, causal, sharpness)).out
     out, *_ = cope(*tensors, None, mask, cu_seqlens, [], "", scale, causal, sharpness, "triton")
     return cast(Tensor, out)

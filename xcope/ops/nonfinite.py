@@ -1,0 +1,210 @@
+"""Attention in tiles where not all numbers are finite: rows that meet such a number, and others.
+
+Tiles multiply by 0 what a row does not see, and 0 · NaN is NaN. So once a number of a call is not
+finite, rows that may meet one are computed by the definition, some at a time; all others in tiles,
+as ever, where a 0 stands in place of what is not finite. Gradients likewise: those of the two
+kinds of rows are added. Whether all is finite is a sum of each tensor, far less than attention.
+
+Shape notation as in `xcope.ops.cope.cope_attention`; hk key heads may be fewer than h.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xcope.ops.inputs import visible
+
+Tensors = dict[str, Tensor]
+Part = tuple[slice, slice, Tensor | None]  # queries, keys, mask
+
+OF_KEYS = ("k", "v", "gate_k")
+AREA = 2**21  # logits that the definition has at a time
+
+
+def all_finite(*tensors: Tensor | None) -> bool:
+    """Whether all numbers are finite, and no sum of a tensor overflows; waits for the device."""
+    floating = (t for t in tensors if t is not None and t.is_floating_point())
+    wide = torch.promote_types
+    return all(math.isfinite(t.sum(dtype=wide(t.dtype, torch.float32)).item()) for t in floating)
+
+
+def noticed(out: Tensor, *others: Tensor) -> bool:
+    """Whether not all numbers are finite, where one can look without waiting or cutting a graph.
+
+    A row of out that is all 0 counts, too: PyTorch's attention leaves that of rows of NaN.
+    """
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(out)
+    if out.device.type != "cpu" or traced:
+        return False
+    if not all_finite(out, *others):
+        return True
+    # first a glance: one number of each row
+    return bool((out[..., :1] == 0).any()) and bool((out == 0).all(-1).any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of an operator, and its two ways to attend.
+
+    Args:
+        tensors: by name: q, k and v, gate_k where there is one, and whatever else has gradients
+            or belongs to these.
+        mask: (b h i j) or what broadcasts to it, or None.
+        causal: query i sees keys up to its own place.
+        definition: out (b h i dv) of some of the queries and the first keys: takes the tensors, of
+            which q and those of keys are cut already, the two slices, and the mask, cut.
+        mixed: what a row sees in one head may reach it in all heads.
+        everywhere: names of tensors of which each number reaches every row.
+    """
+
+    tensors: Tensors
+    mask: Tensor | None
+    causal: bool
+    definition: Callable[[Tensors, slice, slice, Tensor | None], Tensor]
+    mixed: bool = False
+    everywhere: tuple[str, ...] = ()
+
+    def forward(self, tiled: Callable[[Tensors], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``tiled`` gives, out (b h i dv) first, with the rows put right that need it.
+
+        If there is more than out, the third is 1 / Σ exp (b h i): NaN for rows by definition.
+        """
+        cut = {n: t for n, t in self.finite().items() if n == "q" or n in OF_KEYS}
+        before = tiled(self.tensors | cut)
+        among = tiled(self.finite())
+        # where the table, say, is not finite, those differ that read what is not
+        rows = self.meeting() | (before[0] != among[0]).any(-1) | ~_finite_rows(before[0])
+        for left, right in zip(before[1:3], among[1:3], strict=True):
+            rows |= left != right
+        rows = self._in_all_heads(rows | self.lost(*before))
+        out, *others = tiled(self.finite(rows))
+        for part in self._parts(rows):
+            theirs, place = self._out(self.tensors, part), out[:, :, part[0]]
+            place.copy_(torch.where(rows[:, :, part[0], None], theirs, place))
+        if others:
+            others[1].masked_fill_(rows, torch.nan)
+        return out, *others
+
+    def lost(self, out: Tensor, *others: Tensor) -> Tensor:
+        """Rows (b h i) whose weights are all 0 though they see a key: logits of −∞."""
+        empty = torch.zeros(out.shape[:3], dtype=torch.bool, device=out.device)
+        if not others or not (nothing := others[1] == 0).any():
+            return empty
+        for queries, keys, mask in self._cuts():
+            if nothing[:, :, queries].any():
+                some = self._seen(queries, keys, mask).any(-1)
+                empty[:, :, queries] = nothing[:, :, queries] & some
+        return empty
+
+    def backward(
+        self,
+        dout: Tensor,
+        saved: tuple[Tensor, ...],
+        tiled: Callable[[Tensor, tuple[Tensor, ...], Tensors], Tensors],
+    ) -> Tensors:
+        """Gradients by name, from what `forward` gave; ``tiled`` makes those of tiles."""
+        out, m, inverse, *counts = saved
+        redone = inverse.isnan()
+        rows = self._in_all_heads(redone | ~_finite_rows(dout))
+        calm = (
+            out.masked_fill(rows[..., None], 0.0),
+            m,
+            inverse.masked_fill(redone, 0.0),
+            *counts,
+        )
+        grads = tiled(dout.masked_fill(rows[..., None], 0.0), calm, self.finite(redone))
+        dout = dout.masked_fill(~rows[..., None], 0.0)
+        for part in self._parts(rows):
+            for name, grad in self._gradients(part, dout).items():
+                if name in grads:
+                    grads[name] += grad
+        return grads
+
+    # -- what is finite ----------------------------------------------------------------------
+
+    def finite(self, zeroed: Tensor | None = None) -> Tensors:
+        """With 0 in place of what is not finite, and for the queries of these rows (b h i)."""
+        tensors = {
+            name: t.masked_fill(~t.isfinite(), 0.0) if t.is_floating_point() else t
+            for name, t in self.tensors.items()
+        }
+        if zeroed is not None:
+            tensors["q"] = tensors["q"].masked_fill(zeroed[..., None], 0.0)
+        return tensors
+
+    def meeting(self) -> Tensor:
+        """Rows (b h i) that are not finite, or see a key that is not."""
+        q, k = self.tensors["q"], self.tensors["k"]
+        rows = ~_finite_rows(q)
+        rows |= not all_finite(*(self.tensors[name] for name in self.everywhere))
+        of_keys = [~_finite_rows(self.tensors[n]) for n in OF_KEYS if n in self.tensors]
+        bad = torch.stack(of_keys).any(0).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        if bad.any():
+            for queries, keys, mask in self._cuts():
+                seen = self._seen(queries, keys, mask)
+                rows[:, :, queries] |= (seen & bad[:, :, None, keys]).any(-1)
+        return rows
+
+    def _in_all_heads(self, rows: Tensor) -> Tensor:
+        return rows.any(1, keepdim=True).expand_as(rows) if self.mixed else rows
+
+    # -- some queries at a time ----------------------------------------------------------------
+
+    def _cuts(self) -> Iterator[Part]:
+        """Some queries, the first keys, which are all that they may see, and the mask of these."""
+        (b, h, i, _), j = self.tensors["q"].shape, self.tensors["k"].shape[2]
+        size = max(1, AREA // max(1, b * h * j))
+        for i0 in range(0, i, size):
+            i1 = min(i, i0 + size)
+            queries, keys = slice(i0, i1), slice(0, max(0, j - i + i1) if self.causal else j)
+            mask = self.mask
+            if mask is not None:
+                mask = mask[:, :, queries] if mask.shape[2] > 1 else mask
+                mask = mask[..., keys] if mask.shape[3] > 1 else mask
+            yield queries, keys, mask
+
+    def _seen(self, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
+        q, k = self.tensors["q"][:, :, queries], self.tensors["k"][:, :, keys]
+        return visible(q, k, mask, self.causal)
+
+    def _parts(self, rows: Tensor) -> Iterator[Part]:
+        """Those in which there are such rows."""
+        for part in self._cuts():
+            if rows[:, :, part[0]].any():
+                yield part
+
+    def _out(self, tensors: Tensors, part: Part) -> Tensor:
+        queries, keys, mask = part
+        cut = {n: t[:, :, keys] for n, t in tensors.items() if n in OF_KEYS}
+        cut["q"] = tensors["q"][:, :, queries]
+        return self.definition(tensors | cut, queries, keys, mask)
+
+    def _gradients(self, part: Part, dout: Tensor) -> Tensors:
+        def differentiate() -> Tensors:
+            leaves = {
+                n: t.detach().requires_grad_(t.is_floating_point()) for n, t in self.tensors.items()
+            }
+            wanted = {n: t for n, t in leaves.items() if t.requires_grad}
+            grads = torch.autograd.grad(
+                self._out(leaves, part),
+                list(wanted.values()),
+                dout[:, :, part[0]],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            return dict(zip(wanted, grads, strict=True))
+
+        # where an operator is at work, autograd records nothing, whatever the grad mode says
+        with ThreadPoolExecutor(1) as elsewhere:
+            return elsewhere.submit(differentiate).result()
+
+
+def _finite_rows(t: Tensor) -> Tensor:
+    """(… d) → (…)."""
+    return t.isfinite().all(-1)
