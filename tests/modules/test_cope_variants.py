@@ -150,7 +150,6 @@ def test_every_parameter_of_every_variant_learns():
     [
         ({"cope_sep_keys": True, "cope_val_gates": True}, "drop one of the two"),
         ({"cope_sep_keys": True, "attn_qk_rmsnorm": True}, "attn_qk_rmsnorm"),
-        ({"cope_sep_keys": True, "rotary_pos_emb": True, "rotate_num_heads": 2}, "rotate_num"),
         ({"cope_val_gates": True, "attn_value_dim_head": 16}, "attn_value_dim_head"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
@@ -158,6 +157,17 @@ def test_every_parameter_of_every_variant_learns():
 def test_what_does_not_go_together_is_refused(flags, said):
     with pytest.raises(FlagError, match=said):
         xcope.Decoder(dim=32, depth=1, heads=4, attn_dim_head=8, attn_use_cope=True, **flags)
+
+
+def test_gates_from_keys_of_their_own_are_turned_in_the_same_heads_as_the_keys():
+    flags = {"position": ["cope", "rotary"], "rotate_num_heads": 1}
+    one, own = model(**flags), model(cope_sep_keys=True, **flags)
+    state = one.state_dict()
+    for name in [name for name in state if name.endswith("to_k.weight")]:
+        state[name.replace("to_k.weight", "to_k.gate_weight")] = state[name]
+    own.load_state_dict(state)
+    tokens = torch.randint(20, (2, 24))
+    torch.testing.assert_close(own(tokens), one(tokens))
 
 
 def test_variants_stay_right_where_the_logits_are_materialised():

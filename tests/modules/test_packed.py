@@ -168,7 +168,7 @@ def test_calls_that_do_not_fit_are_explained(call, message):
         {"shift_tokens": 1},
         {"orthog_residual": True},
         {"mv_split_residual": True},
-        {"attn_hybrid_module": torch.nn.Identity()},
+        {"attn_hybrid_module": torch.nn.Identity(), "attn_hybrid_fold_axial_dim": 1},
         {"attn_orthog_projected_values": True},
         {"attn_orthog_projected_values_per_head": True},
         {"attn_selective": True},
@@ -180,7 +180,7 @@ def test_calls_that_do_not_fit_are_explained(call, message):
     ids=str,
 )
 def test_what_acts_across_documents_is_refused(flags):
-    (flag,) = flags.get("wrapper", flags)
+    flag = next(iter(flags.get("wrapper", flags)))
     with pytest.raises(FlagError, match=f"{flag} does not go together with cu_seqlens"):
         model("none", **flags)(tokens(), cu_seqlens=EDGES)
 

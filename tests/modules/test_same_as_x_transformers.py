@@ -84,6 +84,12 @@ def test_key_padding_mask(name, flags):
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[0, 14:] = False
     mask[1, 5:9] = False
+    if name == "xpos" and "attn_num_mem_kv" in flags:
+        # x-transformers counts the padding in the length that these logits depend on; a row that
+        # is padded on the right is to have what it has alone
+        short = theirs(tokens[:1, :14])
+        torch.testing.assert_close(ours(tokens, mask=mask)[:1, :14], short, atol=1e-4, rtol=1e-4)
+        tokens, mask = tokens[1:], mask[1:]
     expected = theirs(tokens, mask=mask)[mask]
     torch.testing.assert_close(ours(tokens, mask=mask)[mask], expected, atol=1e-4, rtol=1e-4)
 

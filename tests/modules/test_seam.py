@@ -40,6 +40,13 @@ def test_a_moved_attribute_of_the_layers_names_the_supported_versions(attribute)
         seam.check_layers(layers)
 
 
+def test_a_moved_keyword_names_the_supported_versions(monkeypatch):
+    layers = xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8)
+    monkeypatch.setattr(seam.Attend, "forward", lambda self, q, k, v: q)
+    with pytest.raises(seam.SeamError, match=rf"has no flash_pack_seq_kwargs.*{seam.SUPPORTED}"):
+        seam.check_layers(layers)
+
+
 @pytest.mark.parametrize("attribute", ["scale", "cope", "selective"])
 def test_a_moved_attribute_of_attend_names_the_supported_versions(attribute):
     layers = xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8)

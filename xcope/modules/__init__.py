@@ -2,7 +2,7 @@
 
 from xcope.modules.decoder import Decoder
 from xcope.modules.flags import decoder_flags, wrapper_flags
-from xcope.modules.seam import SeamError
+from xcope.modules.seam import SeamError, logits_kept
 from xcope.modules.wrapper import AutoregressiveWrapper, TransformerWrapper
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "SeamError",
     "TransformerWrapper",
     "decoder_flags",
+    "logits_kept",
     "wrapper_flags",
 ]

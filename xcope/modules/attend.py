@@ -5,7 +5,6 @@ Here is how schemes act; where x-transformers calls it is `xcope.modules.seam`'s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from xcope.modules.places import Places
 from xcope.ops.biased import biased_attention
 from xcope.ops.biased.terms import Terms
+from xcope.ops.transforms import by_definition
 from xcope.positions import IndexBias, Rotation
 from xcope.positions.cope import CoPE
 from xcope.positions.forgetting import Forgetting
@@ -64,18 +64,8 @@ class Call:
     q_places: Places | None = None
 
     def __add__(self, bias: Tensor) -> Call:
-        """The call with one more bias; x-transformers adds to what it takes for a tensor."""
+        """The call with one more bias, (… i j)."""
         return replace(self, bias=bias if self.bias is None else self.bias + bias)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """x-transformers pads what it takes for a bias, by learned memories that it has."""
-        call, amounts = args[0], args[1] if len(args) > 1 else kwargs["pad"]
-        if func is not F.pad or any(amounts):
-            raise TypeError(f"{func} of a call's places")
-        return call
 
     def q_and_k(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor]:
         """Places of i queries and of the keys."""
@@ -94,7 +84,7 @@ def turned(
     """
     if part.rotation is None:
         return q, k
-    free = k.shape[-2] - len(call.places)
+    free = k.shape[-2] - call.places.count
     q_pos, k_pos = call.q_and_k(q.shape[-2], part.rotation_max)
     q, turned_k = part.rotation.rotate(q, k[:, :, free:], q_pos, k_pos, heads)
     return q, torch.cat((k[:, :, :free], turned_k), dim=-2) if free else turned_k
@@ -125,7 +115,13 @@ def dense_of(part: Part, call: Call, i: int, j: int) -> Tensor | None:
     if part.forgetting is not None and call.log_gates is not None:
         bias = part.forgetting.dense(call.log_gates, i)
     elif part.bias is not None:
-        bias = part.bias.dense(*call.q_and_k(i, part.bias_max))
+        q_pos, k_pos = call.q_and_k(i, part.bias_max)
+        if k_pos.ndim == 3:  # places of each head
+            rows = part.bias.dense(q_pos.flatten(0, 1), k_pos.flatten(0, 1))
+            each = rows.view(*k_pos.shape[:2], *rows.shape[1:])
+            bias = each.diagonal(dim1=1, dim2=2).movedim(-1, 1)
+        else:
+            bias = part.bias.dense(q_pos, k_pos)
     else:
         return None
     return F.pad(bias, (j - bias.shape[-1], 0))
@@ -216,7 +212,9 @@ def _attend_wide(
         these = slice(first, min(first + KEY_HEADS_AT_ONCE, k.shape[1]))
         those = slice(these.start * groups, these.stop * groups)
         tensors = (q[:, those], k[:, these], v[:, these])
-        # nothing in it is random
-        wide = checkpoint(some, *tensors, those, use_reentrant=False, preserve_rng_state=False)
-        outs.append(wide)
+        if by_definition(*tensors):  # which knows no checkpoints
+            outs.append(some(*tensors, those))
+        else:  # nothing in it is random
+            kept: Any = {"use_reentrant": False, "preserve_rng_state": False}
+            outs.append(checkpoint(some, *tensors, those, **kept))
     return torch.cat(outs, dim=1)

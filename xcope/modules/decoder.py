@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from xcope.modules import seam
 from xcope.modules.attend import Part
 from xcope.modules.flags import Request, resolve
 from xcope.modules.packed import documents_of
-from xcope.modules.places import places_of
+from xcope.modules.places import check_context_pos, check_masks, places_of
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
+from xcope.positions.base import fill_constants
 from xcope.positions.cope import CoPE
 from xcope.positions.plan import Group, Layer
 
@@ -47,6 +48,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         schemes: the chosen schemes, combinations replaced by their parts.
         abs_pos_default: whether `TransformerWrapper` adds learned absolute positions unless told
             otherwise: only if no position at all is asked for, or ``disable_abs_pos_emb=False``.
+        meetings: where tokens meet elsewhere than in causal attention.
         packed: whether every call has to say where documents begin (``attn_flash_pack_seq=True``).
 
     Raises:
@@ -57,21 +59,25 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
 
     def __init__(self, *, position: Position | None = None, **flags: Any) -> None:
         request = resolve(position, flags)
+        seam.check_flags(request.upstream)
         _check_sizes(request.upstream)
         geometry = Geometry(
             dim=request.upstream["dim"],
             heads=request.upstream.get("heads", 8),
             dim_head=request.upstream.get("attn_dim_head", 64),
         )
-        try:
-            super().__init__(**_upstream_flags(request))
-        except AssertionError as error:
-            raise seam.refused("Decoder", error) from error
+        upstream = _upstream_flags(request)
+        with seam.errors_for_people(seam.UpstreamDecoder, upstream, needed=("dim",)):
+            super().__init__(**upstream)
         seam.check_layers(self)
+        seam.check_widths(self)
         self.plan = request.plan
         self.schemes = request.plan.schemes
         self.abs_pos_default = _abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
+        self.register_load_state_dict_post_hook(fill_constants)
+        # x-transformers' wrappers add learned absolute positions unless this says no
+        self.disable_abs_pos_emb = not (self.abs_pos_default or self.plan.of(Slot.INPUT))
         with random_numbers_of_its_own():
             self._fill_attentions(geometry)
 
@@ -80,7 +86,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
 
         Rows that are padded on the left (``seq_start_pos``) are treated as if they stood alone:
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
-        distance.
+        distance. Memories before the padding keep their places and are seen.
+
+        Beside a ``cache``, ``x`` is all tokens or the last ``cache_age`` alone. ``pos``, whole
+        numbers (n) or (b n), are the places of all tokens, cached ones too; a bias of the logits
+        takes them for each head, (b h n).
 
         With ``cu_seqlens``, int32 or int64 (m + 1), ``x`` (1 n dim) holds m documents: ascending
         from 0 to n, it says where each begins, equal neighbours being an empty one. Each is
@@ -89,7 +99,10 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         values are not checked: that would wait for the device.
 
         Raises:
-            FlagError: ``pos`` that is not as long as the tokens; ready-made angles; ``cu_seqlens``
+            FlagError: ``pos`` that is not as long as the tokens; ready-made angles; masks that are
+                not bool or do not fit; a cache beside what changes as more tokens follow, as
+                dynamic NTK does; ``seq_start_pos`` beside ``attn_max_attend_past`` where memories
+                stand before the padding; ``cu_seqlens``
                 that do not fit, or beside what tells of no documents: places, a cache, memories,
                 cross attention, and flags by which tokens meet elsewhere than in attention or
                 schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
@@ -100,17 +113,80 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
         documents = documents_of(x, kwargs)
         if documents is not None:
-            seam.check_packed(self)
+            seam.check_packed(self, self.meetings)
         elif self.packed:
             raise FlagError(
                 "attn_flash_pack_seq",
                 "attn_flash_pack_seq=True, but the call has no cu_seqlens: say where documents "
                 "begin, or build the decoder without the flag",
             )
+        start, inside = kwargs.get("seq_start_pos"), None
+        if start is not None and self.meetings:
+            lead = kwargs.get("tokens_before", 0)
+            inside = seam.left_mask(self.meetings, x, start, kwargs.get("mask"), lead)
+            kwargs["mask"] = inside
+        check_masks(x, kwargs)
+        if kwargs.get("context_pos") is not None and kwargs.get("context") is not None:
+            check_context_pos(kwargs["context_pos"], kwargs["context"])
+        if kwargs.get("cache") is not None:
+            self._check_cache(kwargs)
+            if not self._reads_places and kwargs.get("pos") is not None:
+                kwargs["pos"] = None  # no scheme here reads them
+        masks = [kwargs.get(name) for name in ("mask", "self_attn_kv_mask")]
         places = places_of(x, self.training, kwargs, documents)
+        if places.padding is not None and self._windowed:
+            raise FlagError(
+                "seq_start_pos",
+                "seq_start_pos does not go together with attn_max_attend_past where memories or "
+                "prepended embeddings stand before the padding: give each row alone",
+            )
+        if places.keys.ndim == 3:
+            self._check_places_of_heads(places.keys)
+        if self._reads_length:
+            for mask in masks:
+                places = places if mask is None else places.ending_with(mask)
         # under the names of their angles x-transformers hands the places on to its attentions
         kwargs |= {"rotary_pos_emb": places, "polar_pos_emb": places}
-        return super().forward(x, *args, **kwargs)
+        with nullcontext() if inside is None else seam.shifted_within(self, inside):
+            return super().forward(x, *args, **kwargs)
+
+    def attn_qk_clip_(self, intermediates: Any, tau: float = 100.0) -> None:
+        """As x-transformers': scale the weights of heads whose logits have passed ``tau``.
+
+        Raises:
+            FlagError: the intermediates have no logits.
+        """
+        if any(isinstance(i, seam.FusedIntermediates) for i in intermediates.attn_intermediates):
+            raise FlagError(
+                "return_attn",
+                "the intermediates have no logits, which fused attention never holds: call the "
+                "model with return_attn=True beside return_intermediates=True, which keeps them",
+            )
+        super().attn_qk_clip_(intermediates, tau=tau)
+
+    def _check_cache(self, arguments: dict[str, Any]) -> None:
+        seam.check_cached(self.meetings)
+        if self._needs_all_tokens:
+            raise FlagError(
+                "cache",
+                "cache does not go together with a scheme by which earlier tokens change as more "
+                "follow, as dynamic NTK, or xPos beside learned memories: give all tokens, and no "
+                "cache",
+            )
+        if arguments.get("attn_mask") is not None:
+            raise FlagError("attn_mask", "attn_mask does not go together with cache: drop one")
+
+    def _check_places_of_heads(self, keys: Tensor) -> None:
+        """Only what is added to the logits can differ from head to head."""
+        heads = seam.self_attentions(self)[0].heads
+        parts = [part for a in seam.self_attentions(self) for part in a.attend.parts]
+        turned = any(part.rotation is not None for part in parts)
+        if turned or any(part.heads != heads for part in parts) or keys.shape[1] != heads:
+            raise FlagError(
+                "pos",
+                f"pos with places for each head, (b {keys.shape[1]} n), needs {heads} heads of one "
+                "scheme that is a bias of the logits, as ALiBi: give places (n) or (b n)",
+            )
 
     def _fill_attentions(self, geometry: Geometry) -> None:
         attentions, layers = seam.self_attentions(self), self.plan.layers
@@ -125,14 +201,26 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                     "attention to drop from it; without attn_dropout they need no such tensor"
                 )
         seam.clear_rotation(self)
+        seam.make_picklable(self)
+        seam.fill_meetings(self)
         for module in builder.shared:
             seam.keep_shared(self, module.upstream_name, module)
-        if any(map(seam.needs_all_tokens, attentions)):
-            seam.forget_cache(self)
+        self._windowed = any(a.max_attend_past is not None for a in attentions)
+        rotations = [part.rotation for a in attentions for part in a.attend.parts]
+        self._reads_length = any(
+            r is not None and (r.length_dependent or r.scales) for r in rotations
+        )
+        biases = [part.bias for a in attentions for part in a.attend.parts]
+        self._reads_places = any(one is not None for one in (*rotations, *biases))
+        self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
         for attention in seam.cross_attentions(self) if self.plan.uniform else ():
             for part in builder.parts(layers[0]):
                 if part.rotation is not None and not part.rotation.widens:
-                    seam.fill_cross_attention(attention, part)
+                    seam.fill_cross_attention(attention, part, self.cross_residual_attn)
+        self.meetings = seam.meetings(self)
+        cached = all(meeting.cached for meeting in self.meetings)
+        if not cached or self._needs_all_tokens:
+            seam.forget_cache(self)
 
 
 class Builder:
@@ -203,6 +291,15 @@ def _materialised_by_dropout(part: Part) -> bool:
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:
+    if not attentions:
+        for one in plan.schemes:
+            if one.slot is not Slot.INPUT:
+                raise FlagError(
+                    "position",
+                    f"position {one.name!r} acts in self-attention, which the decoder has none of: "
+                    "drop it, or only_cross and custom_layers that leave self-attention out",
+                )
+        return
     asked = len(plan.layers)
     if plan.exact and asked != attentions:
         raise FlagError(
@@ -244,15 +341,21 @@ def _abs_pos_default(request: Request) -> bool:
 
 
 def _check_sizes(flags: dict[str, Any]) -> None:
-    for flag in ("dim", "depth", "heads", "attn_dim_head", "attn_kv_heads"):
+    for flag in ("dim", "depth", "heads", "attn_dim_head"):
         value = flags.get(flag)
-        if value is None:
-            if flag == "dim":
-                raise FlagError("dim", "Decoder needs dim")
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise FlagError(flag, f"{flag}={value!r} is not allowed: a whole number from 1 on")
+        if value is not None:
+            _check_size(flag, value)
+        elif flag == "dim":
+            raise FlagError("dim", "Decoder needs dim")
     heads, kv_heads = flags.get("heads", 8), flags.get("attn_kv_heads")
+    of_layers = kv_heads if isinstance(kv_heads, tuple) else (kv_heads,)
+    for value in of_layers:
+        if value is not None:
+            _check_size("attn_kv_heads", value)
+            if heads % value:
+                raise FlagError(
+                    "attn_kv_heads", f"attn_kv_heads={kv_heads} does not divide heads={heads}"
+                )
     width = flags.get("attn_value_dim_head") or flags.get("attn_dim_head", 64)
     projected = flags.get("attn_project_out") or flags.get("attn_on_attn")
     if heads == 1 and width != flags["dim"] and not projected:
@@ -262,8 +365,11 @@ def _check_sizes(flags: dict[str, Any]) -> None:
             "x-transformers projects the output of a single head only if attn_project_out=True; "
             f"set that, or attn_dim_head={flags['dim']}",
         )
-    if kv_heads is not None and heads % kv_heads:
-        raise FlagError("attn_kv_heads", f"attn_kv_heads={kv_heads} does not divide heads={heads}")
+
+
+def _check_size(flag: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FlagError(flag, f"{flag}={value!r} is not allowed: a whole number from 1 on")
 
 
 def _upstream_flags(request: Request) -> dict[str, Any]:

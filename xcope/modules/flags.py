@@ -176,7 +176,21 @@ def _with_options(rest: dict[str, Any], plan: Plan) -> Plan:
     for kwargs in {one.upstream_kwargs for one in plan.schemes}:
         if kwargs is not None and kwargs in rest:
             plan = plan.map(partial(_set_all, kwargs=kwargs, options=dict(rest.pop(kwargs))))
+    if not _on(rest.get(PER_ROW)):  # that one takes options, too
+        _check_kwargs(rest)
     return plan
+
+
+def _check_kwargs(rest: Mapping[str, Any]) -> None:
+    """Refuse options, in x-transformers' mappings, of schemes that are not chosen."""
+    for name, kind in schemes().items():
+        flag = kind.upstream_kwargs
+        if flag is not None and rest.get(flag):
+            raise FlagError(
+                flag,
+                f"{flag}={rest[flag]!r} has options of position {name!r} or its like, which is not "
+                "chosen: drop the flag",
+            )
 
 
 def _set_all(one: Scheme, kwargs: str, options: dict[str, Any]) -> Scheme:
@@ -196,11 +210,11 @@ def _check_foreign(plan: Plan, foreign: Sequence[str]) -> None:
     """Refuse two schemes for one slot where x-transformers builds one of them."""
     taken = {one.slot: one.name for one in plan.schemes}
     for flag in foreign:
-        slot = seam.UPSTREAM_ONLY[flag]
-        if slot in taken:
-            raise FlagError(
-                flag,
-                f"two schemes at once: {flag}=True and {taken[slot]!r} both fill the "
-                f"{slot.value} slot: keep one of them",
-            )
-        taken[slot] = flag
+        for slot in seam.UPSTREAM_ONLY[flag]:
+            if slot in taken:
+                raise FlagError(
+                    flag,
+                    f"two schemes at once: {flag}=True and {taken[slot]!r} both fill the "
+                    f"{slot.value} slot: keep one of them",
+                )
+        taken |= dict.fromkeys(seam.UPSTREAM_ONLY[flag], flag)

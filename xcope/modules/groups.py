@@ -10,7 +10,42 @@ import torch
 from torch import Tensor, nn
 
 from xcope.modules.attend import Call, Part, attend, dense_of, turned_with_gates
+from xcope.positions import Rotation
 from xcope.positions.cope import CoPE
+
+
+class LastHeads(Rotation):
+    """A rotation of the last heads only.
+
+    Args:
+        rotation: of all heads; owned, and registered, elsewhere.
+        heads: of the group.
+        last: how many of them are turned.
+    """
+
+    def __init__(self, rotation: Rotation, heads: int, last: int) -> None:
+        super().__init__()
+        self.rotation = rotation
+        self.heads, self.last = heads, last
+        self.length_dependent, self.scales = rotation.length_dependent, rotation.scales
+
+    def rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        heads: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Rotation.rotate`; there are as many key heads as query heads, or, with those that
+        gates are made from behind them, twice as many."""
+        rest = self.heads - self.last
+        turned_q = q[:, rest:]
+        both = []
+        for keys in torch.split(k, self.heads, dim=1):
+            turned_q, turned_k = self.rotation.rotate(q[:, rest:], keys[:, rest:], q_pos, k_pos)
+            both.append(torch.cat((keys[:, :rest], turned_k), dim=1))
+        return torch.cat((q[:, :rest], turned_q), dim=1), torch.cat(both, dim=1)
 
 
 def attend_by_groups(
@@ -26,6 +61,8 @@ def attend_by_groups(
 ) -> Tensor:
     """`attend` for each group of heads; shapes as there, heads in x-transformers' order."""
     h, kv_heads = q.shape[1], k.shape[1]
+    if q.shape[0] == 0:
+        return v.new_zeros(*q.shape[:3], v.shape[-1])
     if len(parts) == 1:
         order = None
         if 1 < kv_heads < h:

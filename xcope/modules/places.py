@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
@@ -16,11 +17,13 @@ class Places:
     """The places of a call's keys; its queries are the last of them.
 
     Args:
-        keys: int64, (j) or (b j); what stands before the first token (memories) is below 0.
+        keys: int64, (j), (b j) or, for each head, (b h j); what stands before the first token
+            (memories) is below 0.
         given: whether the caller chose them, so that they may be in any order.
         documents: cu_seqlens where several documents are packed in the row, whose places ascend
             within each.
         drawn: whether schemes with ``random_max`` draw theirs at random.
+        padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
     """
 
     def __init__(
@@ -29,13 +32,17 @@ class Places:
         given: bool = False,
         drawn: bool = False,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> None:
         self.keys = keys
         self.given = given
         self.documents = documents
+        self.padding = padding
         self._draws: dict[int, Tensor] | None = {} if drawn and not given else None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many; not ``len``, which would fix the length of an exported program."""
         return self.keys.shape[-1]
 
     def of(self, random_max: int | None) -> Tensor:
@@ -44,15 +51,25 @@ class Places:
             return self.keys
         if random_max not in self._draws:
             if self.documents is None:
-                drawn = draw_places(len(self), random_max, self.keys.device)
+                drawn = draw_places(self.count, random_max, self.keys.device)
             else:
                 drawn = draw_places_of_documents(self.documents, random_max)
             self._draws[random_max] = drawn[self.keys.clamp(min=0)]
         return self._draws[random_max]
 
+    def ending_with(self, seen: Tensor) -> Places:
+        """The same, but no place beyond that of a row's last key that is seen, (b j) bool."""
+        if self.given or seen.shape[-1] > self.count:
+            return self
+        seen = F.pad(seen, (self.count - seen.shape[-1], 0), value=True)  # memories
+        last = self.keys.masked_fill(~seen, 0).amax(-1, keepdim=True)
+        ended = Places(torch.minimum(self.keys, last), padding=self.padding)
+        ended._draws = self._draws
+        return ended
+
     def span(self, random_max: int | None) -> int:
         """What the distances of places `of` a scheme stay below."""
-        return len(self) if random_max is None or self._draws is None else random_max
+        return self.count if random_max is None or self._draws is None else random_max
 
 
 def places_of(
@@ -60,38 +77,165 @@ def places_of(
 ) -> Places:
     """The places of a decoder's call.
 
+    A row that is padded on the left stands where it would stand alone: what comes before its
+    tokens (``tokens_before`` of ``x``, and memories) keeps its places, the padding has that of the
+    first token.
+
     Args:
-        x: embeddings (b n dim), all tokens or, with ``input_not_include_cache``, the new ones.
+        x: embeddings (b n dim), all tokens or, beside a cache, the new ones.
         drawn: see `Places`.
-        arguments: the keyword arguments of the call.
+        arguments: the keyword arguments of the call; ``seq_start_pos`` becomes a mask there.
         documents: see `Places`; they have places of their own, whatever ``pos`` says.
 
     Raises:
-        FlagError: ``pos`` that is not as long as the tokens.
+        FlagError: ``pos`` or ``seq_start_pos`` that do not fit the tokens.
     """
+    lead = arguments.pop("tokens_before", 0)
     if documents is not None:
         keys = packed_places(documents, x.shape[1])
         return Places(keys, drawn=drawn, documents=documents)
-    cache, mems = arguments.get("cache"), arguments.get("mems")
-    behind = 0  # tokens in the cache that are not in x
-    if cache is not None and arguments.get("input_not_include_cache"):
-        behind = cache.cache_length
+    behind = tokens_only_cached(x.shape[1], arguments.get("cache"), arguments.get("cache_age", 1))
     total = behind + x.shape[1]
-    memories = next((m.shape[1] for m in mems or () if m is not None), 0)
+    memories = next((m.shape[1] for m in arguments.get("mems") or () if m is not None), 0)
+    start, between = arguments.pop("seq_start_pos", None), None
+    padding: Tensor | int = 0  # before each slot
+    slots = torch.arange(total, device=x.device)
+    if start is not None:
+        _check_start(start, x)
+        padding = torch.where(slots < lead, 0, start[:, None])
+        seen = (slots < lead) | (slots - lead >= start[:, None])
+        _hide_padding(seen, memories, arguments)
+        between = F.pad(~seen, (memories, 0)) if lead or memories else None
+    before = torch.arange(-memories, 0, device=x.device)
     pos = arguments.get("pos")
-    if pos is not None and not pos.is_floating_point():
+    if pos is not None and is_places(pos, x):
         if pos.shape[-1] != total:
             raise FlagError(
                 "pos",
                 f"pos has {pos.shape[-1]} places, but there are {total} tokens"
                 + (" with those in the cache" if behind else ""),
             )
-        before = torch.arange(-memories, 0, device=x.device)
-        return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True)
-    offset = arguments.get("seq_pos_offset")
-    first = behind if offset is None else offset
-    keys = torch.arange(first - behind - memories, first + x.shape[1], device=x.device)
-    start = arguments.get("seq_start_pos")
+        pos = pos.long()
+        return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True, padding=between)
+    first = (arguments.get("seq_pos_offset") or behind) - behind
+    keys = slots
     if start is not None:
-        keys = keys - start[:, None]
-    return Places(keys, drawn=drawn)
+        keys = torch.maximum(slots - padding, slots.clamp(max=lead))
+        before = before.expand(len(keys), -1)
+    if memories:
+        keys = torch.cat((before, keys), dim=-1)
+    return Places(keys + first, drawn=drawn, padding=between)
+
+
+def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:
+    """How many tokens stand before the ``n`` of a call: cached, and not among them.
+
+    Of the ``n`` tokens the last ``cache_age`` are read (all, if it is not above 0): what is cached
+    stands before these, whether or not it is handed over once more.
+    """
+    if cache is None:
+        return 0
+    cached = next((a.cached_kv[0].shape[-2] for a in cache.attn_intermediates if a.cached_kv), 0)
+    new = min(cache_age, n) if cache_age > 0 else n
+    return max(cached + new - n, 0)
+
+
+def check_context_pos(pos: Any, context: Tensor) -> None:
+    """Raise a `FlagError` unless ``pos``, (j) or (b j), are places of ``context`` (b j dim)."""
+    whole = isinstance(pos, Tensor) and not (pos.is_floating_point() or pos.dtype == torch.bool)
+    fits = whole and pos.shape in (context.shape[1:2], (1, context.shape[1]), context.shape[:2])
+    if not fits:
+        given = f"{tuple(pos.shape)} {pos.dtype}" if isinstance(pos, Tensor) else repr(pos)
+        j = context.shape[1]
+        raise FlagError(
+            "context_pos",
+            f"context_pos {given} is not allowed: places are whole numbers, int64 ({j}) or "
+            f"({len(context)} {j})",
+        )
+
+
+def is_places(pos: Any, x: Tensor) -> bool:
+    """Whether ``pos`` is of whole numbers; else it is an embedding of places, (… n dim).
+
+    Raises:
+        FlagError: neither.
+    """
+    if not isinstance(pos, Tensor) or pos.dtype == torch.bool or pos.is_complex():
+        kind = pos.dtype if isinstance(pos, Tensor) else type(pos).__name__
+        raise FlagError("pos", f"pos must be a tensor of whole numbers, but is {kind}")
+    if pos.is_floating_point():
+        if pos.ndim < 2 or pos.shape[-2] not in (1, x.shape[1]):
+            raise FlagError(
+                "pos",
+                f"pos {tuple(pos.shape)} in {pos.dtype} is not allowed: places are whole numbers, "
+                "int64 (n) or (b n), and an embedding of them is (n dim) or (b n dim)",
+            )
+        return False
+    if pos.ndim not in (1, 2, 3) or (pos.ndim > 1 and pos.shape[0] not in (1, len(x))):
+        raise FlagError(
+            "pos",
+            f"pos {tuple(pos.shape)} is not allowed with {len(x)} rows: places are (n), (b n) or, "
+            "for each head, (b h n)",
+        )
+    return True
+
+
+def _check_start(start: Any, x: Tensor) -> None:
+    whole = isinstance(start, Tensor) and not (start.is_floating_point() or start.is_complex())
+    if not whole or start.shape != x.shape[:1]:
+        given = f"{tuple(start.shape)} {start.dtype}" if isinstance(start, Tensor) else repr(start)
+        raise FlagError(
+            "seq_start_pos",
+            f"seq_start_pos {given} is not allowed: where each of the {len(x)} rows begins, int64 "
+            f"({len(x)})",
+        )
+
+
+def _hide_padding(seen: Tensor, memories: int, arguments: dict[str, Any]) -> None:
+    """Write what is no padding, (b slots), into ``self_attn_kv_mask``, beside other masks.
+
+    x-transformers looks at no other mask of keys where this one is given, and takes it as wide as
+    the keys.
+    """
+    mask, others = arguments.get("mask"), arguments.get("self_attn_kv_mask")
+    if mask is not None and mask.shape[-1] == seen.shape[-1]:
+        seen = seen & mask
+    remembered = next((m for m in arguments.get("mem_masks") or () if m is not None), None)
+    if memories:
+        if remembered is None:
+            remembered = seen.new_ones((len(seen), memories))
+        seen = torch.cat((remembered, seen), dim=-1)
+    arguments["self_attn_kv_mask"] = seen if others is None else seen & others
+
+
+def check_masks(x: Tensor, arguments: dict[str, Any]) -> None:
+    """Raise a `FlagError` if a mask is not bool or not of a shape that fits ``x`` (b n dim).
+
+    Looks at no values.
+    """
+    for name in ("mask", "context_mask", "self_attn_kv_mask", "attn_mask"):
+        mask = arguments.get(name)
+        if mask is None:
+            continue
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise FlagError(
+                name,
+                f"{name} must be a bool tensor, True where a key may be attended, but is {kind}: "
+                "for a float mask of 0 and −inf give mask == 0",
+            )
+        rows, n = x.shape[:2]
+        fits, wanted = mask.ndim == 2 and len(mask) in (1, rows), f"({rows} j)"
+        if name == "mask":
+            fits, wanted = mask.shape == (rows, n), f"({rows} {n})"
+        elif name == "context_mask" and arguments.get("context") is not None:
+            keys = arguments["context"].shape[1]
+            fits, wanted = fits and mask.shape[-1] == keys, f"({rows} {keys})"
+        elif name == "attn_mask":
+            fits = mask.ndim in (2, 3, 4) and mask.shape[-2] in (1, n)
+            wanted = f"({n} j), (h {n} j) or (b h {n} j)"
+        if not fits:
+            raise FlagError(
+                name,
+                f"{name} {tuple(mask.shape)} does not fit x {tuple(x.shape)}: it must be {wanted}",
+            )

@@ -11,7 +11,7 @@ x-transformers builds the decoder without positions; then each slot is filled he
 There the modules have x-transformers' names in state dicts. They act in one place only,
 `SchemeAttend`, which every self-attention gets: the layers hand each attention the places of its
 tokens (under the name of rotary's angles), attention hands them on to ``attend`` (under the name
-of the bias).
+of packed documents).
 
 Everything relied on is checked when a decoder is built; `SeamError` names the supported versions
 when something moved.
@@ -21,15 +21,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import cache
-from typing import Any, TypeVar
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrapper
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
@@ -38,6 +40,7 @@ from x_transformers.x_transformers import (
     Attention,
     AttentionLayers,
     FeedForward,
+    LoRALinear,
     MVSplitResidualUpdate,
     OrthogonalResidualUpdate,
     ShiftTokens,
@@ -45,7 +48,7 @@ from x_transformers.x_transformers import (
 
 from xcope.errors import FlagError, words_of
 from xcope.modules.attend import Call, Part
-from xcope.modules.groups import CoPEOfGroups, attend_by_groups, written_out
+from xcope.modules.groups import CoPEOfGroups, LastHeads, attend_by_groups, written_out
 from xcope.modules.places import Places
 from xcope.ops.documents import within_documents
 from xcope.positions import Slot
@@ -56,11 +59,47 @@ M = TypeVar("M", bound=nn.Module)
 SUPPORTED = ">=2.31.10,<2.32"
 """Versions of x-transformers that this file is written for and tested with."""
 
-UPSTREAM_ONLY: dict[str, Slot] = {
-    "attn_use_rel_proj_pos_bias": Slot.BIAS,
-    "attn_data_dependent_alibi_per_row": Slot.ATTEND,
+UPSTREAM_ONLY: dict[str, tuple[Slot, ...]] = {
+    "attn_use_rel_proj_pos_bias": (Slot.BIAS,),
+    "attn_data_dependent_alibi_per_row": (Slot.ATTEND, Slot.BIAS),
 }
-"""x-transformers' switches of schemes that have no file here: it builds them itself."""
+"""x-transformers' switches of schemes that have no file here, as it builds them itself, and the
+slots that they fill."""
+
+
+_SELF_ALONE = "it is for self-attention: drop it"
+_SET_BY_LAYERS = "x-transformers sets it itself, from {} of the layers: set that one"
+
+REFUSED: dict[str, str] = {
+    "attn_inverted_attention": "x-transformers ignores it in self-attention: drop it",
+    "cross_attn_inverted_attention": "its softmax over the queries lets a token see later ones",
+    "attn_dim_context": "self-attention has no context: set cross_attn_dim_context",
+    "attn_hybrid_mask_kwarg": "a causal layer gives its hybrid module no mask: drop it",
+    "attn_rotate_num_heads": _SET_BY_LAYERS.format("rotate_num_heads"),
+    "attn_learned_value_residual_mix": _SET_BY_LAYERS.format("learned_value_residual_mix"),
+    "attn_qkv_receive_diff_residuals": _SET_BY_LAYERS.format("qkv_receive_diff_residuals"),
+    "attn_output_proj_depth": _SET_BY_LAYERS.format("depth_scale_residual"),
+    "cross_attn_output_proj_depth": _SET_BY_LAYERS.format("depth_scale_residual"),
+    "ff_output_proj_depth": _SET_BY_LAYERS.format("depth_scale_residual"),
+    "cross_attn_dim": _SET_BY_LAYERS.format("dim"),
+    "cross_attn_heads": _SET_BY_LAYERS.format("heads"),
+    "cross_attn_causal": "every token sees the whole context: drop it",
+    "cross_attn_qkv_receive_diff_residuals": _SELF_ALONE,
+    "cross_attn_selective": _SELF_ALONE,
+    "cross_attn_data_dependent_alibi": _SELF_ALONE,
+    "cross_attn_data_dependent_alibi_per_row": _SELF_ALONE,
+    "cross_attn_use_cope": _SELF_ALONE,
+    "cross_attn_orthog_projected_values": _SELF_ALONE,
+    "cross_attn_orthog_projected_values_per_head": _SELF_ALONE,
+    "attn_z_loss_weight": "x-transformers ignores it here: pass it to the call",
+    "cross_attn_flash_pack_seq": "cross-attention does not know of documents: drop it",
+}
+"""x-transformers' keywords that it ignores itself or that lead to nothing but errors → why, and
+what to do instead."""
+
+
+_PLACES_AS = "flash_pack_seq_kwargs"
+"""The keyword that attention hands on to ``attend`` as it is; documents are told by the places."""
 
 
 class SeamError(RuntimeError):
@@ -71,11 +110,14 @@ class SeamError(RuntimeError):
 
 
 def _require(owner: object, names: Sequence[str]) -> None:
-    missing = [name for name in names if not hasattr(owner, name)]
+    _check_moved(type(owner).__name__, [name for name in names if not hasattr(owner, name)])
+
+
+def _check_moved(owner: str, missing: Sequence[str]) -> None:
     if missing:
         installed = importlib.metadata.version("x-transformers")
         raise SeamError(
-            f"x-transformers {installed}: {type(owner).__name__} has no {', '.join(missing)}; "
+            f"x-transformers {installed}: {owner} has no {', '.join(missing)}; "
             f"this version of xcope supports x-transformers{SUPPORTED}"
         )
 
@@ -85,10 +127,15 @@ def check_layers(layers: nn.Module) -> None:
     _require(layers, ["rotary_pos_emb", "polar_pos_emb", "rel_pos", "disable_abs_pos_emb"])
     _require(layers, ["attn_heads", "attn_dim_head", "residual_attn", "num_attn_layers"])
     _require(layers, ["layers", "layer_types", "can_cache_kv"])
+    for cls in (Attention, Attend):
+        _check_moved(cls.__name__, sorted({_PLACES_AS} - _keywords(cls.forward)))
     for attention in self_attentions(layers):
         _require(attention, ["attend", "heads", "kv_heads", "num_mem_kv", "data_dependent_alibi"])
         _require(attention, ["hybrid_module", "orthog_projected_values"])
-        _require(attention, ["orthog_projected_values_per_head"])
+        _require(attention, ["orthog_projected_values_per_head", "rotate_num_heads"])
+        _require(attention, ["to_rotateable_k", "qkv_receive_diff_residuals", "can_cache_kv"])
+        _require(attention, ["max_attend_past", "rel_proj_pos_bias", "to_out", "attn_on_attn"])
+        _require(attention, ["hybrid_norms", "to_v_gate", "to_v_head_gate", "use_latent_kv"])
         _require(attention.attend, ["scale", "causal", "cope", "attn_fn", "dropout", *_PLAIN_OFF])
 
 
@@ -145,9 +192,84 @@ def upstream_wrapper_flags() -> frozenset[str]:
     return frozenset(_keywords(UpstreamTransformerWrapper.__init__))
 
 
-def refused(flag: str, error: AssertionError) -> FlagError:
-    """x-transformers' assertion as an error for people."""
-    return FlagError(flag, f"x-transformers refuses these flags: {words_of(error)}")
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Raise a `FlagError` if one of the flags is among those that are `REFUSED`."""
+    for flag, reason in REFUSED.items():
+        if flags.get(flag) not in (None, False):
+            raise FlagError(flag, f"{flag}={flags[flag]!r} is not taken: {reason}")
+
+
+@contextmanager
+def errors_for_people(
+    cls: type[nn.Module], flags: Mapping[str, Any], needed: Sequence[str]
+) -> Iterator[None]:
+    """Within, what x-transformers raises while it builds becomes a `FlagError`.
+
+    It names the flags without any one of which the module can be built.
+
+    Args:
+        cls: x-transformers' class.
+        flags: what it was given.
+        needed: those that cannot be left out.
+    """
+    try:
+        yield
+    except FlagError:
+        raise
+    except Exception as error:
+        given = [flag for flag in flags if flag not in needed]
+        blamed = [flag for flag in given if _builds(cls, flags, without=flag)]
+        said = " and ".join(f"{flag}={flags[flag]!r}" for flag in blamed) or "these flags"
+        raise FlagError(
+            blamed[0] if blamed else cls.__name__,
+            f"x-transformers refuses {said}: {words_of(error)}",
+        ) from error
+
+
+def _builds(cls: type[nn.Module], flags: Mapping[str, Any], without: str) -> bool:
+    try:
+        with torch.device("meta"):
+            cls(**{flag: value for flag, value in flags.items() if flag != without})
+    except Exception:
+        return False
+    return True
+
+
+def tie_logits(wrapper: Any) -> None:
+    """Let the output layer that is tied to the embedding belong to whoever holds it.
+
+    x-transformers' is a function of this one wrapper: copies would call the original's embedding,
+    and it cannot be pickled.
+    """
+    _require(wrapper, ["to_logits", "token_emb", "tie_embedding_scale"])
+    wrapper.to_logits = partial(_tied_logits, wrapper)
+
+
+def _tied_logits(wrapper: Any, x: Tensor) -> Tensor:
+    tied: Tensor = x @ wrapper.token_emb.emb.weight.t()
+    return tied * wrapper.tie_embedding_scale  # type: ignore[no-any-return]
+
+
+def make_picklable(layers: nn.Module) -> None:
+    """Exchange what cannot be copied or pickled: PyTorch's backends of attention, a constructor."""
+    for module in layers.modules():
+        if type(module) is LoRALinear:
+            module.__class__ = _CopiedLoRALinear
+        chosen = getattr(module, "sdp_context_manager", None)
+        if isinstance(module, Attend) and isinstance(chosen, partial):
+            names = tuple(backend.name for backend in chosen.args[0])
+            module.sdp_context_manager = partial(_sdpa_kernel, names)
+
+
+class _CopiedLoRALinear(LoRALinear):  # type: ignore[misc]
+    """x-transformers', which cannot be made without arguments."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        return object.__new__(cls)
+
+
+def _sdpa_kernel(names: Sequence[str]) -> Any:
+    return sdpa_kernel([getattr(SDPBackend, name) for name in names])
 
 
 # -- filling the slots ---------------------------------------------------------------------------
@@ -185,15 +307,12 @@ def keep_shared(layers: nn.Module, name: str, module: nn.Module) -> None:
     setattr(layers, chosen, module)
 
 
-def shadow(attention: Attention, name: str, module: nn.Module) -> None:
-    """Keep a module in state dicts under x-transformers' name, which its forward sees as None."""
-    attention.__dict__[name] = None
-    attention._modules[name] = module
-
-
 def forget_cache(layers: Any) -> None:
     """Generation computes everything anew for each token."""
     layers.can_cache_kv = False
+    # ContinuousTransformerWrapper asks the attentions
+    for attention in (*self_attentions(layers), *cross_attentions(layers)):
+        attention.can_cache_kv = False
 
 
 def needs_all_tokens(attention: Attention) -> bool:
@@ -205,38 +324,168 @@ def needs_all_tokens(attention: Attention) -> bool:
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
-_MEETING: dict[type[nn.Module], str] = {
-    ShiftTokens: "shift_tokens",
-    OrthogonalResidualUpdate: "orthog_residual",
+# -- where tokens meet elsewhere than in causal attention -------------------------------------
+
+
+class MaskedOrthogonalResidual(OrthogonalResidualUpdate):  # type: ignore[misc]
+    """x-transformers' update, which sums over all tokens of a row, without those masked."""
+
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, **_: Any) -> Tensor:
+        """(b n dim) in and out; ``mask`` is (b n)."""
+        updated: Tensor = super().forward(_masked(x, mask), _masked(residual, mask))
+        return updated
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` (… n d), 0 where ``mask`` (b n) is False."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
+
+
+class MaskedShiftTokens(ShiftTokens):  # type: ignore[misc]
+    """x-transformers' shift, to which tokens that stand before a row are zeros.
+
+    x-transformers gives its masks to attention alone.
+    """
+
+    inside: Tensor | None = None
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        """(… n dim) in, what the layer gives out."""
+        return super().forward(_masked(x, self.inside), **kwargs)
+
+
+def fill_meetings(layers: nn.Module) -> None:
+    """Let modules in which tokens meet leave out those that are masked."""
+    for module in layers.modules():
+        if type(module) is OrthogonalResidualUpdate:
+            module.__class__ = MaskedOrthogonalResidual
+        elif type(module) is ShiftTokens:
+            module.__class__ = MaskedShiftTokens
+
+
+@contextmanager
+def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
+    """Within, tokens are shifted among those of ``inside``, (b n) bool, alone; None: among all."""
+    shifts = [module for module in layers.modules() if isinstance(module, MaskedShiftTokens)]
+    for module in shifts:
+        module.inside = inside
+    try:
+        yield
+    finally:
+        for module in shifts:
+            module.inside = None
+
+
+_MEETING_MODULES: dict[type[nn.Module], str] = {
+    MaskedShiftTokens: "shift_tokens",
+    MaskedOrthogonalResidual: "orthog_residual",
     MVSplitResidualUpdate: "mv_split_residual",
 }
-"""Modules in which tokens meet elsewhere than in attention, and their flags."""
 
 
-def check_packed(layers: Any) -> None:
-    """Raise a `FlagError` if something in the decoder knows nothing of packed documents."""
-    on = [_MEETING[type(module)] for module in layers.modules() if type(module) in _MEETING]
+@dataclass(frozen=True)
+class Meeting:
+    """A flag by which tokens meet elsewhere than in causal attention.
+
+    Args:
+        flag: its name.
+        cached: whether a cache of keys and values holds all that later tokens need.
+        padded: whether a mask is enough to keep out what stands before a row.
+        packed: whether documents in one row stay apart.
+    """
+
+    flag: str
+    cached: bool = False
+    padded: bool = True
+    packed: bool = False
+
+
+def meetings(layers: Any) -> tuple[Meeting, ...]:
+    """Where tokens of the decoder meet elsewhere than in causal attention."""
+    kinds = dict.fromkeys(map(type, layers.modules()))
+    found = [Meeting(flag) for kind, flag in _MEETING_MODULES.items() if kind in kinds]
     for attention in self_attentions(layers):
-        flags = {
-            "attn_num_mem_kv": attention.num_mem_kv > 0,
-            "attn_hybrid_module": attention.hybrid_module is not None,
-            "attn_orthog_projected_values": attention.orthog_projected_values,
-            "attn_orthog_projected_values_per_head": attention.orthog_projected_values_per_head,
-            "attn_selective": attention.attend.selective,
+        hybrid = Meeting(
+            "attn_hybrid_module",
+            cached=getattr(attention.hybrid_module, "axial_dim", 1) == 1,
+            padded=False,
+        )
+        on = {
+            Meeting("attn_num_mem_kv", cached=True): attention.num_mem_kv > 0,
+            hybrid: attention.hybrid_module is not None,
+            Meeting("attn_orthog_projected_values"): attention.orthog_projected_values,
+            Meeting("attn_orthog_projected_values_per_head"): (
+                attention.orthog_projected_values_per_head
+            ),
+            Meeting("attn_selective", padded=False): attention.attend.selective,
         }
-        on += [flag for flag, value in flags.items() if value]
+        found += [meeting for meeting, value in on.items() if value]
+    for attention in cross_attentions(layers):
+        on = {
+            # these count from the last token
+            Meeting("cross_attn_max_attend_past", packed=True): (
+                attention.max_attend_past is not None
+            ),
+            Meeting("cross_attn_use_rel_proj_pos_bias", packed=True): (
+                attention.rel_proj_pos_bias is not None
+            ),
+            Meeting("cross_attn_hybrid_module", padded=False): attention.hybrid_module is not None,
+        }
+        found += [meeting for meeting, value in on.items() if value]
+    return tuple(dict.fromkeys(found))
+
+
+def left_mask(
+    given: Sequence[Meeting], x: Tensor, seq_start_pos: Tensor, mask: Tensor | None, lead: int
+) -> Tensor | None:
+    """``mask`` (b n), without what stands before the rows if tokens meet outside attention.
+
+    ``lead`` of the n come before the padding: memory tokens, and embeddings that are prepended.
+
+    Raises:
+        FlagError: a flag for which no mask is enough.
+    """
+    for meeting in given:
+        if not meeting.padded:
+            raise FlagError(
+                meeting.flag,
+                f"{meeting.flag} does not go together with seq_start_pos: it would see what stands "
+                "before a row that is padded on the left; give rows of unlike lengths one by one",
+            )
+    if not any(not meeting.cached for meeting in given):
+        return mask
+    slots = torch.arange(x.shape[1], device=x.device)
+    inside = (slots < lead) | (slots - lead >= seq_start_pos[:, None])
+    return inside if mask is None else mask & inside
+
+
+def check_cached(given: Sequence[Meeting]) -> None:
+    """Raise a `FlagError` if nothing can be cached."""
+    for meeting in given:
+        if not meeting.cached:
+            raise FlagError(
+                meeting.flag,
+                f"{meeting.flag} does not go together with a cache: tokens meet elsewhere than in "
+                "attention, or count from the last one; pass all tokens and no cache",
+            )
+
+
+def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
+    """Raise a `FlagError` if something in the decoder knows nothing of packed documents."""
+    for attention in self_attentions(layers):
         if needs_all_tokens(attention):
             raise FlagError(
                 "cu_seqlens",
                 "cu_seqlens does not go together with what follows the length of the row: dynamic "
                 "NTK, or a variant of ALiBi that x-transformers builds itself",
             )
-    if on:
-        raise FlagError(
-            on[0],
-            f"{on[0]} does not go together with cu_seqlens: it acts across documents; drop it, or "
-            "give each document a row of its own",
-        )
+    for meeting in given:
+        if not meeting.packed:
+            raise FlagError(
+                meeting.flag,
+                f"{meeting.flag} does not go together with cu_seqlens: it acts across documents; "
+                "drop it, or give each document a row of its own",
+            )
 
 
 def check_packed_wrapper(wrapper: Any) -> None:
@@ -256,6 +505,56 @@ def check_packed_wrapper(wrapper: Any) -> None:
             )
 
 
+def check_widths(layers: Any) -> None:
+    """Raise a `FlagError` if a branch does not fit the residual stream that it is added to."""
+    _check_views(layers)
+    for attention in self_attentions(layers):
+        _check_attention(attention, "attn_", layers.dim)
+    for attention in cross_attentions(layers):
+        _check_attention(attention, "cross_attn_", layers.dim)
+    for module in layers.modules():
+        if isinstance(module, FeedForward):
+            widths = [part.out_features for part in module.ff if isinstance(part, nn.Linear)]
+            _check_width("ff_dim_out", widths[-1], layers.dim)
+
+
+def _check_views(layers: Any) -> None:
+    """Refuse queries, keys and values that shall differ where nothing tells them apart."""
+    for (_, block, residual), mixed in zip(layers.layers, layers.layer_integrators, strict=True):
+        for attention in block.modules():
+            different = getattr(attention, "qkv_receive_diff_residuals", False)
+            if different and mixed is None and getattr(residual, "num_input_views", 1) == 1:
+                raise FlagError(
+                    "qkv_receive_diff_residuals",
+                    "qkv_receive_diff_residuals=True needs num_residual_streams above 1, or layers "
+                    "that are mixed: integrate_layers or attn_aggregated_residuals",
+                )
+
+
+def _check_attention(attention: Attention, prefix: str, dim: int) -> None:
+    if attention.hybrid_module is not None and attention.hybrid_norms is None:
+        raise FlagError(
+            f"{prefix}hybrid_module",
+            f"{prefix}hybrid_module needs {prefix}hybrid_fold_axial_dim: 1 does not fold",
+        )
+    projections = [part for part in attention.to_out.modules() if isinstance(part, nn.Linear)]
+    if projections:
+        halves = 2 if attention.attn_on_attn else 1
+        _check_width(f"{prefix}dim_out", projections[0].out_features // halves, dim)
+    else:
+        width = attention.to_v.out_features * attention.heads // attention.kv_heads
+        _check_width(f"{prefix}project_out", width, dim)
+
+
+def _check_width(flag: str, width: int, dim: int) -> None:
+    if width != dim:
+        raise FlagError(
+            flag,
+            f"{flag}: the layer's output has {width} channels, but is added to {dim}: drop the "
+            f"flag, or make them dim={dim}",
+        )
+
+
 def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: bool) -> None:
     """Let one self-attention layer follow its schemes.
 
@@ -265,8 +564,8 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
         keep_logits: another part of the decoder reads this layer's logits, so that they must be
             materialised.
     """
-    if attention.data_dependent_alibi is not None:  # a variant that only x-transformers has
-        shadow(attention, "data_dependent_alibi", attention.data_dependent_alibi)
+    parts = _last_heads_turned(attention, parts)
+    _check_one_input(attention, any(part.forgetting is not None for part in parts))
     for part in parts:
         if part.rotation is not None and part.rotation.widens and attention.num_mem_kv > 0:
             raise FlagError(
@@ -275,7 +574,7 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
                 "whose keys are wider than the learned memories: drop one of them",
             )
         if part.forgetting is not None:
-            shadow(attention, "data_dependent_alibi", part.forgetting)
+            attention.data_dependent_alibi = part.forgetting
         if part.cope is not None:
             _check_gates(attention, part.cope)
     if any(part.cope is not None and part.cope.sep_keys for part in parts):
@@ -285,11 +584,65 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
     attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
 
 
-def fill_cross_attention(attention: Attention, part: Part) -> None:
-    """Let one cross-attention layer rotate its queries and its context by their places."""
+def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) -> None:
+    """Let one cross-attention layer rotate its queries and its context by their places.
+
+    Args:
+        attention: the layer.
+        part: the rotation of all its heads.
+        keep_logits: as for `fill_attention`.
+    """
+    parts = _last_heads_turned(attention, [part])
     attention.__class__ = PlacedAttention
     attention.forgets = False
-    attention.attend = SchemeAttend.adopt(attention.attend, [part], keep_logits=False)
+    attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
+
+
+def _last_heads_turned(attention: Attention, parts: Sequence[Part]) -> list[Part]:
+    """``parts`` of which only the last ``rotate_num_heads`` heads of the layer are turned."""
+    left, turned = attention.rotate_num_heads, []
+    if left == attention.heads:
+        return list(parts)
+    for part in reversed(parts):
+        last, rotation = min(left, part.heads), part.rotation
+        left -= last
+        if rotation is not None and rotation.widens:
+            flag = "rotate_num_heads"
+            if attention.to_rotateable_k is not None:
+                flag = "attn_latent_rope_subheads"
+            raise FlagError(
+                flag,
+                f"{flag} does not go together with position 'pope', which widens all queries and "
+                "keys of a layer: drop one of them",
+            )
+        if rotation is not None and last < part.heads:
+            rotation = LastHeads(rotation, part.heads, last) if last else None
+        turned.append(replace(part, rotation=rotation))
+    return turned[::-1]
+
+
+def _check_one_input(attention: Attention, forgets: bool) -> None:
+    """Refuse what reads the input of a layer whose queries, keys and values have one each."""
+    if not attention.qkv_receive_diff_residuals:
+        return
+    reads = {
+        "position": forgets,
+        "attn_data_dependent_alibi_per_row": attention.data_dependent_alibi is not None,
+        "attn_num_mem_kv": attention.num_mem_kv > 0,
+        "attn_gate_values": attention.to_v_gate is not None,
+        "attn_gate_value_heads": attention.to_v_head_gate is not None,
+        "attn_hybrid_module": attention.hybrid_module is not None,
+        "attn_use_latent_kv": attention.use_latent_kv,
+    }
+    for flag, on in reads.items():
+        if on:
+            name = "position 'forgetting'" if flag == "position" else flag
+            raise FlagError(
+                flag,
+                f"{name} does not go together with qkv_receive_diff_residuals, which "
+                "integrate_layers implies: there queries, keys and values have no common input; "
+                "drop one of them",
+            )
 
 
 def _check_gates(attention: Attention, cope: CoPE) -> None:
@@ -319,7 +672,6 @@ def _add_gate_keys(attention: Attention) -> None:
         "attn_qk_norm_dim_scale": attention.qk_norm_dim_scale,
         "attn_qk_rmsnorm or attn_k_rmsnorm": attention.k_rmsnorm is not None,
         "attn_use_latent_kv": attention.use_latent_kv,
-        "rotate_num_heads": attention.rotate_num_heads < attention.heads,
     }
     for flag, on in taken.items():
         if on:
@@ -375,18 +727,19 @@ class PlacedAttention(Attention):  # type: ignore[misc]
             call = Call(Places(context_rotary_pos_emb), q_places=rotary_pos_emb)
         else:
             call = Call(rotary_pos_emb, attn_bias)
-        extra = self._modules.get("data_dependent_alibi")
+        if self.orthog_projected_values or self.orthog_projected_values_per_head:
+            x = _masked(x, kwargs.get("mask"))
         gates = None
         if self.forgets and call is not None:
-            gates = self._log_gates(extra, x, kwargs.get("mem"), cache)
+            gates = self._log_gates(self.data_dependent_alibi, x, kwargs.get("mem"), cache)
+            if call.places.padding is not None:  # forgets nothing of what stands before it
+                gates = gates.masked_fill(call.places.padding[:, None], 0.0)
             call = replace(call, log_gates=gates)
             cache = _without_gates(cache)
-        elif extra is not None and call is not None:
-            call = call + F.pad(extra(x), (self.num_mem_kv, 0))
+        kwargs[_PLACES_AS] = call
         out = super().forward(
             x,
             *args,
-            attn_bias=call,
             cache=cache,
             return_intermediates=return_intermediates,
             **kwargs,
@@ -409,7 +762,33 @@ class PlacedAttention(Attention):  # type: ignore[misc]
 
 
 def _without_gates(inter: Intermediates | None) -> Intermediates | None:
-    return None if inter is None else replace(inter, cached_kv=tuple(inter.cached_kv[:2]))
+    if inter is None:
+        return None
+    cut = copy(inter)
+    cut.cached_kv = tuple(inter.cached_kv[:2])
+    return cut
+
+
+class FusedIntermediates(Intermediates):  # type: ignore[misc]
+    """What fused attention leaves: no logits and no weights, so that to read them is an error.
+
+    x-transformers' own wrappers read them where ``return_attn`` asks for maps.
+    """
+
+    def _never_held(self) -> Any:
+        raise FlagError(
+            "return_attn",
+            "fused attention holds neither logits nor attention maps: call the model within "
+            "xcope.modules.logits_kept(model), or wrap the decoder in xcope.TransformerWrapper, "
+            "whose return_attn=True keeps them",
+        )
+
+    def _ignored(self, value: Any) -> None:
+        """The dataclass sets its defaults."""
+
+    qk_similarities = property(_never_held, _ignored)
+    pre_softmax_attn = property(_never_held, _ignored)
+    post_softmax_attn = property(_never_held, _ignored)
 
 
 class SchemeAttend(Attend):  # type: ignore[misc]
@@ -452,16 +831,16 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         k: Tensor,
         v: Tensor,
         mask: Tensor | None = None,
-        attn_bias: Call | Tensor | None = None,
+        attn_bias: Tensor | None = None,
         prev_attn: Tensor | None = None,
         attn_delta: Tensor | None = None,
         causal: bool | None = None,
+        flash_pack_seq_kwargs: Call | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Intermediates]:
         """As x-transformers' Attend: (b h i d) in and out, (b 1 i d) keys for one head."""
-        if isinstance(attn_bias, Call):
-            call, parts = attn_bias, self.parts
-        else:  # nobody said where the keys stand: what needs no places acts
+        call, parts = call_of(flash_pack_seq_kwargs, attn_bias), self.parts
+        if call is None:  # nobody said where the keys stand: what needs no places acts
             call = Call(Places(torch.arange(0, device=k.device)), attn_bias)
             parts = tuple(Part(part.heads, cope=part.cope) for part in self.parts)
         copes = [part.cope for part in parts if part.cope is not None]
@@ -475,12 +854,18 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         free_order = biased and (call.places.given or not (causal or q.shape[-2] == 1))
         if self.plain and not free_order and all(other is None for other in others):
             given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
-            return attend_by_groups(parts, call, q, k, v, gate_k, **given), Intermediates()
+            out = attend_by_groups(parts, call, q, k, v, gate_k, **given)
+            return out, FusedIntermediates()
         if call.places.documents is not None:
             mask = within_documents(mask, call.places.documents, k.shape[-2])
+        dtype = v.dtype
         q, k, v, gate_k, bias = written_out(parts, call, q, k, v, gate_k)
+        if bias is not None:
+            # rounded once, at the end; under autocast products are still narrow
+            wide = torch.promote_types(bias.dtype, dtype)
+            q, k, v = q.to(wide), k.to(wide), v.to(wide)
         with _gates_from(self.cope, gate_k, scale):
-            return super().forward(  # type: ignore[no-any-return]
+            out, inter = super().forward(
                 q,
                 k,
                 v,
@@ -491,6 +876,14 @@ class SchemeAttend(Attend):  # type: ignore[misc]
                 causal=causal,
                 **kwargs,
             )
+        return out.to(dtype), inter
+
+
+def call_of(places_as: Call | None, attn_bias: Tensor | None) -> Call | None:
+    """What `SchemeAttend` is told, from the two keywords by which x-transformers hands it on."""
+    if places_as is None or attn_bias is None or attn_bias.ndim <= 1:  # see `Forgetting.forward`
+        return places_as
+    return places_as + attn_bias
 
 
 def _gates_from(cope: Any, gate_k: Tensor | None, scale: float) -> AbstractContextManager[None]:
@@ -499,7 +892,10 @@ def _gates_from(cope: Any, gate_k: Tensor | None, scale: float) -> AbstractConte
 
 @contextmanager
 def logits_kept(layers: nn.Module) -> Iterator[None]:
-    """Within, attention materialises its logits, for callers that want to see them."""
+    """Within, attention of ``layers``, any module, materialises its logits and its weights.
+
+    For callers that want to see them: (b h n n) memory.
+    """
     attends = [module for module in layers.modules() if isinstance(module, SchemeAttend)]
     before = [(attend.keep_logits, attend.flash) for attend in attends]
     for attend in attends:
@@ -512,29 +908,42 @@ def logits_kept(layers: nn.Module) -> Iterator[None]:
 
 
 __all__ = [
+    "REFUSED",
     "SUPPORTED",
     "UPSTREAM_ONLY",
     "AttentionLayers",
+    "FusedIntermediates",
+    "Meeting",
     "SchemeAttend",
     "SeamError",
     "UpstreamAutoregressiveWrapper",
     "UpstreamDecoder",
     "UpstreamTransformerWrapper",
+    "call_of",
+    "check_cached",
+    "check_flags",
     "check_layers",
     "check_packed",
     "check_packed_wrapper",
+    "check_widths",
     "check_wrapper",
     "clear_rotation",
     "cross_attentions",
+    "errors_for_people",
     "fill_attention",
     "fill_cross_attention",
     "fill_input",
+    "fill_meetings",
     "forget_cache",
     "keep_shared",
+    "left_mask",
     "logits_kept",
+    "make_picklable",
+    "meetings",
     "needs_all_tokens",
-    "refused",
     "self_attentions",
+    "shifted_within",
+    "tie_logits",
     "upstream_decoder_flags",
     "upstream_wrapper_flags",
 ]

@@ -14,6 +14,7 @@ from xcope.modules import seam
 from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
 from xcope.modules.packed import documents_of, packed_places
+from xcope.modules.places import check_masks, is_places, tokens_only_cached
 from xcope.positions import (
     Geometry,
     Plan,
@@ -24,7 +25,7 @@ from xcope.positions import (
     scheme,
     single,
 )
-from xcope.positions.base import AddedToInput, IndexBias, Rotation
+from xcope.positions.base import AddedToInput, IndexBias, Rotation, fill_constants
 from xcope.positions.cope import CoPE
 from xcope.positions.forgetting import Forgetting
 
@@ -70,17 +71,18 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             chosen = dataclasses.replace(chosen, **{"l2norm": True})
         dim = flags.get("emb_dim") or attn_layers.dim
         geometry = Geometry(dim, attn_layers.attn_heads, attn_layers.attn_dim_head, max_seq_len)
-        try:
-            super().__init__(
-                num_tokens=num_tokens,
-                max_seq_len=max_seq_len,
-                attn_layers=attn_layers,
-                use_abs_pos_emb=False,
-                **flags,
-            )
-        except AssertionError as error:
-            raise seam.refused("TransformerWrapper", error) from error
+        upstream = {
+            "num_tokens": num_tokens,
+            "max_seq_len": max_seq_len,
+            "attn_layers": attn_layers,
+            "use_abs_pos_emb": False,
+        }
+        needed, upstream = tuple(upstream), upstream | flags
+        with seam.errors_for_people(seam.UpstreamTransformerWrapper, upstream, needed):
+            super().__init__(**upstream)
         seam.check_wrapper(self)
+        if flags.get("tie_embedding"):
+            seam.tie_logits(self)
         if chosen is not None:
             with random_numbers_of_its_own():
                 embedding: Any = chosen.build(geometry)
@@ -91,6 +93,7 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         self.plan = plan
         self.schemes = plan.schemes
         self.register_load_state_dict_pre_hook(_explain_positions)
+        self.register_load_state_dict_post_hook(fill_constants)
 
     @property
     def max_table_len(self) -> int | None:
@@ -127,9 +130,47 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             kwargs["cu_seqlens"] = documents
             if isinstance(self.pos_emb, AddedToInput) and kwargs.get("pos") is None:
                 kwargs["pos"] = self.pos_emb(x, pos=self._places(documents, x.shape[1]))
+        start = kwargs.get("seq_start_pos")
+        if self.average_pool_embed and start is not None and kwargs.get("mask") is None:
+            kwargs["mask"] = torch.arange(x.shape[1], device=x.device) >= start[:, None]
+        if isinstance(self.attn_layers, Decoder):
+            self._place_tokens(x, kwargs)
         wants_logits = kwargs.get("return_attn") or kwargs.get("return_attn_z_loss")
         with seam.logits_kept(self.attn_layers) if wants_logits else nullcontext():
             return super().forward(x, *args, **kwargs)
+
+    def _place_tokens(self, x: Tensor | None, arguments: dict[str, Any]) -> None:
+        """Say in ``arguments`` what comes before the tokens, and whether the cache does."""
+        prepended = arguments.get("prepend_embeds")
+        before = 0 if prepended is None else prepended.shape[1]
+        n = before if x is None else before + x.shape[1]
+        cls_tokens = 0 if self.cls_token is None else self.num_cls_tokens
+        cache = arguments.get("cache")
+        countable = cache is not None and not (self.num_memory_tokens or cls_tokens)
+        if countable and tokens_only_cached(n, cache, arguments.get("cache_age", 1)):
+            arguments["input_not_include_cache"] = True
+        pos = arguments.get("pos")
+        if pos is not None and x is not None:
+            if is_places(pos, x[..., None]):
+                arguments["pos"] = pos.long()  # x-transformers takes int32 for an embedding
+            elif pos.shape[-1] not in (1, self.emb_dim):
+                raise FlagError(
+                    "pos",
+                    f"pos {tuple(pos.shape)} in {pos.dtype} is not allowed: an embedding of places "
+                    f"is ({x.shape[1]} {self.emb_dim}) or ({len(x)} {x.shape[1]} {self.emb_dim})",
+                )
+        mask = arguments.get("mask")
+        if mask is not None and x is not None:
+            check_masks(x[..., None], {"mask": mask})
+        if arguments.get("seq_start_pos") is None:
+            return
+        if self.memory_tokens_interspersed_every and self.num_memory_tokens:
+            raise FlagError(
+                "seq_start_pos",
+                "seq_start_pos does not go together with memory_tokens_interspersed_every, whose "
+                "memories would stand elsewhere in a padded row: give each row alone",
+            )
+        arguments["tokens_before"] = self.num_memory_tokens + cls_tokens + before
 
     def _places(self, documents: Tensor, n: int) -> Tensor:
         """Of the n tokens of packed documents, for what is added to their embeddings: (n)."""
@@ -195,6 +236,8 @@ class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore
         restrict: bool | None,
         kwargs: dict[str, Any],
     ) -> bool:
+        if isinstance(self.net, TransformerWrapper):
+            kwargs["input_not_include_cache"] = False  # every call has the whole text
         rows = prompts if isinstance(prompts, list) else [prompts]
         longest = max((row.shape[-1] for row in rows), default=0)
         limit = getattr(self.net, "max_table_len", None)
@@ -223,6 +266,7 @@ def _check(num_tokens: int, max_seq_len: int, attn_layers: nn.Module, flags: Any
             raise FlagError(
                 flag, f"TransformerWrapper has no flag {flag!r}{did_you_mean(flag, known)}"
             )
+    seam.check_flags(flags)
     for flag, value, least in (("num_tokens", num_tokens, 1), ("max_seq_len", max_seq_len, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise FlagError(

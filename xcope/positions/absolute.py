@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,8 +54,19 @@ class AbsolutePositions(AddedToInput):
                 f"max_seq_len={self.max_seq_len}: shorten the input, raise max_seq_len before "
                 "training, or choose a scheme without a table of places",
             )
+        if pos is not None and pos.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check(pos)
         emb = self.emb(self.places(x, pos, seq_start_pos, offset).clamp(min=0)) * self.scale
         return F.normalize(emb, dim=-1) if self.l2norm else emb
+
+    def _check(self, pos: Tensor) -> None:
+        low, high = (int(end) for end in pos.aminmax()) if pos.numel() else (0, 0)
+        if low < 0 or high >= self.max_seq_len:
+            raise FlagError(
+                "pos",
+                f"pos has places from {low} to {high}, but learned absolute positions are a table "
+                f"of the places 0 to {self.max_seq_len - 1}",
+            )
 
 
 @register

@@ -14,8 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
@@ -46,9 +44,7 @@ class AlibiBias(IndexBias):
 
     def __init__(self, slopes: list[float], heads: int) -> None:
         super().__init__()
-        per_head = F.pad(torch.tensor(slopes, dtype=torch.float32), (0, heads - len(slopes)))
-        # not persistent, because x-transformers' checkpoints lack it
-        self.register_buffer("slopes", per_head, persistent=False)
+        self.add_constant("slopes", slopes + [0.0] * (heads - len(slopes)))
 
     def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """See `IndexBias`."""

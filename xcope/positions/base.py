@@ -6,9 +6,9 @@ import dataclasses
 import enum
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,94 @@ class IndexedScheme(Scheme):
         self.require(self.random_max is None or self.random_max >= 1, "random_max", "1 or more")
 
 
-class Rotation(nn.Module, ABC):
+class WithConstants(nn.Module):
+    """A module with buffers that follow from its options alone: frequencies, slopes.
+
+    They are float32, or float64 after ``.double()``, whatever else happens: the default dtype has
+    no say; ``.bfloat16()`` and a checkpoint in a narrower dtype leave them as they are, for with a
+    frequency in bfloat16 a fast pair would be off by whole turns after some hundred places; a
+    module that was built on the meta device has them once it has memory.
+    """
+
+    _constants: dict[str, tuple[float, ...]]
+
+    def add_constant(
+        self, name: str, values: Tensor | Iterable[float], *, persistent: bool = False
+    ) -> None:
+        """Register a buffer of these numbers.
+
+        Args:
+            name: of the buffer.
+            values: (m), not on the meta device.
+            persistent: whether state dicts hold it, as those of x-transformers do.
+        """
+        numbers = values.tolist() if isinstance(values, Tensor) else values
+        known = self.__dict__.setdefault("_constants", {})
+        known[name] = tuple(float(number) for number in numbers)
+        made = torch.tensor(known[name], dtype=torch.float32)
+        self.register_buffer(name, made, persistent=persistent)
+
+    def fill_constants(self, device: torch.device) -> None:
+        """Give constants that are on the meta device their numbers, on ``device``."""
+        for name, numbers in self.__dict__.get("_constants", {}).items():
+            buffer = self._buffers[name]
+            if buffer is not None and buffer.is_meta:
+                made = torch.tensor(numbers, dtype=buffer.dtype, device="cpu")
+                self._buffers[name] = made.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: self._buffers[name] for name in self.__dict__.get("_constants", {})}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, kept in before.items():
+            moved = self._buffers[name]
+            if kept is None or moved is None:
+                continue
+            device, dtype = moved.device, _wider(moved.dtype, kept.dtype)
+            # what came of `fn` is not looked at: it may be rounded, or without values
+            self._buffers[name] = kept.to("meta" if kept.is_meta else device, dtype)
+            if kept.is_meta:
+                self.fill_constants(device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        *_, error_msgs = args
+        loaded = dict(state_dict)
+        for name, numbers in self.__dict__.get("_constants", {}).items():
+            given, own = state_dict.get(prefix + name), self._buffers[name]
+            if given is None or own is None or given.dtype.itemsize >= 4:
+                continue
+            if given.shape == own.shape and _rounded(given, numbers):
+                self.fill_constants(given.device)
+                loaded[prefix + name] = self._buffers[name]
+            else:
+                error_msgs.append(
+                    f"{prefix}{name} of the checkpoint, in {given.dtype}, is not what this "
+                    "model's options give: set those that the checkpoint was trained with"
+                )
+        super()._load_from_state_dict(loaded, prefix, local_metadata, *args)
+
+
+def _rounded(given: Tensor, numbers: Iterable[float]) -> bool:
+    info = torch.finfo(given.dtype)
+    exact = torch.tensor(numbers, dtype=torch.float32, device=given.device)
+    return torch.allclose(given.float(), exact, rtol=info.eps, atol=info.smallest_normal)
+
+
+def fill_constants(model: nn.Module, *_: Any) -> None:
+    """After loading with ``assign=True``: constants that no checkpoint holds leave meta, too."""
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("meta"))
+    for module in model.modules():
+        if isinstance(module, WithConstants):
+            module.fill_constants(device)
+
+
+def _wider(dtype: torch.dtype, kept: torch.dtype) -> torch.dtype:
+    return dtype if dtype.itemsize >= 4 else kept
+
+
+class Rotation(WithConstants, ABC):
     """A module of the rotation slot: turns queries and keys by their places."""
 
     length_dependent: bool = False
@@ -203,7 +290,7 @@ class Rotation(nn.Module, ABC):
         """
 
 
-class IndexBias(nn.Module, ABC):
+class IndexBias(WithConstants, ABC):
     """A module of the bias slot: a number for each head, query and key, from their places."""
 
     upstream_name: str = "rel_pos"
@@ -232,7 +319,7 @@ class IndexBias(nn.Module, ABC):
         """
 
 
-class AddedToInput(nn.Module, ABC):
+class AddedToInput(WithConstants, ABC):
     """A module of the input slot."""
 
     random_max: int | None = None
@@ -262,14 +349,14 @@ class AddedToInput(nn.Module, ABC):
         self, x: Tensor, pos: Tensor | None, seq_start_pos: Tensor | None, offset: int
     ) -> Tensor:
         """Places, (n) or (b n), as `forward` describes them; below 0 only where padded."""
+        drawn = None
         if pos is None:
             pos = torch.arange(x.shape[1], device=x.device) + offset
             if self.training and self.random_max is not None:
                 drawn = draw_places(x.shape[1] + offset, self.random_max, x.device)
-                pos = drawn[pos]
         if seq_start_pos is not None:
             pos = pos - seq_start_pos[..., None]
-        return pos
+        return pos if drawn is None else drawn[pos.clamp(min=0)]
 
 
 def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:

@@ -153,14 +153,18 @@ class CoPE(nn.Module):
                 hands them to its own CoPE.
         """
         gate_logits, seen = self.gate_logits(query, attn_logits)
-        return position_bias(
-            query,
-            gate_logits,
-            self.pos_emb,
-            seen,
-            soft_onehot=self.soft_onehot,
-            soft_onehot_temp=self.soft_onehot_temp,
-        )
+        # counts are sums of many gates
+        wide = torch.promote_types(gate_logits.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            bias = position_bias(
+                query,
+                gate_logits.to(wide),
+                self.pos_emb,
+                seen,
+                soft_onehot=self.soft_onehot,
+                soft_onehot_temp=self.soft_onehot_temp,
+            )
+        return bias.to(attn_logits.dtype)
 
     def gate_logits(self, query: Tensor, attn_logits: Tensor) -> tuple[Tensor, Tensor]:
         """What the gates are the sigmoids of, and which keys are seen at all.
@@ -172,16 +176,16 @@ class CoPE(nn.Module):
         Returns:
             (b h i j) logits, without meaning where a key is not seen; (b h i j) bool.
         """
-        seen = attn_logits > torch.finfo(attn_logits.dtype).min / 2
+        seen = ~(attn_logits <= torch.finfo(attn_logits.dtype).min / 2)  # NaN is no mask
         gate_logits = attn_logits
         if self._given_gates is not None:
             gate_k, scale = self._given_gates
             # x-transformers may have put a key of zeros before the others
             added = attn_logits.shape[-1] - gate_k.shape[-2]
-            gate_logits = scale * (query @ F.pad(gate_k, (0, 0, added, 0)).mT)
+            gate_logits = scale * (query @ F.pad(gate_k, (0, 0, added, 0)).to(query.dtype).mT)
         if self.head_mix is not None:
             unmasked = gate_logits.masked_fill(~seen, 0.0)
-            gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix, unmasked)
+            gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix.to(unmasked.dtype), unmasked)
         return gate_logits, seen
 
 

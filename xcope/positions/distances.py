@@ -18,7 +18,7 @@ def distances(q_pos: Tensor, k_pos: Tensor) -> Tensor:
 
 
 def real(distance: Tensor, like: Tensor) -> Tensor:
-    """Whole numbers as floating point: the dtype of ``like``, at least float32.
+    """Distances, or what is computed with them, in the dtype of ``like``, at least float32.
 
     bfloat16 and float16 cannot tell large distances apart.
     """
@@ -29,13 +29,17 @@ def tabulated(curve: Callable[[Tensor], Tensor], distance: Tensor) -> Tensor:
     """curve(distance) where the curve is costly: computed once for each distance that may occur.
 
     Args:
-        curve: (n) → (n h).
+        curve: (…) → (… h).
         distance: int64, any shape.
 
     Returns:
         (… h).
     """
+    if distance.numel() == 0:
+        return curve(distance)
     low, high = (int(end) for end in distance.aminmax())
+    if high - low >= distance.numel():  # far apart, as places that a caller chose may be
+        return curve(distance)
     table = curve(torch.arange(low, high + 1, device=distance.device))
     return table[distance - low]
 

@@ -31,7 +31,18 @@ class ScaledLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(… dim) → (… dim)."""
-        return F.layer_norm(x, self.gamma.shape, self.gamma)
+        return F.layer_norm(x, self.gamma.shape, self.gamma.to(x.dtype))
+
+
+def _wide(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in the dtype of x, which may be wider than the layer's."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+    if isinstance(layer, nn.LayerNorm):
+        weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    out: Tensor = layer(x)
+    return out
 
 
 class DynamicBias(DistanceBias):
@@ -61,10 +72,10 @@ class DynamicBias(DistanceBias):
         x = real(distance, like=weight)[..., None]
         if self.log_distance:
             x = x.sign() * torch.log1p(x.abs())
-        x = x.to(weight.dtype)
         with torch.autocast(x.device.type, enabled=False):  # as `real`
-            for layer in self.mlp:
-                x = layer(x)
+            for block in self.mlp:
+                for layer in block if isinstance(block, nn.Sequential) else (block,):
+                    x = _wide(layer, x)
         return x
 
     def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ the corners of f, and slope and offset between them, instead of a network for ev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,17 +50,19 @@ class FireBias(IndexBias):
 
     def psi(self, x: Tensor) -> Tensor:
         """ψ of the formula."""
-        return torch.log1p((self.c * x).abs())
+        return torch.log1p((real(self.c, like=self.c) * x).abs())
 
     def shrink(self, q_pos: Tensor) -> Tensor:
         """What multiplies ψ(i − j), for queries at these places; (i) or (b i)."""
         i = real(q_pos, like=self.c)
-        threshold = (self.L_multiplier * self.init_l).abs()
-        return 1 / (self.psi(torch.maximum(i, threshold.to(i.dtype))) + EPS)
+        threshold = (real(self.L_multiplier, like=self.c) * self.init_l).abs()
+        return 1 / (self.psi(torch.maximum(i, threshold)) + EPS)
 
     def layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """w1 (width), b1 (width), W2 (h width), b2 (h); at least float32."""
-        w1, b1, w2, b2 = (real(p, like=p) for p in self.mlp.parameters())
+        # by name: a parametrised layer has other parameters
+        linears: list[Any] = [self.mlp[0], self.mlp[2]]
+        w1, b1, w2, b2 = (real(p, like=p) for one in linears for p in (one.weight, one.bias))
         return w1[:, 0], b1, w2, b2
 
     def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ class Forgetting(nn.Module):
         nn.init.constant_(linear.bias, bias_init)
         self.to_forget_gates = nn.Sequential(linear)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """A bias of 0, (1): x-transformers asks for one here, but it is added in `terms`."""
+        return x.new_zeros(1)
+
     def log_gates(self, x: Tensor) -> Tensor:
         """log f of each token: what a cache keeps of it.
 
@@ -59,9 +63,9 @@ class Forgetting(nn.Module):
     def terms(self, log_gates: Tensor, i: int) -> Separable:
         """The bias of the last ``i`` tokens' queries, as vectors for tiled attention.
 
-        Sums are made in float64 (where the device has it) and then told from the middle query's:
-        c of a long text is a large number, whose digits after the point float32 would lose; this
-        way they are there near the middle query, or at the only one.
+        Sums are made in float64 (where the device has it) and then told from their mean over the
+        queries: c of a long text is a large number, whose digits after the point float32 would
+        lose; this way they are there near the middle query, or at the only one.
 
         Args:
             log_gates: of all keys, (b h j).
@@ -69,8 +73,8 @@ class Forgetting(nn.Module):
         """
         exact = log_gates.dtype if log_gates.device.type == "mps" else torch.float64
         c = log_gates.cumsum(-1, dtype=exact)
-        # cut out, not indexed: for an index torch.compile compiles anew with every length
-        middle = c[..., -i:].narrow(-1, i // 2, 1).detach()  # cancels out, also from the gradient
+        # not an entry: its index would tell exported programs something about the length
+        middle = c[..., -i:].mean(-1, keepdim=True).detach()  # cancels out, also from the gradient
         c = (c - middle).to(log_gates.dtype)
         return Separable(c[..., -i:], c)
 

@@ -55,12 +55,13 @@ class KerpleBias(DistanceBias):
     @property
     def r1(self) -> Tensor:
         """(h), above 0."""
-        return F.softplus(self.raw_r1)
+        return F.softplus(real(self.raw_r1, like=self.raw_r1))
 
     @property
     def r2(self) -> Tensor:
         """(h), above 0; for powers below 2."""
-        return F.softplus(self.raw_r2) if self.kind == "log" else 2 * self.raw_r2.sigmoid()
+        raw = real(self.raw_r2, like=self.raw_r2)
+        return F.softplus(raw) if self.kind == "log" else 2 * raw.sigmoid()
 
     def curve(self, distance: Tensor) -> Tensor:
         """See `DistanceBias`."""

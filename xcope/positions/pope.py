@@ -31,7 +31,7 @@ from xcope.positions.rotary import WithFrequencies
 
 def polar_frequencies(dim: int, base: float) -> Tensor:
     """ω_c = base^(−c/dim) for the channels c = 0 … dim − 1, float32 (dim)."""
-    return 1.0 / base ** (torch.arange(dim).float() / dim)
+    return 1.0 / base ** (torch.arange(dim, device="cpu").float() / dim)
 
 
 class PolarEmbedding(WithFrequencies):
@@ -52,7 +52,7 @@ class PolarEmbedding(WithFrequencies):
     ) -> None:
         super().__init__()
         # persistent, because x-transformers' checkpoints hold it
-        self.register_buffer("inv_freq", polar_frequencies(dim, base))
+        self.add_constant("inv_freq", polar_frequencies(dim, base), persistent=True)
         start = torch.zeros(heads, 1, dim)
         if bias_uniform_init:
             start.uniform_(-2 * math.pi, 0)

@@ -13,9 +13,8 @@ channels only ("NTK-aware").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ LAYOUTS = ("interleaved", "half_split")
 
 def frequencies(dim: int, base: float) -> Tensor:
     """ω_m = base^(−2m/dim) for the pairs m = 0 … dim/2 − 1, float32 (dim/2)."""
-    return 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
+    return 1.0 / base ** (torch.arange(0, dim, 2, device="cpu").float() / dim)
 
 
 def rescaled_base(base: float, factor: float, dim: int) -> float:
@@ -39,26 +38,13 @@ def rescaled_base(base: float, factor: float, dim: int) -> float:
 
 
 class WithFrequencies(Rotation):
-    """A rotation by angles place · frequency.
-
-    Its buffers stay float32 when the model is cast to a narrower dtype: with ω_m in bfloat16, say,
-    a fast pair would be off by whole turns after some hundred places.
-    """
+    """A rotation by angles place · frequency."""
 
     inv_freq: Tensor
 
     def angles(self, pos: Tensor, inv_freq: Tensor) -> Tensor:
         """(n) or (b n) places times (m) frequencies: (n m) or (b n m)."""
         return pos[..., None].to(inv_freq.dtype) * inv_freq
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self._buffers.items():
-            kept = before[name]
-            if buffer is not None and kept is not None and buffer.dtype.itemsize < 4:
-                self._buffers[name] = kept.to(buffer.device)
-        return self
 
 
 class RotaryAngles(WithFrequencies):
@@ -91,8 +77,11 @@ class RotaryAngles(WithFrequencies):
         self.half_split = half_split
         self.amplitude = amplitude
         # persistent, because x-transformers' checkpoints hold it
-        self.register_buffer("inv_freq", frequencies(dim, base))
-        self.register_buffer("freq_scale", freq_scale, persistent=False)
+        self.add_constant("inv_freq", frequencies(dim, base), persistent=True)
+        if freq_scale is None:
+            self.freq_scale = None
+        else:
+            self.add_constant("freq_scale", freq_scale)
 
     def frequencies(self, k_pos: Tensor) -> Tensor:
         """(dim/2) frequencies for keys at the places ``k_pos``."""

@@ -32,8 +32,9 @@ def clipped_scale(dim: int, clip: int) -> Tensor:
 
     θ begins at 0: the first of these pairs is still as it was.
     """
-    scale = torch.ones(dim // 2)
-    scale[dim // 2 - clip :] = (1 + torch.linspace(0, math.pi, clip).cos()) / 2
+    scale = torch.ones(dim // 2, dtype=torch.float32, device="cpu")
+    theta = torch.linspace(0, math.pi, clip, dtype=torch.float32, device="cpu")
+    scale[dim // 2 - clip :] = (1 + theta.cos()) / 2
     return scale
 
 

@@ -25,13 +25,13 @@ from xcope.positions.rotary_ntk import ntk_scale
 
 
 def stretch(k_pos: Tensor, factor: float, trained_len: int) -> Tensor:
-    """s of the formula, from the places of the keys; a tensor of no dimension, float32."""
-    length = (k_pos.max() + 1).clamp(min=trained_len).float()
+    """s of the formula, from the places of each row's keys; () or (b), float32."""
+    length = (k_pos.amax(-1) + 1).clamp(min=trained_len).float()
     return factor * length / trained_len - (factor - 1)
 
 
 class DynamicRotaryAngles(RotaryAngles):
-    """`RotaryAngles` whose base follows the largest place of the call.
+    """`RotaryAngles` whose base follows the largest place of the row.
 
     Args:
         dim: rotated channels per head, even, at least 4.
@@ -52,9 +52,10 @@ class DynamicRotaryAngles(RotaryAngles):
         self.trained_len = trained_len
 
     def frequencies(self, k_pos: Tensor) -> Tensor:
-        """(dim/2) frequencies for a text with keys at the places ``k_pos``."""
+        """(dim/2) frequencies for a text with keys at the places ``k_pos``, (b 1 dim/2) of rows."""
         s = stretch(k_pos, self.factor, self.trained_len)
-        return self.inv_freq * ntk_scale(self.dim, s, k_pos.device)
+        scale = ntk_scale(self.dim, s[..., None], k_pos.device)
+        return self.inv_freq * (scale[:, None] if k_pos.ndim > 1 else scale)
 
 
 @register

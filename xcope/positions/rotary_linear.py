@@ -22,7 +22,7 @@ from xcope.positions.rotary import RotaryAngles, RotaryScheme
 
 def linear_scale(dim: int, factor: float) -> Tensor:
     """What multiplies ω_m: 1 / factor for every pair, (dim/2)."""
-    return torch.full((dim // 2,), 1 / factor)
+    return torch.full((dim // 2,), 1 / factor, dtype=torch.float32, device="cpu")
 
 
 @register

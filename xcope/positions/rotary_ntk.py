@@ -20,7 +20,7 @@ from xcope.positions.registry import register
 from xcope.positions.rotary import RotaryAngles, RotaryScheme
 
 
-def ntk_scale(dim: int, factor: float | Tensor, device: torch.device | None = None) -> Tensor:
+def ntk_scale(dim: int, factor: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """What multiplies ω_m: factor^(−2m/(dim−2)) for the pairs m = 0 … dim/2 − 1, (dim/2)."""
     return factor ** (-torch.arange(0, dim, 2, device=device).float() / (dim - 2))
 

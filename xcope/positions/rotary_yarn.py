@@ -41,7 +41,7 @@ def yarn_scale(
         for bound in (math.floor(pair(beta_fast)), math.ceil(pair(beta_slow)))
     )
     width = last - first or 0.001
-    r = ((torch.arange(dim // 2).float() - first) / width).clamp(0, 1)
+    r = ((torch.arange(dim // 2, device="cpu").float() - first) / width).clamp(0, 1)
     return 1 - r + r / factor
 
 

@@ -39,9 +39,7 @@ class SandwichBias(DistanceBias):
         super().__init__()
         self.dim = dim
         self.base = base
-        self.register_buffer(
-            "ratios", 8 * torch.arange(1, heads + 1).float() / heads, persistent=False
-        )
+        self.add_constant("ratios", [8 * h / heads for h in range(1, heads + 1)])
 
     def curve(self, distance: Tensor) -> Tensor:
         """See `DistanceBias`."""

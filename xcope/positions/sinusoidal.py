@@ -27,8 +27,7 @@ class SinusoidalPositions(AddedToInput):
     def __init__(self, dim: int, theta: float = 10000.0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1) * dim**-0.5)
-        m = torch.arange(dim // 2).float() / (dim // 2)
-        self.register_buffer("inv_freq", theta**-m, persistent=False)
+        self.add_constant("inv_freq", [theta ** (-2 * m / dim) for m in range(dim // 2)])
 
     def forward(
         self,
@@ -38,8 +37,10 @@ class SinusoidalPositions(AddedToInput):
         offset: int = 0,
     ) -> Tensor:
         """See `AddedToInput`; any length works."""
-        angles = self.places(x, pos, seq_start_pos, offset)[..., None] * self.inv_freq
-        return torch.cat((angles.sin(), angles.cos()), dim=-1) * self.scale
+        places = self.places(x, pos, seq_start_pos, offset)
+        angles = places[..., None].to(self.inv_freq.dtype) * self.inv_freq
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1)
+        return (waves * self.scale).to(self.scale.dtype)
 
 
 @register

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from xcope.positions.base import Geometry, IndexedScheme, Slot
-from xcope.positions.distances import DistanceBias
+from xcope.positions.distances import DistanceBias, real
 from xcope.positions.registry import register
 
 
@@ -61,7 +61,7 @@ class T5Bias(DistanceBias):
         """See `DistanceBias`."""
         buckets = bucket_of(distance, self.num_buckets, self.max_distance)
         bias: Tensor = self.relative_attention_bias(buckets)
-        return bias * self.scale
+        return real(bias, like=bias) * self.scale
 
     def size(self, span: int) -> int:
         """Up to the first distance of the last bucket: what comes after is the same."""

@@ -31,7 +31,7 @@ LARGEST, HEADROOM = 40.0, 4.0
 
 def decays(dim: int) -> Tensor:
     """ζ_m^scale_base = (2m/dim + γ) / (1 + γ) for the pairs m = 0 … dim/2 − 1, float32 (dim/2)."""
-    return (torch.arange(0, dim, 2) + GAMMA * dim) / ((1 + GAMMA) * dim)
+    return (torch.arange(0, dim, 2, device="cpu").float() + GAMMA * dim) / ((1 + GAMMA) * dim)
 
 
 class XPosAngles(RotaryAngles):
@@ -64,12 +64,12 @@ class XPosAngles(RotaryAngles):
         super().__init__(dim, base, interpolation_factor, half_split=half_split)
         self.scale_base = scale_base
         # persistent, because x-transformers' checkpoints hold it
-        self.register_buffer("scale", decays(dim))
+        self.add_constant("scale", decays(dim), persistent=True)
 
     def powers(self, places: Tensor, dtype: torch.dtype) -> Tensor:
         """ζ_m^places, (n) or (b n) → (n m) or (b n m), within bounds for ``dtype``."""
         limit = min(LARGEST, math.log(torch.finfo(dtype).max) - HEADROOM)
-        exponents = (places / self.scale_base)[..., None] * self.scale.log()
+        exponents = (places.to(self.scale.dtype) / self.scale_base)[..., None] * self.scale.log()
         return exponents.clamp(-limit, limit).exp()
 
     def rotate(

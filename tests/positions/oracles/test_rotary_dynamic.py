@@ -27,19 +27,20 @@ def test_up_to_the_trained_length_it_is_plain_rotary():
     torch.testing.assert_close(ours.rotate(q, k, pos, pos), plain.rotate(q, k, pos, pos))
 
 
-def test_the_length_is_that_of_the_largest_place_of_the_call():
+def test_the_length_is_that_of_the_largest_place_of_the_row():
     rotation = module("rotary_dynamic", trained_len=TRAINED, factor=2.0)
     q, k = queries_and_keys(20)
     pos = torch.stack([torch.arange(20) - 5, torch.arange(20) + 40])
     together = rotation.rotate(q, k, pos, pos)
-    # a key at place 59 alone makes the text as long
-    frequencies = rotation.frequencies(torch.tensor([59]))
-    assert torch.equal(frequencies, rotation.frequencies(pos))
-    expected = module("rotary").double()
-    expected.inv_freq.copy_(frequencies)
-    alone = expected.rotate(q.double(), k.double(), pos, pos)
-    for ours, exact in zip(together, alone, strict=True):
-        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=5e-5)
+    for row, last in enumerate((14, 59)):
+        # a key at place 59 alone makes the text as long
+        frequencies = rotation.frequencies(torch.tensor([last]))
+        assert torch.equal(frequencies, rotation.frequencies(pos)[row, 0])
+        expected = module("rotary").double()
+        expected.inv_freq.copy_(frequencies)
+        alone = expected.rotate(q.double(), k.double(), pos[row], pos[row])
+        for ours, exact in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[row], exact[row].float(), rtol=1e-4, atol=5e-5)
 
 
 def test_a_query_at_the_end_is_turned_as_in_the_whole_text():
