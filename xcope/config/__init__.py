@@ -1,8 +1,9 @@
 """YAML configs: composed, overridden, checked, and turned into a task and a decoder."""
 
 from xcope.config.build import build_model, build_task
+from xcope.config.check import check_data
 from xcope.config.errors import ConfigError, Mark
-from xcope.config.load import load_config
+from xcope.config.load import load_config, read_config
 from xcope.config.schema import (
     Config,
     EvaluateConfig,
@@ -25,7 +26,9 @@ __all__ = [
     "TuneConfig",
     "build_model",
     "build_task",
+    "check_data",
     "expand_sweep",
     "expand_tuning",
     "load_config",
+    "read_config",
 ]

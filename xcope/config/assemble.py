@@ -16,26 +16,46 @@ from xcope.tasks import Task, task
 if TYPE_CHECKING:
     from xcope.config.schema import ModelConfig, TaskConfig
 
+LARGEST = 2**24
+"""Of the whole numbers that are flags or options of a scheme: tables and lists are as long."""
+COUNTED = dict.fromkeys(
+    (
+        "num_output_heads",
+        "shift_tokens",
+        "num_residual_streams",
+        "dynamic_depth",
+        "dynamic_pos_bias_mlp_depth",
+    ),
+    1024,
+)
+"""Flags that stand for so many modules or entries of a list → their largest value."""
+
 ABSOLUTE_SWITCHES = frozenset({"use_abs_pos_emb", "scaled_sinu_pos_emb", "disable_abs_pos_emb"})
 """Flags that say whether positions are added to the input; without a position and without them
 x-transformers would silently add learned ones."""
 
 
 def make_task(config: TaskConfig) -> Task:
-    """The task.
+    """The task; its data are not read yet.
 
     Raises:
         FlagError: see `xcope.tasks.task`.
     """
-    return task(config.name, config.options)
+    return task(config.name, config.options, data=False)
 
 
-def make_model(config: ModelConfig, task: Task, device: str = "cpu") -> TransformerWrapper:
-    """The decoder for a task, with fresh weights; on device ``"meta"`` without any.
+def make_model(
+    config: ModelConfig, num_tokens: int, longest: int, device: str = "cpu"
+) -> TransformerWrapper:
+    """The decoder, with fresh weights; on device ``"meta"`` without any.
+
+    Args:
+        num_tokens: size of the vocabulary.
+        longest: ``max_seq_len`` where the config does not say it.
 
     Raises:
         FlagError: see `xcope.Decoder` and `xcope.TransformerWrapper`; heads that do not divide
-            dim, no position at all, a table of positions that is too short for the task.
+            dim, no position at all.
     """
     flags = _flags(config)
     to_wrapper = wrapper_flags()
@@ -54,12 +74,21 @@ def make_model(config: ModelConfig, task: Task, device: str = "cpu") -> Transfor
             raise FlagError(
                 "position", f"no position is named: set position to one of {listing(schemes())}"
             )
-        model = TransformerWrapper(
-            num_tokens=task.num_tokens,
-            max_seq_len=config.max_seq_len or task.max_seq_len,
+        return TransformerWrapper(
+            num_tokens=num_tokens,
+            max_seq_len=config.max_seq_len or longest,
             attn_layers=decoder,
             **outer,
         )
+
+
+def make_model_for(config: ModelConfig, task: Task, device: str = "cpu") -> TransformerWrapper:
+    """The decoder for a task; see `make_model`.
+
+    Raises:
+        FlagError: also a table of positions that is too short for the task.
+    """
+    model = make_model(config, task.num_tokens, task.max_seq_len, device)
     _check_length(model, task)
     return model
 
@@ -90,12 +119,26 @@ def _flags(config: ModelConfig) -> dict[str, Any]:
             continue
         if isinstance(value, str) and flag not in options:
             raise FlagError(flag, f"expected true, false, a number or a list, got {value!r}")
+        _check_size(flag, value)
         # YAML has lists where the keywords take tuples, one entry per layer
         flags[flag] = tuple(value) if isinstance(value, list) else value
     if "attn_dim_head" in flags and config.dim_head is not None:
         raise FlagError("attn_dim_head", "stands beside dim_head, which means the same: drop one")
     _check_said_once(config, flags)
+    for entry in entries(config.position):
+        for option, value in entry.items():
+            _check_size(f"{entry.get('name')}_{option}", value)
     return flags
+
+
+def _check_size(flag: str, value: object) -> None:
+    most = COUNTED.get(flag, LARGEST)
+    if isinstance(value, int) and abs(value) > most:
+        raise FlagError(
+            flag,
+            f"{flag}={value} is not allowed: a whole number of at most {most:,}; what is no count "
+            "may be written as 1.0e9",
+        )
 
 
 def _check_said_once(config: ModelConfig, flags: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xcope.config.assemble import make_model, make_task
+from xcope.config.assemble import make_model_for, make_task
 from xcope.config.load import as_config
 from xcope.config.schema import Config
 from xcope.modules import TransformerWrapper
@@ -15,6 +15,8 @@ from xcope.tasks import Task
 
 def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
     """The task of a config, a mapping of the same shape, or a YAML file.
+
+    Of a `Config` its data are read when the first batch is drawn.
 
     Raises:
         ConfigError: a file or mapping that cannot be used.
@@ -36,4 +38,4 @@ def build_model(config: Config | Mapping[str, Any] | str | Path) -> TransformerW
         ConfigError: a file or mapping that cannot be used.
     """
     config = as_config(config)
-    return make_model(config.model, make_task(config.task))
+    return make_model_for(config.model, make_task(config.task))

@@ -11,30 +11,31 @@ from typing import Any
 from pydantic import ValidationError
 
 from xcope.config.assemble import head_width, make_task
-from xcope.config.errors import ConfigError, dotted
+from xcope.config.errors import ConfigError, Mark, dotted
 from xcope.config.keys import check_keys
 from xcope.config.schema import SECTIONS, Config, TuneConfig
 from xcope.config.trial import check_model, check_splits, check_task
-from xcope.config.wording import expected, near_choice, shown
-from xcope.config.yaml_tree import Node, write_text
+from xcope.config.wording import expected, near_choice, quotes_needed, shown
+from xcope.config.yaml_tree import Node
 
 
-def checked(tree: Node, tried: set[str] | None = None) -> Config:
+def checked(tree: Node, tried: set[str] | None = None, *, data: bool = True) -> Config:
     """The config of one run, ``dim_head`` and ``max_seq_len`` filled in.
 
     Args:
         tree: what was written.
         tried: descriptions of models that were built before, which are not built again; this one
             is added.
+        data: read the data of the task, to see that they suffice.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a task or a model that cannot be built.
     """
     config = typed(tree)
-    described = write_text(config.model_dump(include={"model", "task"}))
+    described = repr((config.model, config.task))
     tried = set() if tried is None else tried
     if described not in tried:
-        check_task(tree, config)
+        check_task(tree, config, data=data)
         check_model(tree, config)
         tried.add(described)
     check_splits(tree, config)
@@ -42,6 +43,11 @@ def checked(tree: Node, tried: set[str] | None = None) -> Config:
     if "attn_dim_head" not in config.model.flags:
         sizes["dim_head"] = head_width(config.model)
     return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
+
+
+def check_data(config: Config) -> None:
+    """Raise `ConfigError` if the data of a config's task cannot be read, or do not suffice."""
+    check_task(config.source or Node({}, Mark("config")), config)
 
 
 def typed(tree: Node) -> Config:
@@ -61,20 +67,26 @@ def typed(tree: Node) -> Config:
 
 def _explained(tree: Node, error: ValidationError) -> ConfigError:
     """pydantic's first complaint in our words."""
-    path = _path(error.errors()[0]["loc"])
+    first = error.errors()[0]
+    path = _path(first["loc"])
+    if not path:  # no complaint about a key: JSON that could not be read
+        return ConfigError(first["msg"], mark=tree.mark)
     kind = _kind(path)
     node = tree.get(*path)
-    if node is None:
+    if first["type"] == "value_error":  # ours, with words of its own
+        message = str(first["ctx"]["error"])
+    elif node is None:
         message = f"is missing: expected {expected(kind)}"
     else:
         given = node.plain()
         message = f"expected {expected(kind)}, got {shown(given)}{near_choice(given, kind)}"
+        message += quotes_needed(node.written, expected(kind))
     return ConfigError(message, dotted(path), tree.mark_of(path))
 
 
 def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The section and key of pydantic's location, without the branches inside a value."""
-    depth = 2 if location[0] in (*SECTIONS, "sweep", "tune") else 1
+    depth = 2 if location and location[0] in (*SECTIONS, "sweep", "tune") else 1
     return tuple(str(part) for part in location[:depth])
 
 

@@ -7,13 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
+from xcope import reading
 from xcope.config.errors import ConfigError, Mark, Path
 from xcope.config.wording import shown
 from xcope.config.yaml_tree import Node, read_file, shown_path
-from xcope.errors import did_you_mean
+from xcope.errors import FlagError, did_you_mean
 
 LIBRARY = FilePath(__file__).resolve().parents[2] / "configs"
 """The repository's own configs."""
+
+MOST_FILES = 100
+"""Files that one config is composed of, each counted as often as it is extended."""
+LONGEST_CHAIN = 20
+"""Files that extend each other in a row."""
 
 NAMED: tuple[Path, ...] = (("task",), ("model", "position"))
 """Values that are a name with options; another name does not inherit the options."""
@@ -24,17 +30,26 @@ def compose(path: str | FilePath) -> Node:
 
     Raises:
         ConfigError: a file that is missing or cannot be read, a cycle, an ``extends`` that is
-            neither a path nor a list of paths.
+            neither a path nor a list of paths, more than `MOST_FILES` files.
     """
-    file = FilePath(path)
-    if not file.is_file():
+    mark = Mark(str(path))
+    file = _path(str(path), mark)
+    if not _exists(file, mark):
+        if file.is_dir():
+            raise ConfigError("is a folder: name a YAML file", mark=mark)
         near = _nearest(file.name, file.parent, "*.yaml")
-        raise ConfigError(f"there is no such file{near}", mark=Mark(str(path)))
-    return _compose(file, ())
+        raise ConfigError(f"there is no such file{near}", mark=mark)
+    return _compose(file, (), itertools.count(1))
 
 
-def _compose(file: FilePath, chain: tuple[FilePath, ...]) -> Node:
+def _compose(file: FilePath, chain: tuple[FilePath, ...], number: Iterator[int]) -> Node:
     own = read_file(file)
+    if next(number) > MOST_FILES or len(chain) > LONGEST_CHAIN:
+        raise ConfigError(
+            f"too many files: at most {MOST_FILES} may be extended, {LONGEST_CHAIN} in a row",
+            "extends",
+            own.mark,
+        )
     entries = dict(own.children)
     tree = Node({}, own.mark)
     for name, mark in _extended(entries.pop("extends", None)):
@@ -45,7 +60,7 @@ def _compose(file: FilePath, chain: tuple[FilePath, ...]) -> Node:
             loop = [*opened[met.index(base.resolve()) :], base]
             names = " → ".join(shown_path(step) for step in loop)
             raise ConfigError(f"the files extend each other in a cycle: {names}", "extends", mark)
-        tree = merge(tree, _compose(base, opened))
+        tree = merge(tree, _compose(base, opened, number))
     return merge(tree, Node(entries, own.mark))
 
 
@@ -64,14 +79,34 @@ def _extended(extends: Node | None) -> Iterator[tuple[str, Mark]]:
 
 def _find(name: str, file: FilePath, mark: Mark) -> FilePath:
     folders = [file.parent, *_config_folders(file)]
+    path = _path(name, mark)
     for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
+        if _exists(folder / path, mark):
+            return folder / path
     searched = " nor in ".join(dict.fromkeys(shown_path(folder) for folder in folders))
     # only a configs folder is surely small enough to be searched with all that it holds
     patterns = ["*.yaml", *["**/*.yaml"] * (len(folders) - 1)]
     near = next(filter(None, map(_nearest, itertools.repeat(name), folders, patterns)), "")
-    raise ConfigError(f"there is no file {name!r} in {searched}{near}", "extends", mark)
+    if "*" in name:
+        near = "; a pattern is not expanded: name each file"
+    raise ConfigError(f"there is no file {shown(name)} in {searched}{near}", "extends", mark)
+
+
+def _path(name: str, mark: Mark) -> FilePath:
+    try:
+        return reading.expanded(name)
+    except FlagError as error:
+        raise ConfigError(str(error), mark=mark) from error
+
+
+def _exists(file: FilePath, mark: Mark) -> bool:
+    """Whether there is something other than a folder to read."""
+    try:
+        return file.exists() and not file.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise ConfigError(f"{shown(str(file))} cannot be read: {error.strerror}", mark=mark) from (
+            error
+        )
 
 
 def _config_folders(file: FilePath) -> list[FilePath]:

@@ -16,7 +16,9 @@ from xcope.config.tuning import expand_tuning
 from xcope.config.yaml_tree import Node, from_plain
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = False) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = False, data: bool = True
+) -> Config:
     """Read, compose, override and check a config.
 
     All that can go wrong before training is found here: the task is made, and every model is built
@@ -26,6 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
         path: a YAML file.
         overrides: ``"train.lr=3e-4"``; later ones win.
         sweep: allow ``sweep:``; then see `expand_sweep` and `expand_tuning`.
+        data: read the data of the task, to see that they suffice; without, see `check_data`.
 
     Raises:
         ConfigError: names file (or command line), line and key.
@@ -40,7 +43,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
                 "tune",
                 tree.mark_of(("tune",)),
             )
-        return checked(tree)
+        return checked(tree, data=data)
     if not sweep:
         raise ConfigError(
             "a sweep is many runs, but this is for one: use scripts/compare.py, or drop the sweep "
@@ -49,9 +52,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool 
             tree.mark_of(("sweep",)),
         )
     check_overrides(tree, overrides)
-    expand_sweep(config)
-    expand_tuning(config)
+    expand_sweep(config, data=data)
+    expand_tuning(config, data=data)
     return config
+
+
+def read_config(path: str | Path) -> Config:
+    """A resolved config, as a run folder holds it; neither task nor model is made.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, a wrong type.
+    """
+    return typed(compose(path))
 
 
 def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:

@@ -6,14 +6,21 @@ from collections.abc import Iterable, Sequence
 
 from xcope.config.compose import merge
 from xcope.config.errors import COMMAND_LINE, ConfigError
-from xcope.config.yaml_tree import Node, read_text
+from xcope.config.yaml_tree import Node, from_plain, read_text
+
+DEEPEST = 16
+"""Parts of a key."""
+LITERAL = ("*", "@", "%", "`")
+"""What no YAML value can begin with that stands alone: such a value is a text, as it is."""
 
 
 def override(tree: Node, overrides: Sequence[str]) -> Node:
     """``tree`` with ``a.b=value`` for each override; the value is YAML, the last one wins.
 
+    A value that begins as none of YAML does is a text: ``task.glob=**/*.txt``.
+
     Raises:
-        ConfigError: no ``=``, no key before it, or a value that is not YAML.
+        ConfigError: no ``=``, no key before it, a value that is not YAML or that ``#`` cuts.
     """
     return set_keys(tree, map(parse_override, overrides))
 
@@ -40,6 +47,10 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Node]:
         raise _malformed(text, "has no key before '='")
     if not all(path):
         raise _malformed(text, "has an empty part in its key")
+    if len(path) > DEEPEST:
+        raise _malformed(f"{text:.60}", f"has a key of {len(path)} parts")
+    if value.strip().startswith(LITERAL):
+        return path, from_plain(value.strip(), COMMAND_LINE)
     return path, read_text(value, COMMAND_LINE, key.strip())
 
 

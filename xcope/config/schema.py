@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
-from xcope.config.assemble import make_model, make_task
+from xcope import reading
+from xcope.config.assemble import make_model
 from xcope.config.wording import Worded
 from xcope.config.yaml_tree import Node, write_text
 from xcope.modules.seam import UPSTREAM_ONLY
+
+
+def _at_most(most: int) -> Callable[[int], int]:
+    """A bound that only a slip of the hand reaches: what is built would fill the machine."""
+
+    def check(value: int) -> int:
+        if value > most:
+            raise ValueError(f"{value} is not allowed: at most {most:,}")
+        return value
+
+    return check
+
 
 Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
@@ -17,6 +39,12 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Width = Annotated[Count, AfterValidator(_at_most(2**20))]
+HeadWidth = Annotated[Count, AfterValidator(_at_most(2**16))]
+Length = Annotated[Count, AfterValidator(_at_most(2**31))]
+Layers = Annotated[Count, AfterValidator(_at_most(1024))]
+Heads = Annotated[Count, AfterValidator(_at_most(4096))]
+Folder = Annotated[str, AfterValidator(lambda path: str(reading.expanded(path)))]
 Options = dict[str, Any]
 Position = Annotated[
     str | Options | list[Any] | None,
@@ -46,15 +74,15 @@ class OpenSection(Section):
 class ModelConfig(OpenSection):
     """The decoder. Every flag of `xcope.Decoder` and `xcope.TransformerWrapper` is a key too."""
 
-    dim: Count
+    dim: Width
     """Width of the residual stream."""
-    depth: Count
+    depth: Layers
     """Blocks of attention and feed-forward."""
-    heads: Count = 8
+    heads: Heads = 8
     """Query heads."""
-    dim_head: Count | None = None
+    dim_head: HeadWidth | None = None
     """Width of a head; null: dim / heads."""
-    max_seq_len: Count | None = None
+    max_seq_len: Length | None = None
     """Rows of a learned absolute table; null: the longest sequence of the task."""
     position: Position = None
     """The scheme: a name, a mapping of name and options, a list of these for several, or a split
@@ -154,8 +182,8 @@ class Config(Section):
     task: TaskConfig
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    out: str | None = None
-    """Folder of the run."""
+    out: Folder | None = None
+    """Folder of the run; ``~`` and ``$NAME`` are replaced."""
     sweep: dict[str, list[Any]] = {}
     """Key → values to try; a run for each combination (scripts/compare.py)."""
     tune: TuneConfig | None = None
@@ -179,7 +207,7 @@ class Config(Section):
     def label(self) -> str:
         """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the
         model with the options that are not defaults."""
-        model = make_model(self.model, make_task(self.task), device="meta")
+        model = make_model(self.model, num_tokens=1, longest=1, device="meta")
         # schemes that only x-transformers has go by the flag that turns them on
         names = [flag for flag in UPSTREAM_ONLY if self.model.flags.get(flag)]
         if model.schemes or not names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from xcope.config.check import checked, typed
@@ -14,22 +15,27 @@ from xcope.config.wording import shown
 from xcope.config.yaml_tree import Node, from_plain
 from xcope.errors import did_you_mean, listing
 
+MOST_RUNS = 10_000
+"""Of a sweep or of its tuning."""
 ABOVE = frozenset({"sweep", "tune", "baseline"})
 """Keys that are about several runs: no run has them."""
 
 
-def expand_sweep(config: Config) -> list[Config]:
+def expand_sweep(config: Config, *, data: bool = True) -> list[Config]:
     """The config of every run, the first key of the sweep changing slowest.
 
     A run is what the same values as overrides on the command line would give. Without a sweep
     there is one run.
+
+    Args:
+        data: read the data of the tasks, to see that they suffice; without, see `check_data`.
 
     Raises:
         ConfigError: a key that cannot be swept over, a list that is empty or holds a value twice, a
             run whose task or model cannot be built.
     """
     tree = tree_of(config)
-    return combinations(tree, sweep_axes(tree), "the sweep's run")
+    return combinations(tree, sweep_axes(tree), "the sweep's run", data)
 
 
 def check_overrides(tree: Node, overrides: Sequence[str]) -> None:
@@ -78,16 +84,27 @@ def sweep_axes(tree: Node) -> dict[str, list[Node]]:
     return axes
 
 
-def combinations(tree: Node, axes: Mapping[str, list[Node]], run: str) -> list[Config]:
+def combinations(tree: Node, axes: Mapping[str, list[Node]], run: str, data: bool) -> list[Config]:
     """The checked config of every combination of values, the first key changing slowest.
 
     Args:
         run: what one of them is called in an error.
+        data: see `expand_sweep`.
+
+    Raises:
+        ConfigError: a run that cannot be built, more than `MOST_RUNS` of them.
     """
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_RUNS:
+        raise ConfigError(
+            f"the sweep has {count:,} runs: at most {MOST_RUNS:,}",
+            "sweep",
+            tree.mark_of(("sweep",)),
+        )
     base = Node({key: node for key, node in tree.children.items() if key not in ABOVE}, tree.mark)
     tried: set[str] = set()
     return [
-        _run(base, dict(zip(axes, values, strict=True)), tried, run)
+        _run(base, dict(zip(axes, values, strict=True)), tried, run, data)
         for values in itertools.product(*axes.values())
     ]
 
@@ -113,10 +130,10 @@ def unusable(values: list[object]) -> str | None:
     return f"{shown(twice[0])} stands twice in the list" if twice else None
 
 
-def _run(base: Node, values: Mapping[str, Node], tried: set[str], name: str) -> Config:
+def _run(base: Node, values: Mapping[str, Node], tried: set[str], name: str, data: bool) -> Config:
     tree = set_keys(base, ((key.split("."), value) for key, value in values.items()))
     try:
-        return checked(tree, tried)
+        return checked(tree, tried, data=data)
     except ConfigError as error:
         if not values:
             raise

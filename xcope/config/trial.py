@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from xcope.config.assemble import make_model, make_task
+from xcope.config.assemble import make_model_for, make_task
 from xcope.config.errors import ConfigError, Path, dotted
 from xcope.config.schema import Config, ModelConfig
+from xcope.config.wording import quotes_needed
 from xcope.config.yaml_tree import Node
 from xcope.errors import FlagError, did_you_mean, listing, words_of
 from xcope.modules import SeamError
@@ -21,13 +22,18 @@ from xcope.positions.plan import SPLITS
 from xcope.tasks import Task
 
 
-def check_task(tree: Node, config: Config) -> None:
-    """Raise `ConfigError` if the task cannot be made."""
+def check_task(tree: Node, config: Config, *, data: bool = True) -> None:
+    """Raise `ConfigError` if the task cannot be made or, with ``data``, not be drawn from."""
     try:
-        make_task(config.task)
+        task = make_task(config.task)
+        if data:
+            task.check_data()
     except FlagError as error:
         key = "name" if error.flag == "task" else error.flag
         raise _located(tree, [("task", key), ("task",)], str(error)) from error
+    except Exception as error:
+        message = f"the task fails with these options: {type(error).__name__}: {words_of(error)}"
+        raise _located(tree, [("task",)], message) from error
 
 
 def check_splits(tree: Node, config: Config) -> None:
@@ -57,7 +63,7 @@ def check_model(tree: Node, config: Config) -> None:
 
 
 def _try(config: ModelConfig, task: Task) -> None:
-    model = make_model(config, task, device="meta").eval()
+    model = make_model_for(config, task, device="meta").eval()
     n = min(2, task.max_seq_len)
     try:
         logits = model(torch.zeros(1, n, dtype=torch.long, device="meta"))
@@ -90,6 +96,8 @@ def _reason(error: Exception) -> str:
 def _located(tree: Node, paths: Iterable[Path], message: str) -> ConfigError:
     """The error at the first of the paths that was written."""
     path = next((path for path in paths if tree.get(*path)), ())
+    node = tree.get(*path)
+    message += quotes_needed(node.written if node else "", message)
     return ConfigError(message, dotted(path), tree.mark_of(path))
 
 

@@ -16,12 +16,15 @@ FIXED = ("train.seed", "train.steps")
 """Keys of ``train`` that cannot be tuned: they are the protocol."""
 
 
-def expand_tuning(config: Config) -> list[Config]:
+def expand_tuning(config: Config, *, data: bool = True) -> list[Config]:
     """The config of every tuning run.
 
     One for each combination of the sweep but for its training seeds, each combination of the
     values to try, and each tuning seed; the last changes fastest. A tuning run has the seeds and
     the steps that ``tune`` says, and is measured in distribution alone.
+
+    Args:
+        data: see `expand_sweep`.
 
     Raises:
         ConfigError: nothing to try, a key that cannot be tuned or that the sweep sets, seeds that
@@ -36,7 +39,7 @@ def expand_tuning(config: Config) -> list[Config]:
     _check_seeds(tree, config, tune)
     axes |= _grid(tree, tune, axes)
     axes["train.seed"] = [from_plain(seed, tree.mark_of(("tune", "seeds"))) for seed in tune.seeds]
-    return [_tuned(run, tune) for run in combinations(tree, axes, "the tuning run")]
+    return [_tuned(run, tune) for run in combinations(tree, axes, "the tuning run", data)]
 
 
 def _tuned(run: Config, tune: TuneConfig) -> Config:

@@ -78,6 +78,13 @@ def near_choice(given: Any, kind: FieldInfo) -> str:
     return did_you_mean(given, words) if isinstance(given, str) else ""
 
 
+def quotes_needed(written: str, wanted: str) -> str:
+    """``, which YAML reads as no text: '08'`` where a text is wanted and a number was written."""
+    if not written or "text" not in wanted:
+        return ""
+    return f"; a text that looks like another value needs quotes: '{written}'"
+
+
 def shown(value: Any, longest: int = 60) -> str:
     """The value as its author wrote it, cut where it is long."""
     if isinstance(value, bool) or value is None:

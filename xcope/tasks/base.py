@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import typing
 from abc import ABC, abstractmethod
@@ -19,6 +20,9 @@ from xcope.options import is_a
 IGNORE = -100
 """Target of tokens that are not scored (cross entropy's ``ignore_index``)."""
 
+LARGEST = 2**20
+"""Of the numbers that are options of a task."""
+
 T = TypeVar("T")
 _KINDS: Mapping[type, str] = {
     int: "a whole number",
@@ -27,6 +31,12 @@ _KINDS: Mapping[type, str] = {
     str: "a text",
     type(None): "null",
 }
+
+
+@functools.cache
+def _hints(task: type) -> Mapping[str, Any]:
+    """Option → its type."""
+    return typing.get_type_hints(task)
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,15 @@ class Task(ABC):
     with a wrong one) or "bits_per_byte"; all are measured."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for option in self.options():
             kinds = typing.get_args(hints[option]) or (hints[option],)
             needed = " or ".join(_KINDS[kind] for kind in kinds) + " is needed"
-            self.require(is_a(getattr(self, option), hints[option]), option, needed)
+            value = getattr(self, option)
+            self.require(is_a(value, hints[option]), option, needed)
+            # vocabularies and sequences of that many are lists
+            small = not isinstance(value, int) or abs(value) <= LARGEST
+            self.require(small, option, f"at most {LARGEST:,}")
 
     @property
     @abstractmethod
@@ -107,6 +121,15 @@ class Task(ABC):
     @abstractmethod
     def sample(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch; all randomness comes from ``generator`` (on the CPU)."""
+
+    def check_data(self) -> None:  # noqa: B027 (most tasks make their sequences up)
+        """Read what the sequences are drawn from, and refuse too little of it.
+
+        A task can be made, and its tokens encoded and decoded, where its data are not at hand.
+
+        Raises:
+            FlagError: data that cannot be read, or that a split cannot be drawn from.
+        """
 
     def batch(self, split: str, batch_size: int, seed: int, index: int) -> Batch:
         """Batch number ``index`` of the endless stream (split, seed): the same on any machine."""

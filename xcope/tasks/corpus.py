@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from xcope.errors import FlagError, listing
+from xcope.reading import UnknownPathError, expanded
 from xcope.tasks.base import Task
 
 SEPARATOR = b"\0"
@@ -36,7 +37,8 @@ class CorpusTask(Task):
     The corpus is read once per process, when the first such task is made.
 
     Args:
-        corpus: a folder or a single file, relative to the working folder; None: the standard
+        corpus: a folder or a single file, relative to the working folder, with ``~`` and ``$NAME``
+            replaced; None: the standard
             library without tests and installed packages. Where there is a single file it is cut in
             two, its end held out.
         glob: the files of the folder, as `pathlib.Path.glob` understands it; ``**/`` includes
@@ -84,7 +86,7 @@ def read(corpus: str | None, glob: str, held_out: float) -> Mapping[str, bytes]:
             (``glob``), a side without a file (``held_out``).
     """
     try:
-        root = Path(sysconfig.get_paths()["stdlib"] if corpus is None else corpus).expanduser()
+        root = expanded(sysconfig.get_paths()["stdlib"] if corpus is None else corpus)
         if root.is_file():
             return _cut(root.read_bytes(), held_out)
         if not root.is_dir():
@@ -97,7 +99,7 @@ def read(corpus: str | None, glob: str, held_out: float) -> Mapping[str, bytes]:
             for chosen in _split(files, held_out)
         )
         return _sides(train, held)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of "~name"
+    except (OSError, UnknownPathError) as error:
         raise FlagError(
             "corpus", f"corpus={corpus!r} cannot be read: {error}; name a folder or a file"
         ) from error

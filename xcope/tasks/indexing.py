@@ -24,6 +24,8 @@ from xcope.tasks.registry import register
 from xcope.tasks.stretch import Stretchable
 
 SPACE, LINE_END, FILLER = b" ", b"\n", b"\0"
+MOST_ASKED = 1000
+"""The largest ``max_k``: which k may be asked is tried for every word of the text."""
 
 
 @register
@@ -62,14 +64,12 @@ class Indexing(Stretchable, CorpusTask):
         self.require(self.unit in ("word", "line"), "unit", "'word' or 'line'")
         self.require(self.length >= 1, "length", "at least 1 byte")
         self.require(self.max_k >= 2, "max_k", "at least 2, else there is nothing to count")
+        self.require(self.max_k <= MOST_ASKED, "max_k", f"at most {MOST_ASKED}")
         self.require(self.longest_word >= 1, "longest_word", "at least 1 byte")
+
+    def check_data(self) -> None:
         for split in self.every_split:
-            if not len(_starts(self, split)):
-                raise FlagError(
-                    "length",
-                    f"split {split!r} has no text of {self.text_len(split)} bytes with a "
-                    f"{self.unit} to ask for: raise length, or lower max_k, {self.max_k}",
-                )
+            self.starts(split)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class Indexing(Stretchable, CorpusTask):
         return self.text_len(split) + longest + self.longest_word + len(LINE_END)
 
     def sample(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
-        pieces, starts, length = self.pieces(split), _starts(self, split), self.seq_len(split)
+        pieces, starts, length = self.pieces(split), self.starts(split), self.seq_len(split)
         first = starts[torch.randint(len(starts), (batch_size,), generator=generator)]
         at, may = self.may_ask(split, first)
         chance = uniform((batch_size, len(self.asked(split))), generator)
@@ -111,6 +111,21 @@ class Indexing(Stretchable, CorpusTask):
     def pieces(self, split: str) -> Pieces:
         """The words or lines that the split is drawn from."""
         return _pieces(self.source(split), self.unit)
+
+    def starts(self, split: str) -> Tensor:
+        """The pieces that a text of the split may begin with, (n) int64.
+
+        Raises:
+            FlagError: there is none.
+        """
+        starts = _starts(self, split)
+        if not len(starts):
+            raise FlagError(
+                "length",
+                f"split {split!r} has no text of {self.text_len(split)} bytes with a "
+                f"{self.unit} to ask for: raise length, or lower max_k, {self.max_k}",
+            )
+        return starts
 
     def may_ask(self, split: str, first: Tensor) -> tuple[Tensor, Tensor]:
         """Which piece each k means where a text begins with piece ``first`` (b), and whether it
@@ -174,5 +189,8 @@ def _starts(task: Indexing, split: str) -> Tensor:
     """The pieces that a text may begin with, those from which some k may be asked: (n) int64."""
     every = torch.arange(len(task.pieces(split).start))
     return torch.cat(
-        [part[task.may_ask(split, part)[1].any(dim=1)] for part in torch.split(every, 2**17)]
+        [
+            part[task.may_ask(split, part)[1].any(dim=1)]
+            for part in torch.split(every, 2**24 // task.max_k)
+        ]
     )

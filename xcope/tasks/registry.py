@@ -26,12 +26,16 @@ def tasks() -> Mapping[str, type[Task]]:
     return MappingProxyType(dict(sorted(_TASKS.items())))
 
 
-def task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+def task(name: str, options: Mapping[str, Any] | None = None, *, data: bool = True) -> Task:
     """The task called ``name`` with ``options``.
+
+    Args:
+        data: read what it is drawn from; without, that is done when the first batch is.
 
     Raises:
         FlagError: an unknown name (flag ``task``) or option (flag: the option), with the nearest
-            valid one; an option whose type or value is not allowed (flag: the option).
+            valid one; an option whose type or value is not allowed, or data that do not
+            suffice (flag: the option).
     """
     if name not in _TASKS:
         raise FlagError(
@@ -47,4 +51,7 @@ def task(name: str, options: Mapping[str, Any] | None = None) -> Task:
                 f"task {name!r} has no option {option!r}: it takes {listing(kind.options())}"
                 f"{did_you_mean(str(option), kind.options())}",
             )
-    return kind(**(options or {}))
+    made = kind(**(options or {}))
+    if data:
+        made.check_data()
+    return made

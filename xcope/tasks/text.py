@@ -38,22 +38,30 @@ class Text(Stretchable, CorpusTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.length >= 1, "length", "at least 1 byte")
+
+    def check_data(self) -> None:
         for split in self.every_split:
-            has, needs = len(self.text(split)), self.seq_len(split) + 1
-            self.require(
-                has >= needs,
-                "stretch" if split in self.multiples else "length",
-                f"split {split!r} has {has} bytes, and a window with its next byte must fit, "
-                f"{needs} bytes",
-            )
+            self.text(split)
 
     @property
     def splits(self) -> tuple[str, ...]:
         return ("held_out", *self.multiples)
 
     def text(self, split: str) -> Tensor:
-        """All text of the split, (bytes) uint8, each file ended by a zero byte."""
-        return _tensor(self.source(split))
+        """All text of the split, (bytes) uint8, each file ended by a zero byte.
+
+        Raises:
+            FlagError: a text too short for a window and its next byte.
+        """
+        text = _tensor(self.source(split))
+        has, needs = len(text), self.seq_len(split) + 1
+        self.require(
+            has >= needs,
+            "stretch" if split in self.multiples else "length",
+            f"split {split!r} has {has} bytes, and a window with its next byte must fit, "
+            f"{needs} bytes",
+        )
+        return text
 
     def seq_len(self, split: str) -> int:
         return self.multiple(split) * self.length

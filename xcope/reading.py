@@ -1,0 +1,105 @@
+"""Paths and files that people give: paths expanded, files bounded and decoded, in one place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from xcope.errors import FlagError
+
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+class UnknownPathError(FlagError):
+    """A path with a user or a variable that is not there."""
+
+
+class UnreadableError(ValueError):
+    """A file that cannot be used; the message goes on from the file's name: ``is a folder``."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced.
+
+    A shell leaves them alone inside quotes and after ``=``, and no shell sees a YAML file.
+
+    Raises:
+        UnknownPathError: a user or a variable that is not known, or no path at all.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise UnknownPathError("path", f"{text!r} is no path: it holds a zero byte")
+    if "$" in text and not os.path.lexists(text):
+        text = VARIABLE.sub(_value, text)
+    if text.startswith("~"):
+        home = os.path.expanduser(text)
+        if home == text:
+            user = text.split("/")[0]
+            raise UnknownPathError(
+                "path", f"{text!r}: there is no home folder {user!r}; './{text}' means the name"
+            )
+        text = home
+    return Path(text)
+
+
+def _value(name: re.Match[str]) -> str:
+    variable = name[1] or name[2]
+    if variable not in os.environ:
+        raise UnknownPathError(
+            "path", f"{name.string!r}: there is no environment variable {variable!r}; set it"
+        )
+    return os.environ[variable]
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+
+    Args:
+        most: bytes that are read; a larger file is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: it is no file, too large, or not UTF-8.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            raise UnreadableError(
+                "cannot be read: "
+                + ("Is a directory" if stat.S_ISDIR(kind) else "it is no regular file")
+            )
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+    if len(content) > most:
+        raise UnreadableError(f"is too large: at most {most:,} bytes are read")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UnreadableError(
+            f"is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}): save it as "
+            "UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        UnreadableError: no JSON, nested too deeply, or a number with thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UnreadableError("is damaged: lists and mappings are nested too deeply") from None
+    except ValueError as error:
+        raise UnreadableError(f"is damaged: {error}") from None
