@@ -1,7 +1,12 @@
 """Train a model, measure it, sample from it; runs that survive interruption."""
 
 from xcope.training.device import device_for
-from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
+from xcope.training.errors import (
+    BrokenModelError,
+    RunDivergedError,
+    RunError,
+    RunInterruptedError,
+)
 from xcope.training.evaluation import evaluate, tally
 from xcope.training.files import safe_name
 from xcope.training.load import load_run
@@ -13,6 +18,7 @@ from xcope.training.sampling import example_prompt, rest_of_sequence, sample
 from xcope.training.tables import results_table
 
 __all__ = [
+    "BrokenModelError",
     "Reporter",
     "Result",
     "RunDivergedError",

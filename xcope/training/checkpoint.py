@@ -39,11 +39,19 @@ def save(folder: Path, groups: Mapping[str, Tensors], state: Mapping[str, Any]) 
         groups: group → name → tensor. Tensors may share memory (tied weights): each name is
             written in full, so that the file loads strictly anywhere.
         state: what JSON can hold.
+
+    Raises:
+        RunError: it cannot be written, for instance to a full disk; the previous one is kept.
     """
     new, old = _beside(folder, "new"), _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    _write(new, groups, state)
+    try:
+        _write(new, groups, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the room
+        kept = "the one before it is kept" if exists(folder) else "there is none before it"
+        raise RunError(f"the checkpoint {folder} cannot be written, {kept}: {error}") from error
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)

@@ -33,8 +33,8 @@ def accelerated(train: TrainConfig) -> Iterator[Accelerator]:
     """Accelerate on the device and in the precision that the config asks for.
 
     Raises:
-        FlagError: a GPU is asked for and there is none; fp16 on a CPU; a batch that the processes
-            cannot share equally.
+        FlagError: a GPU is asked for and there is none; fp16 on a CPU; a learning rate
+            beyond float32; a batch that the processes cannot share equally.
     """
     device_for(train.device)
     joined = torch.distributed.is_initialized()
@@ -53,6 +53,9 @@ def accelerated(train: TrainConfig) -> Iterator[Accelerator]:
 def _check(train: TrainConfig, accelerator: Accelerator) -> None:
     if train.precision == "fp16" and accelerator.device.type == "cpu":
         raise FlagError("precision", "train.precision=fp16 needs a GPU: use bf16 or 'no' on a CPU")
+    most = torch.finfo(torch.float32).max
+    if train.lr > most:
+        raise FlagError("lr", f"train.lr={train.lr:g} is not allowed: at most {most:.1e}")
     if train.batch_size % accelerator.num_processes:
         raise FlagError(
             "batch_size",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.modules import TransformerWrapper
 from xcope.tasks import IGNORE, Task
+from xcope.training.errors import BrokenModelError
 
 BINS = 64
 """The most bins of a curve over positions."""
@@ -113,6 +114,7 @@ def evaluate(
     Raises:
         FlagError: an unknown split; sequences that the model's table of learned absolute
             positions is too short for.
+        BrokenModelError: the loss on a split is not finite.
     """
     tallies = tally(
         model, task, batches=batches, batch_size=batch_size, seed=seed, device=device,
@@ -146,7 +148,29 @@ def tally(
                 parts = (torch.split(t, at_once) for t in (batch.tokens, batch.targets))
                 for tokens, targets in zip(*parts, strict=True):
                     one.add(model(tokens.to(place)), targets.to(place))
+            check_loss(model, split, float(one.loss.sum()))
     return tallies
+
+
+def check_loss(model: nn.Module, split: str, loss: float) -> None:
+    """Raise `BrokenModelError` unless the loss on a split is finite."""
+    if not math.isfinite(loss):
+        broken = broken_weights(model)
+        raise BrokenModelError(
+            f"the model is broken: its loss on split {split!r} is {loss}. "
+            + (f"{broken}" if broken else "Its weights are finite, its logits are not")
+        )
+
+
+def broken_weights(model: nn.Module) -> str:
+    """``"token_emb.emb.weight holds NaN or infinity in 3 of 512 numbers"``; empty if none does."""
+    found = []
+    for name, weight in model.named_parameters():
+        bad = int((~weight.isfinite()).sum())
+        if bad:
+            found.append(f"{name} holds NaN or infinity in {bad} of {weight.numel()} numbers")
+    more = f", and so do {len(found) - 1} other parameters" if len(found) > 1 else ""
+    return found[0] + more if found else ""
 
 
 def check_splits(model: TransformerWrapper, task: Task, splits: Sequence[str]) -> None:

@@ -8,7 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from xcope import reading
 from xcope.training.errors import RunError
+
+MOST_BYTES = 2**28
+"""Of a JSON file, or of a log of metrics."""
 
 
 def fsync(path: Path) -> None:
@@ -23,9 +27,13 @@ def fsync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace the file at ``path`` by ``text`` in one step."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    fsync(beside)
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        fsync(beside)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     fsync(path.parent)
 
 
@@ -41,11 +49,11 @@ def read_json(path: Path) -> Any:
         RunError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return reading.parse_json(reading.read_text(path, MOST_BYTES))
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+    except reading.UnreadableError as error:
+        raise RunError(f"{path} {error}") from None
 
 
 def safe_name(label: str) -> str:

@@ -12,19 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcope.config import Config, build_task
+from xcope.config import Config, build_task, check_data
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
 from xcope.training.device import accelerated, deterministic, seed_everything
 from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
-from xcope.training.evaluation import tally
+from xcope.training.evaluation import broken_weights, tally
 from xcope.training.interruption import Interruption
+from xcope.training.lock import Writer
 from xcope.training.memory import PeakMemory
 from xcope.training.metrics import MetricsLog
 from xcope.training.optimizer import learning_rate
 from xcope.training.reporter import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.state import TrainingState
+
+WHAT_HELPS = (
+    "The last checkpoint is kept. A smaller train.lr, a longer train.warmup or a smaller "
+    "train.clip may help"
+)
 
 
 def train(
@@ -46,32 +52,45 @@ def train(
         reporter: is told of the progress; None for silence.
 
     Raises:
-        RunError: ``run_dir`` is taken, or its checkpoint is damaged or of another config.
+        RunError: ``run_dir`` is taken, another process writes to it, or its checkpoint is damaged
+            or of another config.
         RunInterruptedError: Ctrl-C or SIGTERM; a checkpoint was saved.
-        RunDivergedError: the loss or a gradient became infinite or NaN.
+        RunDivergedError: the loss, a gradient or a weight became infinite or NaN.
+        BrokenModelError: the loss on a test split is infinite or NaN.
+        ConfigError: the data of the task cannot be read.
         FlagError: a device, precision or batch size that this machine cannot serve.
     """
     run = RunFolder(Path(run_dir))
-    with accelerated(config.train) as accelerator:
+    with accelerated(config.train) as accelerator, ExitStack() as stack:
+        writer = None
         if accelerator.is_main_process:
-            run.open(config, resume=resume, overwrite=overwrite)
+            opened = run.opened(config, resume=resume, overwrite=overwrite)
+            writer = stack.enter_context(opened)
         accelerator.wait_for_everyone()
         memory = PeakMemory(accelerator.device)
         state = TrainingState.fresh(config, accelerator)
         if checkpoint.exists(run.checkpoint):
             state.load(run.checkpoint)
         task = build_task(config)
+        if state.step < config.train.steps or not run.results.exists():
+            check_data(config)
         try:
             if state.step < config.train.steps:
-                run_steps(state, task, run, reporter or Silent())
+                run_steps(state, task, run, reporter or Silent(), writer)
                 state.peak_bytes = memory.bytes()
             return finished(state, task, run)
         except KeyboardInterrupt:
             raise RunInterruptedError(how_to_go_on(run)) from None
 
 
-def run_steps(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> None:
-    """Update the weights until ``train.steps``; log, save, and stop politely when asked to."""
+def run_steps(
+    state: TrainingState, task: Task, run: RunFolder, reporter: Reporter, writer: Writer | None
+) -> None:
+    """Update the weights until ``train.steps``; log, save, and stop politely when asked to.
+
+    Args:
+        writer: this process's right to write to the folder; None where another one writes.
+    """
     train = state.config.train
     main = state.accelerator.is_main_process
     began = time.perf_counter() - state.seconds
@@ -84,6 +103,8 @@ def run_steps(state: TrainingState, task: Task, run: RunFolder, reporter: Report
             reporter.start(state.config.label(), state.step, train.steps)
         while state.step < train.steps:
             metrics = update(state, task)
+            if writer is not None:
+                writer.check()
             state.seconds = time.perf_counter() - began
             if main:
                 reporter.step(state.step, metrics["loss"])
@@ -91,6 +112,7 @@ def run_steps(state: TrainingState, task: Task, run: RunFolder, reporter: Report
                     log.write({"step": state.step, **metrics, "seconds": state.seconds})
             stop = asked_to_stop(state, interruption)
             if is_due(state.step, train.checkpoint_every) or stop or state.step == train.steps:
+                check_weights(state)
                 state.save(run.checkpoint)
             if stop:
                 raise RunInterruptedError(how_to_go_on(run))
@@ -146,9 +168,15 @@ def check_finite(metrics: dict[str, float], state: TrainingState) -> None:
     bad = [f"{name} is {metrics[name]}" for name in watched if not math.isfinite(metrics[name])]
     if bad:
         raise RunDivergedError(
-            f"training stopped at step {state.step + 1}: {' and '.join(bad)}. The last checkpoint "
-            "is kept. A smaller train.lr, a longer train.warmup or a smaller train.clip may help"
+            f"training stopped at step {state.step + 1}: {' and '.join(bad)}. {WHAT_HELPS}"
         )
+
+
+def check_weights(state: TrainingState) -> None:
+    """Stop before a broken model replaces the last good checkpoint."""
+    broken = broken_weights(state.accelerator.unwrap_model(state.model))
+    if broken:
+        raise RunDivergedError(f"training stopped after step {state.step}: {broken}. {WHAT_HELPS}")
 
 
 def is_due(step: int, every: int) -> bool:

@@ -43,7 +43,7 @@ class PeakMemory:
 def _forget_peak() -> None:
     """Let Linux count the peak of resident memory (VmHWM) from now on."""
     try:
-        RESET.write_text("5")
+        RESET.write_text("5", encoding="utf-8")
     except OSError:
         return  # what was higher before will be counted
 
@@ -51,7 +51,7 @@ def _forget_peak() -> None:
 def _resident(kind: str, without: str | None = None) -> int | None:
     """Bytes that the kernel counts for this process; None where it does not tell."""
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     kilobytes = {name: int(rest.split()[0]) for name, _, rest in _numbers(lines)}

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from xcope.training.files import write_text
+from xcope import reading
+from xcope.training.errors import RunError
+from xcope.training.files import MOST_BYTES, write_text
 
 
 class MetricsLog:
@@ -51,11 +53,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The logged steps in order; a last line that was cut off is left out."""
-    if not path.exists():
+    """The logged steps in order; a last line that was cut off is left out.
+
+    Raises:
+        RunError: another line is damaged.
+    """
+    try:
+        lines = reading.read_text(path, MOST_BYTES).splitlines(keepends=True)
+        return [_logged(line) for line in lines if line.endswith("\n")]
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    except reading.UnreadableError as error:
+        raise RunError(f"{path} {error}") from None
+
+
+def _logged(line: str) -> dict[str, float]:
+    logged = reading.parse_json(line)
+    if not isinstance(logged, dict) or not {"step", "loss"} <= logged.keys():
+        raise reading.UnreadableError(f"is damaged: {line.strip()[:80]!r} is no logged step")
+    return logged
 
 
 def keep_until(path: Path, step: int) -> None:

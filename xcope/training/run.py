@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from xcope import reading
 from xcope.config import Config
-from xcope.training import checkpoint
+from xcope.config.yaml_tree import MOST_BYTES
+from xcope.training import checkpoint, lock
 from xcope.training.errors import RunError
 from xcope.training.files import read_json, safe_name, write_json, write_text
+from xcope.training.lock import Writer
 
 FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
 """Keys that do not touch the weights: a run may go on with others."""
@@ -36,11 +42,15 @@ class Result:
     by_position: Mapping[str, Any] = field(default_factory=dict)
 
 
+RESULT = TypeAdapter(Result)
+
+
 class RunFolder:
     """The folder of one run.
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
-    identical runs), ``timing.json`` (never the same), ``tensorboard/``.
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``; ``.lock`` and, while it is
+    written to, ``.writer.json`` (`xcope.training.lock`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,32 +66,45 @@ class RunFolder:
         """Whether a run has begun here."""
         return self.config.is_file()
 
+    def holds(self, config: Config) -> bool:
+        """Whether a run of this very config has begun here."""
+        try:
+            return reading.read_text(self.config, MOST_BYTES) == config.to_yaml()
+        except (FileNotFoundError, reading.UnreadableError):
+            return False
+
     def require(self) -> None:
         """Raise `RunError` unless a run has begun here."""
         if not self.exists():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
 
-    def open(self, config: Config, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run of ``config``.
+    @contextmanager
+    def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
+        """Context in which the folder is ready for a run of ``config``, which alone writes to it.
 
         Raises:
-            RunError: the folder is taken, or its checkpoint was made with another config.
+            RunError: the folder is taken, another process writes to it, or its checkpoint was made
+                with another config.
         """
         if resume and overwrite:
             raise RunError("resume and overwrite exclude each other: choose one")
-        if self.exists() and resume:
-            self._go_on(config)
-        elif self.exists() and overwrite:
-            self._clear()
-        elif self.exists():
-            raise RunError(
-                f"{self.path} holds a run already: --resume {self.path} goes on with it, "
-                "--overwrite starts again, --out chooses another folder"
-            )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise RunError(f"{self.path} is not empty and is no run folder: choose another")
+        if not self.exists() and self.path.is_dir():
+            names = {file.name for file in self.path.iterdir()}
+            if names - lock.NAMES:
+                raise RunError(f"{self.path} is not empty and is no run folder: choose another")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, config.to_yaml())
+        with lock.only_writer(self.path) as writer:
+            if self.exists() and resume:
+                self._go_on(config)
+            elif self.exists() and overwrite:
+                self._clear()
+            elif self.exists():
+                raise RunError(
+                    f"{self.path} holds a run already: --resume {self.path} goes on with it, "
+                    "--overwrite starts again, --out chooses another folder"
+                )
+            write_text(self.config, config.to_yaml())
+            yield writer
 
     def write_result(self, result: Result, **timing: Any) -> None:
         """Write ``results.json``, and what varies between identical runs to ``timing.json``."""
@@ -95,7 +118,13 @@ class RunFolder:
         """The result of a finished run, None before."""
         if not self.results.exists():
             return None
-        return Result(**read_json(self.results), seconds=self.read_timing()["seconds"])
+        values = read_json(self.results)
+        try:
+            return RESULT.validate_python({**values, "seconds": self.read_timing()["seconds"]})
+        except (TypeError, KeyError, ValidationError) as error:
+            reason = " ".join(str(error).split())
+            message = f"{self.results} or {self.timing} is damaged: {reason:.200}"
+            raise RunError(message) from None
 
     def read_timing(self) -> dict[str, Any]:
         """What varies between identical runs: ``seconds``, ``peak_bytes``, ``device``, …"""
@@ -105,7 +134,7 @@ class RunFolder:
     def _go_on(self, config: Config) -> None:
         if checkpoint.exists(self.checkpoint):
             check_unchanged(checkpoint.load_state(self.checkpoint)["config"], config, self.path)
-        if self.config.read_text(encoding="utf-8") != config.to_yaml():
+        if not self.holds(config):
             self.results.unlink(missing_ok=True)
 
     def _clear(self) -> None:

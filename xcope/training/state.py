@@ -93,6 +93,7 @@ class TrainingState:
             "seconds": self.seconds,
             "scaler": None if scaler is None else scaler.state_dict(),
             "config": settings(self.config),
+            "num_tokens": self._module().num_tokens,
         }
 
     def _moments(self) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def results_table(
         table.add_column(heading, justify="right")
     for split, values in splits.items():
         cells = (_cell(name, values[name]) for name in metrics)
-        table.add_row(split, str(task.seq_len(split)), *cells)
+        table.add_row(Text(split), str(task.seq_len(split)), *cells)
     return table
 
 
