@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import shlex
 import sys
@@ -41,6 +46,7 @@ python scripts/benchmark.py schemes --only rotary alibi --out /tmp/two
 python scripts/benchmark.py schemes --quick --out /tmp/quick
 """
 
+MOST_THREADS = 4096
 T = TypeVar("T")
 
 
@@ -60,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="SCHEME", help="of the schemes, measure these alone"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="folder (default: results/<what>-cpu)")
+    parser.add_argument("--out", type=cli.path, help="folder (default: results/<what>-cpu)")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -131,6 +137,8 @@ def main(args: argparse.Namespace) -> None:
     """Measure what was asked for."""
     if args.threads < 1:
         raise FlagError("threads", f"--threads {args.threads} must be at least 1")
+    if args.threads > MOST_THREADS:
+        raise FlagError("threads", f"--threads {args.threads} must be at most {MOST_THREADS}")
     out = args.out or Path(f"results/{args.what}-cpu")
     measure = measure_cope if args.what == "cope" else measure_schemes
     measure(args, out)

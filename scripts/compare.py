@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import shlex
 import sys
@@ -30,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="YAML file with a sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of it")
     parser.add_argument(
-        "--out", type=Path, help="folder of the comparison (default: runs/<config>)"
+        "--out", type=cli.path, help="folder of the comparison (default: runs/<config>)"
     )
     parser.add_argument("--jobs", type=int, help="runs side by side (default: the usable cores)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
@@ -42,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Compare, and print the tables."""
-    config = load_config(args.config, args.overrides, sweep=True)
+    config = load_config(args.config, args.overrides, sweep=True, data=False)
     comparison = compare(
         config,
         args.out or Path(config.out or f"runs/{Path(args.config).stem}"),

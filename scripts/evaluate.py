@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import json
 import sys
@@ -25,7 +30,7 @@ python scripts/evaluate.py runs/x evaluate.batches=32 evaluate.seed=5 --json res
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(f"{__doc__}", EXAMPLES)
-    parser.add_argument("run", type=Path, help="run folder of scripts/train.py")
+    parser.add_argument("run", type=cli.path, help="run folder of scripts/train.py")
     parser.add_argument(
         "what",
         nargs="*",
@@ -45,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     splits = [word for word in args.what if "=" not in word]
     trained, model = load_run(args.run)
     config = with_test_data(args.run, [word for word in args.what if "=" in word])
-    task = task_for(config, trained)
+    task = task_for(config, model.num_tokens)
     tallies = tally(
         model,
         task,
@@ -62,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         if args.json == "-":
             print(text, end="")
             return
-        Path(args.json).write_text(text, encoding="utf-8")
+        cli.path(args.json).write_text(text, encoding="utf-8")
     Console().print(results_table(results, task, f"{args.run}: {trained.label()}"))
 
 
@@ -77,13 +82,13 @@ def with_test_data(run_dir: Path, overrides: list[str]) -> Config:
     return load_config(RunFolder(run_dir).config, ["model.max_seq_len=null", *overrides])
 
 
-def task_for(config: Config, trained: Config) -> Task:
-    """The task of ``config``, if the model that was trained can read it."""
-    task, known = build_task(config), build_task(trained)
-    if task.num_tokens != known.num_tokens:
+def task_for(config: Config, num_tokens: int) -> Task:
+    """The task of ``config``, if a model with that many tokens can read it."""
+    task = build_task(config)
+    if task.num_tokens != num_tokens:
         raise FlagError(
             "task",
-            f"the model was trained with {known.num_tokens} tokens, and this task has "
+            f"the model was trained with {num_tokens} tokens, and this task has "
             f"{task.num_tokens}: only options that keep the vocabulary can be changed",
         )
     return task

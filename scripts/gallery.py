@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import sys
 from pathlib import Path
@@ -20,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schemes")
+    parser.add_argument("--out", type=cli.path, default=ROOT / "docs" / "schemes")
     parser.add_argument(
         "--only",
         type=names,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from xcope import cli
 from xcope.config import Config, build_task
@@ -18,7 +22,8 @@ from xcope.errors import FlagError
 from xcope.inspect import HeadSummary, Trace, page, picture, summary, token_labels, trace
 from xcope.inspect.labels import visible
 from xcope.tasks import Task
-from xcope.training import device_for, load_run
+from xcope.training import BrokenModelError, device_for, load_run
+from xcope.training.evaluation import broken_weights
 
 EXAMPLES = """
 python scripts/gates.py runs/x
@@ -31,7 +36,7 @@ python scripts/gates.py runs/text --text "def f(x): return x" --out /tmp/gates
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(f"{__doc__}", EXAMPLES)
-    parser.add_argument("run", type=Path, help="run folder of scripts/train.py")
+    parser.add_argument("run", type=cli.path, help="run folder of scripts/train.py")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--text", help="what the model reads, as its task writes it")
     which.add_argument(
@@ -41,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--index", type=int, default=0, help="which sequence of the split (default: 0)"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for gates.png and gates.html (default: RUN/gates)"
+        "--out", type=cli.path, help="folder for gates.png and gates.html (default: RUN/gates)"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser
@@ -55,6 +60,8 @@ def main(args: argparse.Namespace) -> None:
     traced = trace(
         model.to(device_for(args.device)), torch.tensor(ids), labels=token_labels(task, ids)
     )
+    if broken := broken_weights(model):
+        raise BrokenModelError(f"the model is broken: {broken}")
     title = f"{args.run.resolve().name}: {task.name}, {config.label()}"
     Console().print(table(traced, title))
     out = args.run / "gates" if args.out is None else args.out
@@ -74,7 +81,13 @@ def tokens(args: argparse.Namespace, config: Config, task: Task) -> list[int]:
     if args.index < 0:
         raise FlagError("index", f"index={args.index} is not allowed: 0 or more")
     split = task.splits[0] if args.sample is None else args.sample
-    drawn: list[int] = task.batch(split, 1, config.evaluate.seed, args.index).tokens[0].tolist()
+    try:
+        batch = task.batch(split, 1, config.evaluate.seed, args.index)
+    except FlagError as error:
+        if error.flag == "split":
+            raise
+        raise FlagError(error.flag, f"{error}; or give --text TEXT, which needs no data") from error
+    drawn: list[int] = batch.tokens[0].tolist()
     return drawn
 
 
@@ -83,13 +96,13 @@ def table(traced: Trace, title: str) -> Table:
     lines = [cells(one) for one in summary(traced)]
     if len({line["scheme"] for line in lines}) == 1:  # the title names it
         lines = [line | {"scheme": ""} for line in lines]
-    shown = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     columns = [name for name in lines[0] if any(line[name] for line in lines)]
     for name in columns:
         words = name.startswith(("scheme", "counts", "attends"))
         shown.add_column(name, justify="left" if words else "right")
     for line in lines:
-        shown.add_row(*(escape(line[name]) or "–" for name in columns))
+        shown.add_row(*(Text(line[name] or "–") for name in columns))
     return shown
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import sys
-from pathlib import Path
 
 from xcope import cli
 from xcope.config import build_task
+from xcope.errors import FlagError
+from xcope.tasks import Task
 from xcope.training import device_for, example_prompt, load_run, rest_of_sequence, sample
 
 EXAMPLES = r"""
@@ -20,7 +26,7 @@ python scripts/sample.py runs/copy --seed 1
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(f"{__doc__}", EXAMPLES)
-    parser.add_argument("run", type=Path, help="run folder of scripts/train.py")
+    parser.add_argument("run", type=cli.path, help="run folder of scripts/train.py")
     parser.add_argument("--prompt", help="default: the beginning of a test sequence")
     parser.add_argument(
         "--tokens",
@@ -40,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the prompt and what the model makes of it."""
     config, model = load_run(args.run)
     task = build_task(config)
-    prompt = example_prompt(task, args.seed) if args.prompt is None else task.encode(args.prompt)
+    prompt = example(task, args.seed) if args.prompt is None else task.encode(args.prompt)
     new = sample(
         model.to(device_for(args.device)),
         prompt,
@@ -50,6 +56,16 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     print(task.decode(prompt + new))
+
+
+def example(task: Task, seed: int) -> list[int]:
+    """The beginning of a test sequence, if the task's data are still there."""
+    try:
+        return example_prompt(task, seed)
+    except FlagError as error:
+        raise FlagError(error.flag, f"{error}; or give --prompt TEXT, which needs no data") from (
+            error
+        )
 
 
 if __name__ == "__main__":

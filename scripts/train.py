@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
+
 import argparse
 import shlex
 import sys
@@ -36,10 +41,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of it")
     parser.add_argument(
-        "--out", type=Path, help="run folder (default: runs/<config>-<scheme>-seed<k>)"
+        "--out", type=cli.path, help="run folder (default: runs/<config>-<scheme>-seed<k>)"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with this run, from its last checkpoint"
+        "--resume",
+        type=cli.path,
+        metavar="RUN",
+        help="go on with this run, from its last checkpoint",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     return parser
@@ -73,7 +81,7 @@ def which_run(args: argparse.Namespace) -> tuple[Config, Path]:
         )
     run = RunFolder(args.resume)
     run.require()
-    return load_config(run.config), run.path
+    return load_config(run.config, data=False), run.path
 
 
 def show(config: Config, run_dir: Path, result: Result) -> None:

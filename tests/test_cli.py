@@ -1,6 +1,7 @@
 """What the scripts share: exit codes and single lines instead of tracebacks."""
 
 import argparse
+import ast
 import os
 import signal
 import subprocess
@@ -9,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from xcope import cli
 from xcope.config import ConfigError
 from xcope.errors import FlagError
-from xcope.training import RunDivergedError, RunError, RunInterruptedError
+from xcope.training import RunDivergedError, RunError, RunInterruptedError, errors
 
 
 def call(main: Callable[[argparse.Namespace], None], *arguments: str) -> int:
@@ -64,6 +67,98 @@ def test_a_script_can_name_errors_of_its_own(capsys):
 def test_other_errors_are_bugs_and_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         call(raiser(ZeroDivisionError()))
+
+
+MEMORY = (
+    MemoryError("Unable to allocate 9 PiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: x"),
+    RuntimeError("Storage size calculation overflowed with sizes=[1]"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+)
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=range(4))
+def test_too_little_memory_is_said_in_a_line(capsys, error):
+    assert call(raiser(error)) == 2
+    assert "it.py: error: there is not enough memory" in capsys.readouterr().err
+
+
+def test_what_pytorch_itself_says_of_a_tensor_that_is_too_large_is_known():
+    for size in (2**62, 2**50):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            torch.empty(size, 2)
+        assert "not enough memory" in str(errors.told(raised.value))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        OSError(28, "No space left on device", "x"),
+        IsADirectoryError(21, "Is a directory", "x"),
+    ],
+)
+def test_disks_and_text_are_one_line(capsys, error):
+    assert call(raiser(error)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_traceback_of_an_error_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("XCOPE_TRACEBACK", "1")
+    assert call(raiser(RunError("taken"))) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+CHATTY = (
+    "import sys\n"
+    "from xcope import cli\n"
+    "sys.exit(cli.run(cli.parser('', ''), lambda args: print('σ…🧪')))\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("redirect", "environment", "ended"),
+    [
+        ("", {"PYTHONIOENCODING": "ascii"}, (0, "\\u03c3\\u2026\\U0001f9ea\n", "")),
+        ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, (0, None, "")),
+        (">/dev/full", {}, (2, "", "No space left on device")),
+        (">&-", {}, (0, "", "")),
+        (">&- 2>&-", {}, (0, "", "")),
+        (">/dev/full 2>/dev/full", {}, (2, "", "")),
+    ],
+)
+def test_no_terminal_or_pipe_gives_a_traceback(tmp_path, redirect, environment, ended):
+    program = tmp_path / "chatty.py"
+    program.write_text(CHATTY, encoding="utf-8")
+    code, out, words = ended
+    found = subprocess.run(
+        f"'{sys.executable}' '{program}' {redirect}",
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert found.returncode == code, found.stderr
+    assert out is None or found.stdout.strip() == out.strip()
+    assert words in found.stderr
+    assert found.stderr.count("\n") <= 1
+
+
+def test_every_text_file_names_its_encoding():
+    root = Path(__file__).parents[1]
+    for file in [*root.glob("xcope/**/*.py"), *root.glob("scripts/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            text = ast.unparse(node)
+            called = ast.unparse(node.func)
+            if called.startswith("reading."):  # ours, always UTF-8
+                continue
+            if called == "open" or called.endswith((".open", ".read_text", ".write_text")):
+                binary = any(part in text for part in ("os.open(", "run.open(", "'rb'", "'wb'"))
+                assert "encoding=" in text or binary, f"{file}:{node.lineno}: {text}"
 
 
 def test_ctrl_c_and_sigterm_end_in_130(capsys):

@@ -1,6 +1,7 @@
 """A tiny comparison, made once by the script and read by many tests."""
 
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +50,12 @@ def script(
         path = str(REPO / "scripts" / "compare.py")
         monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(path, run_name="__main__")
+        usual = signal.getsignal(signal.SIGINT)  # a script leaves Ctrl-C to the system
+        try:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(path, run_name="__main__")
+        finally:
+            signal.signal(signal.SIGINT, usual)
         return (int(end.value.code or 0), *capfd.readouterr())
 
     return call

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from io import StringIO
+from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 
@@ -49,3 +50,16 @@ def test_a_terminal_shows_a_bar_for_each_run_in_hand_and_one_for_all(config, tmp
     shown = text.getvalue()
     for part in ("all steps", "2/24", runs[1].name, "loss 1.2500", "done in", "FAILED: it broke"):
         assert part in shown
+
+
+def test_a_process_that_cannot_start_fails_its_run_alone(config, tmp_path, monkeypatch):
+    def no_room(self):
+        raise EOFError
+
+    monkeypatch.setattr(ForkServerProcess, "start", no_room)
+    runs, text = plan(config, tmp_path)[:2], StringIO()
+    shown = Lines(Console(file=text), runs)
+    failed = run_all(runs, jobs=1, threads=1, logs=tmp_path / "logs", display=shown)
+    reason = "its process cannot start (EOFError), perhaps out of memory"
+    assert failed == {run.name: reason for run in runs}
+    assert reason in text.getvalue()

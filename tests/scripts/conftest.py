@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -43,8 +44,12 @@ def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         path = REPO / "scripts" / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(path), run_name="__main__")
+        usual = signal.getsignal(signal.SIGINT)  # a script leaves Ctrl-C to the system
+        try:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(str(path), run_name="__main__")
+        finally:
+            signal.signal(signal.SIGINT, usual)
         out, err = capfd.readouterr()
         return Ended(int(end.value.code or 0), out, err)
 

@@ -43,7 +43,7 @@ def ratio(top: Work, bottom: Work, repeats: int) -> float:
 
 def _status(field: str) -> int:
     """A field of this process's memory status, in bytes (Linux)."""
-    for entry in Path("/proc/self/status").read_text().splitlines():
+    for entry in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if entry.startswith(field + ":"):
             return int(entry.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")
@@ -55,7 +55,7 @@ def _measure(connection: Connection, warm: Work, work: Work, threads: int) -> No
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     warm()
     idle = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     work()
     connection.send(_status("VmHWM") - idle)
 
@@ -82,7 +82,7 @@ def peak_memory(warm: Work, work: Work, threads: int) -> int:
 
 def processor() -> str:
     """The name of this machine's processor and how many there are."""
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":")[1].strip() for line in cpus if line.startswith("model name")]
     return f"{len(names)} × {names[0]}" if names else platform.processor()
 

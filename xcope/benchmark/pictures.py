@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 COLOURS = ("#767676", "#0072B2", "#D55E00")
 INK, FAINT = "#222222", "#D9D9D9"
-DPI = 130
 
 
 def plain(panel: Axes) -> None:
@@ -20,9 +15,3 @@ def plain(panel: Axes) -> None:
     panel.tick_params(colors=INK, labelsize=9)
     panel.grid(color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Written as PNG on white."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")

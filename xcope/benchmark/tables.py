@@ -24,14 +24,15 @@ def machine(seconds: float) -> str:
 
 
 def table(head: Cells, rows: Iterable[Cells]) -> str:
-    """Markdown; all columns but the first are aligned to the right."""
+    """Markdown; all columns but the first are aligned to the right, a ``|`` in a cell is one."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+    texts = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in one] for one in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in texts)
 
 
 def write_csv(path: Path, head: Cells, rows: Iterable[Cells]) -> None:
     """A file whose first line names the columns; None is left empty."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(head)
         out.writerows(rows)

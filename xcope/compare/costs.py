@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xcope.compare.results import Outcome
 from xcope.compare.summary import Row, Summary
 from xcope.config import Config
-from xcope.config.assemble import make_model, make_task
+from xcope.config.assemble import make_model_for, make_task
 from xcope.errors import FlagError
 
 
@@ -54,7 +54,7 @@ def bare_params(config: Config) -> int | None:
         return None
     plain = config.model.model_copy(update={"position": "none"})
     try:
-        model = make_model(plain, make_task(config.task), device="meta")
+        model = make_model_for(plain, make_task(config.task), device="meta")
     except FlagError:
         return None
     return sum(int(p.numel()) for p in model.parameters() if p.requires_grad)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from pathlib import Path
 from xcope.compare.errors import CompareError
 from xcope.compare.plan import Run
 from xcope.training import RunFolder
+from xcope.training.lock import NAMES, only_writer
 
 FOLDERS = ("runs", "tuning", "logs", "plots")
 FILES = (
@@ -45,10 +44,9 @@ def opened(
     if out.exists() and not out.is_dir():
         raise CompareError(f"{out} is a file: choose a folder with --out DIR")
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        ours = (out / "config.yaml").is_file() and (out / "runs").is_dir()
-        if any(out.iterdir()) and not ours:
-            raise CompareError(f"{out} holds something else than a comparison: choose --out DIR")
+    _check_ours(out)
+    with only_writer(out, CompareError):
+        _check_ours(out)
         if overwrite:
             _clear(out)
         if other := _other(out / "tuning", tuning) or _other(out / "runs", runs, not tuning):
@@ -59,16 +57,10 @@ def opened(
         yield
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise CompareError(f"another comparison is running in {out}: choose --out DIR") from error
-    finally:
-        os.close(folder)
+def _check_ours(out: Path) -> None:
+    ours = (out / "config.yaml").is_file() and (out / "runs").is_dir()
+    if not ours and {file.name for file in out.iterdir()} - NAMES:
+        raise CompareError(f"{out} holds something else than a comparison: choose --out DIR")
 
 
 def _clear(out: Path) -> None:

@@ -18,9 +18,10 @@ from xcope.compare.curves import (
     position_splits,
 )
 from xcope.compare.palette import FAINT, INK, Look, looks
-from xcope.compare.plots import COLUMNS, plain, save
+from xcope.compare.plots import COLUMNS, DPI, plain
 from xcope.compare.summary import Summary
-from xcope.compare.wording import PERCENT, words
+from xcope.compare.wording import PERCENT, in_picture, words
+from xcope.png import save
 
 PANEL = (3.6, 3.2)
 
@@ -35,7 +36,7 @@ def plot_learning(summary: Summary, path: Path) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("training step")
     panel.set_ylabel("loss, nats per scored token")
-    panel.set_title(f"{words(summary.task)}: training loss", color=INK)
+    panel.set_title(f"{in_picture(words(summary.task))}: training loss", color=INK)
     _finish(figure, panel, path)
 
 
@@ -51,7 +52,7 @@ def plot_lengths(summary: Summary, path: Path) -> None:
     panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     _metric_axis(panel, summary.metric)
     panel.set_xlabel("tokens per test sequence (the first: as in training)")
-    panel.set_title(f"{words(summary.task)}: {summary.unit} over length", color=INK)
+    panel.set_title(f"{in_picture(words(summary.task))}: {summary.unit} over length", color=INK)
     _finish(figure, panel, path)
 
 
@@ -90,8 +91,8 @@ def _draw(
         look = style[one.label]
         dashes = (0, look.dashes) if look.dashes else "-"
         panel.plot(
-            one.x, one.mean, linestyle=dashes, color=look.colour, linewidth=1.9, label=one.label,
-            marker=marker, ms=4,
+            one.x, one.mean, linestyle=dashes, color=look.colour, linewidth=1.9,
+            label=in_picture(one.label), marker=marker, ms=4,
         )  # fmt: skip
         if one.seeds > 1:
             panel.fill_between(one.x, one.low, one.high, color=look.colour, alpha=0.12, lw=0)
@@ -110,4 +111,4 @@ def _finish(figure: Figure, panel: Axes, path: Path) -> None:
     panel.margins(x=0.01)
     if panel.lines:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    save(figure, path)
+    save(figure, path, DPI)

@@ -63,8 +63,7 @@ class Run:
     @property
     def same_config(self) -> bool:
         """Whether the folder holds a run of this very config, complete or not."""
-        file = RunFolder(self.folder).config
-        return file.is_file() and file.read_text(encoding="utf-8") == self.config.to_yaml()
+        return RunFolder(self.folder).holds(self.config)
 
     @property
     def complete(self) -> bool:
@@ -87,7 +86,7 @@ def plan(config: Config, out: Path) -> list[Run]:
             "cope], train.seed: [0, 1, 2]}, or train it alone with scripts/train.py"
         )
     swept = combinations(config.sweep)
-    configs = [one.model_copy(update={"out": None}) for one in expand_sweep(config)]
+    configs = [one.model_copy(update={"out": None}) for one in expand_sweep(config, data=False)]
     runs = make_runs(configs, swept, out / "runs")
     _check_baseline(config, runs)
     return runs

@@ -6,16 +6,16 @@ import math
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xcope.compare.palette import FAINT, INK, looks
 from xcope.compare.summary import Summary
-from xcope.compare.wording import PERCENT, words
+from xcope.compare.wording import PERCENT, in_picture, words
+from xcope.png import save
 
-COLUMNS = 3
+COLUMNS, DPI = 3, 140
 
 
 def plot_splits(summary: Summary, path: Path) -> None:
@@ -32,8 +32,10 @@ def plot_splits(summary: Summary, path: Path) -> None:
     for panel in panels[len(summary.splits) - columns : len(summary.splits)]:
         panel.tick_params(axis="x", labelbottom=True)
     _value_axis(panels[0], summary)
-    figure.suptitle(f"{words(summary.task)}: {summary.unit} (lower is better)", color=INK)
-    save(figure, path)
+    figure.suptitle(
+        f"{in_picture(words(summary.task))}: {summary.unit} (lower is better)", color=INK
+    )
+    save(figure, path, DPI)
 
 
 def _bars(panel: Axes, summary: Summary, split: str) -> None:
@@ -55,7 +57,8 @@ def _bars(panel: Axes, summary: Summary, split: str) -> None:
         )
         text.set(va="center", fontsize=9, fontweight=weight, color=INK, in_layout=False)
     panel.set_title(words(split), fontsize=10.5, color=INK)
-    panel.set_yticks(range(len(summary.rows)), [row.label for row in summary.rows], fontsize=10)
+    names = [in_picture(row.label) for row in summary.rows]
+    panel.set_yticks(range(len(names)), names, fontsize=10)
     panel.set_ylim(len(summary.rows) - 0.5, -0.5)
     plain(panel)
     panel.grid(axis="x", color=FAINT, linewidth=0.6)
@@ -82,9 +85,3 @@ def plain(panel: Axes) -> None:
     panel.spines[["left", "bottom"]].set_color("#999999")
     panel.tick_params(colors=INK, labelsize=9)
     panel.set_axisbelow(True)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture on white."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=140, facecolor="white")

@@ -64,7 +64,7 @@ def _listen(worker: Worker, failed: dict[str, str], display: Display) -> bool:
         display.moved(worker.run, message)
         return False
     worker.connection.close()
-    worker.process.join()
+    worker.join()
     if message.reason:
         failed[worker.run.name] = message.reason
     display.ended(worker.run, message.reason)
@@ -103,6 +103,7 @@ class Worker:
         job = Job(run.config, run.folder.absolute(), (logs / f"{run.name}.log").absolute())
         arguments = (self._theirs, job, threads)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self._failure = ""
 
     def start(self) -> None:
         """Begin."""
@@ -110,6 +111,9 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process.start()
+        except (EOFError, OSError) as error:  # no memory for it, or no file left to open
+            reason = str(error) or type(error).__name__
+            self._failure = f"its process cannot start ({reason}), perhaps out of memory"
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._theirs.close()
@@ -119,9 +123,15 @@ class Worker:
         try:
             message: Message = self.connection.recv()
         except (EOFError, OSError):
-            self.process.join()
-            return Ended(f"its process died ({_cause(self.process.exitcode or 0)})")
+            self.join()
+            died = f"its process died ({_cause(self.process.exitcode or 0)})"
+            return Ended(self._failure or died)
         return message
+
+    def join(self) -> None:
+        """Wait until the process has ended."""
+        if self.process.pid is not None:
+            self.process.join()
 
 
 def _context() -> SpawnContext | ForkServerContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from xcope.compare.plan import as_text
 from xcope.compare.summary import Row, Summary, spread_text
 from xcope.compare.tuning import Candidate, Pick
 from xcope.compare.versions import versions
-from xcope.compare.wording import NOTHING, interval_text, words
+from xcope.compare.wording import NOTHING, interval_text, markdown, words
 from xcope.config import Config, build_task
 
 SETTINGS = {
@@ -29,7 +30,12 @@ def report(found: Findings, plots: Sequence[Sequence[str]]) -> str:
     Args:
         plots: for each summary, the paths of its plots.
     """
-    blocks = [f"# {found.title}", *_asked(found), *_protocol(found), *_tuning(found.picks)]
+    blocks = [
+        f"# {markdown(found.title)}",
+        *_asked(found),
+        *_protocol(found),
+        *_tuning(found.picks),
+    ]
     for summary, paths in zip(found.summaries, plots, strict=True):
         blocks += _task(summary, paths)
     blocks += [*_failures(found), *_again(found)]
@@ -40,7 +46,7 @@ def _asked(found: Findings) -> Iterator[str]:
     yield "## What was asked"
     yield f"{len(found.outcomes)} runs, one for each combination of"
     yield "\n".join(
-        f"- `{key}`: {', '.join(as_text(value) for value in values)}"
+        f"- `{key}`: {', '.join(markdown(as_text(value)) for value in values)}"
         for key, values in found.config.sweep.items()
     )
     yield "All else is the same in all of them (the rest is in [config.yaml](config.yaml)):"
@@ -74,13 +80,16 @@ def _tuning(picks: Sequence[Pick]) -> Iterator[str]:
     yield "## What tuning picked"
     yield "The headline metric in distribution, mean over the tuning seeds; **bold**: picked."
     lines = [
-        [pick.task, pick.variant, *one.tried.values(), score_text(one)]
-        if one is not pick.picked
-        else [pick.task, pick.variant, *map(_bold, [*one.tried.values(), score_text(one)])]
+        [*map(markdown, (pick.task, pick.variant)), *_tried(one, picked=one is pick.picked)]
         for pick in picks
         for one in pick.candidates
     ]
     yield _table(["task", "scheme", *keys, "validation"], lines, left=2)
+
+
+def _tried(one: Candidate, *, picked: bool) -> list[str]:
+    texts = [*map(markdown, one.tried.values()), score_text(one)]
+    return list(map(_bold, texts)) if picked else texts
 
 
 def score_text(candidate: Candidate) -> str:
@@ -93,7 +102,7 @@ def score_text(candidate: Candidate) -> str:
 def _task(summary: Summary, plots: Sequence[str]) -> Iterator[str]:
     task = build_task(summary.rows[0].outcomes[0].run.config)
     lengths = [f"{words(split)} {task.seq_len(split)}" for split in ("train", *summary.splits)]
-    yield f"## Results on {words(summary.task)}"
+    yield f"## Results on {markdown(words(summary.task))}"
     yield f"Tokens per sequence: {', '.join(lengths)}. Paper: {task.paper}."
     yield f"{summary.unit.capitalize()}, {spread_text(summary)}."
     head = ["scheme", *map(words, summary.splits), "parameters (own)", "seconds", "memory, MB"]
@@ -106,7 +115,7 @@ def _task(summary: Summary, plots: Sequence[str]) -> Iterator[str]:
 
 def _line(summary: Summary, row: Row) -> list[str]:
     return [
-        row.label,
+        markdown(row.label),
         *(_cell(summary, row, split) for split in summary.splits),
         *_costs(summary, row),
     ]
@@ -134,12 +143,12 @@ def _differences(summary: Summary) -> Iterator[str]:
     if summary.seeds < 2 or not pairs:
         return
     names = dict.fromkeys(base.label for _, base in pairs)
-    yield f"### Against {', '.join(names)}"
+    yield f"### Against {', '.join(map(markdown, names))}"
     head = ["scheme", *map(words, summary.splits)]
     yield _table(
         head,
         [
-            [row.label, *(difference_text(summary, row, base, s) for s in summary.splits)]
+            [markdown(row.label), *(difference_text(summary, row, base, s) for s in summary.splits)]
             for row, base in pairs
         ],
     )
@@ -168,12 +177,13 @@ def _bold(text: str) -> str:
 def _failures(found: Findings) -> Iterator[str]:
     if found.failed:
         yield "## Failed runs"
-        yield "\n".join(f"- `{o.run.name}`: {o.reason}" for o in found.failed)
+        yield "\n".join(f"- `{o.run.name}`: {markdown(o.reason)}" for o in found.failed)
 
 
 def _again(found: Findings) -> Iterator[str]:
     yield "## Run it again"
-    yield f"```\n{found.how.command}\n```"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", found.how.command)), default=0))
+    yield f"{fence}\n{found.how.command}\n{fence}"
     tuning = "; [tuning.csv](tuning.csv)" if found.picks else ""
     yield "\n".join(
         [

@@ -1,4 +1,6 @@
-"""Small SVG charts without a library: axes, lines with bands, bars with dots.
+"""Small SVG charts, written as text: axes, lines with bands, bars with dots.
+
+matplotlib chooses the ticks, and draws nothing.
 
 Sizes are CSS pixels of a chart that is as wide as a phone. Every element of a scheme has
 ``data-series``, its number, by which the page finds it.

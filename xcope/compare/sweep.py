@@ -21,8 +21,10 @@ from xcope.compare.summary import Summary, summarise
 from xcope.compare.tuning import Pick, picks, plan_tuning, with_picks
 from xcope.compare.versions import Circumstances
 from xcope.compare.write import write
-from xcope.config import Config
+from xcope.config import Config, check_data, expand_sweep, expand_tuning
+from xcope.reading import read_text
 from xcope.training import device_for
+from xcope.training.files import MOST_BYTES
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,15 @@ def compare(
 
     Raises:
         CompareError: no sweep, or ``out`` holds something else.
-        ConfigError: a baseline that is not in the sweep.
+        ConfigError: a baseline that is not in the sweep, data that a run to train cannot read.
         CompareInterruptedError: Ctrl-C; what had begun is saved.
     """
     jobs = default_jobs(config) if jobs is None else jobs
     for flag, number in (("jobs", jobs), ("threads", threads)):
         if number < 1:
             raise CompareError(f"--{flag} {number}: it takes at least 1")
+    if overwrite or not out.exists():
+        _check_data([*expand_tuning(config, data=False), *expand_sweep(config, data=False)])
     runs, trials = plan(config, out), plan_tuning(config, out)
     command = command or f"xcope.compare.compare(config, {str(out)!r})"
     how = Circumstances(command, str(device_for(config.train.device)), jobs, threads)
@@ -103,6 +107,12 @@ def compare(
         summaries = tuple(summarise(outcomes, config.baseline))
         write(out, Findings(config, outcomes, summaries, picked, how))
         return Comparison(out, outcomes, summaries, tuple(picked))
+
+
+def _check_data(configs: Sequence[Config]) -> None:
+    """Raise `ConfigError` if the data of a run to train cannot be read."""
+    for config in {repr(one.task): one for one in configs}.values():
+        check_data(config)
 
 
 def default_jobs(config: Config) -> int:
@@ -137,6 +147,7 @@ class Runner:
             return {}
         with display(self.console, runs) as shown:
             todo = [run for run in runs if not run.complete and run.name not in reasons]
+            _check_data([run.config for run in todo])
             self._announce(shown, runs, todo, kind)
             try:
                 reasons |= run_all(
@@ -172,6 +183,6 @@ def failed_before(out: Path) -> set[str]:
     failed = set()
     for name in ("results.csv", "tuning.csv"):
         if (out / name).is_file():
-            with (out / name).open(newline="") as file:
-                failed |= {row["run"] for row in csv.DictReader(file) if row["status"] == "failed"}
+            rows = csv.DictReader(read_text(out / name, MOST_BYTES).splitlines(keepends=True))
+            failed |= {row["run"] for row in rows if row.get("status") == "failed"}
     return failed

@@ -15,7 +15,7 @@ def terminal_table(summary: Summary) -> Table:
     table = Table(title=Text(f"{words(summary.task)}: {summary.unit}, {spread_text(summary)}"))
     table.add_column("scheme", no_wrap=True)
     for split in summary.splits:
-        table.add_column(words(split), justify="right")
+        table.add_column(Text(words(split)), justify="right")
     for heading in ("parameters", "seconds", "memory, MB"):
         table.add_column(heading, justify="right")
     marked = {split: summary.standing(split) for split in summary.splits}

@@ -117,7 +117,7 @@ def plan_tuning(config: Config, out: Path) -> list[Trial]:
         for tried in _grid(config.tune.grid)
         for _ in config.tune.seeds
     ]
-    configs = [one.model_copy(update={"out": None}) for one in expand_tuning(config)]
+    configs = [one.model_copy(update={"out": None}) for one in expand_tuning(config, data=False)]
     named = make_runs(configs, [swept | tried for swept, tried in pairs], out / "tuning")
     return [
         Trial(run := replace(one, swept=swept), tried, (run.task, run.variant))

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from xcope.config import Config, ConfigError
-from xcope.errors import FlagError
-from xcope.training import RunError, RunInterruptedError, train
+from xcope.config import Config
+from xcope.training import RunInterruptedError, train
+from xcope.training.errors import told
 
 PERIOD = 0.2
 """Seconds between two reports of a run's progress."""
@@ -74,11 +74,11 @@ def _run(job: Job, connection: Connection) -> Ended:
         train(job.config, job.folder, resume=True, reporter=_Report(connection))
     except RunInterruptedError:
         return Ended("stopped by a signal; the same command goes on with it")
-    except (RunError, FlagError, ConfigError) as error:
-        return Ended(_one_line(str(error)))
     except Exception as error:
-        traceback.print_exc()
-        return Ended(_one_line(f"{type(error).__name__}: {error}"))
+        line = told(error)
+        if line is None:
+            traceback.print_exc()
+        return Ended(_one_line(line or f"{type(error).__name__}: {error}"))
     return Ended()
 
 
@@ -119,7 +119,7 @@ class _Report:
 def _output_to(path: Path) -> Iterator[None]:
     """Send all that this process prints, also from C, to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

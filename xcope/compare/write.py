@@ -9,12 +9,12 @@ from xcope.compare.curves import length_splits, position_splits
 from xcope.compare.findings import Findings
 from xcope.compare.line_plots import plot_learning, plot_lengths, plot_positions
 from xcope.compare.page import page
+from xcope.compare.plan import folder_names
 from xcope.compare.plots import plot_splits
 from xcope.compare.report import report
 from xcope.compare.results import write_csv, write_results, write_timings
 from xcope.compare.summary import Row, Summary
 from xcope.compare.tuning import write_tuning
-from xcope.training import safe_name
 
 
 def write(out: Path, found: Findings) -> None:
@@ -24,13 +24,15 @@ def write(out: Path, found: Findings) -> None:
     write_summary(out / "summary.csv", found.summaries)
     if found.picks:
         write_tuning(out / "tuning.csv", found.picks)
-    plots = [_plot(summary, out) for summary in found.summaries]
-    (out / "report.md").write_text(report(found, plots), encoding="utf-8")
-    (out / "report.html").write_text(page(found), encoding="utf-8")
+    names = folder_names([summary.task for summary in found.summaries])
+    plots = [_plot(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
+    for name, text in (("report.md", report(found, plots)), ("report.html", page(found))):
+        # a path that is not UTF-8 may stand in the command
+        (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _plot(summary: Summary, out: Path) -> list[str]:
-    """Draw a summary's plots; returns their paths from ``out``."""
+def _plot(summary: Summary, out: Path, name: str) -> list[str]:
+    """Draw a summary's plots, whose files end in ``name``; returns their paths from ``out``."""
     (out / "plots").mkdir(exist_ok=True)
     drawn = {summary.metric: plot_splits}
     if length_splits(summary):
@@ -38,7 +40,7 @@ def _plot(summary: Summary, out: Path) -> list[str]:
     if position_splits(summary):
         drawn["position"] = plot_positions
     drawn["loss"] = plot_learning
-    paths = [f"plots/{kind}-{safe_name(summary.task)}.png" for kind in drawn]
+    paths = [f"plots/{kind}-{name}.png" for kind in drawn]
     for path, draw in zip(paths, drawn.values(), strict=True):
         draw(summary, out / path)
     return paths

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from xcope.config.yaml_tree import read_file
 from xcope.errors import FlagError
 from xcope.positions import Geometry, Scheme, scheme, schemes
 
@@ -41,7 +41,10 @@ def example(name: str, configs: Path) -> Scheme:
     file = configs / "schemes" / f"{name}.yaml"
     if not file.is_file():
         raise FlagError("position", f"position {name!r} has no {file}: write it, with its options")
-    position = yaml.safe_load(file.read_text())["model"]["position"]
+    node = read_file(file).get("model", "position")
+    if node is None:
+        raise FlagError("position", f"{file} says nothing of model.position: write it")
+    position = node.plain()
     if isinstance(position, str):
         return scheme(position)
     options = {key: _hashable(value) for key, value in position.items() if key != "name"}

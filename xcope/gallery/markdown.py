@@ -10,7 +10,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, centred: bool =
     rules = ["---"] * len(head)
     if centred:
         rules[2:] = [":-:"] * (len(head) - 2)
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, rules, *rows)]
+    cells = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, rules, *rows)
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 

@@ -41,7 +41,7 @@ def measured(file: Path) -> dict[str, dict[str, str]]:
     """The rows of the measurements by scheme; nothing where the file is missing."""
     if not file.is_file():
         return {}
-    with file.open(newline="") as opened:
+    with file.open(newline="", encoding="utf-8") as opened:
         return {row["scheme"]: row for row in csv.DictReader(opened)}
 
 

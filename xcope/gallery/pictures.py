@@ -13,7 +13,8 @@ from xcope.gallery.biases import bias_panels
 from xcope.gallery.example import beginning, numbers
 from xcope.gallery.inputs import input_panels
 from xcope.gallery.rotations import rotation_panels
-from xcope.gallery.style import GREY, INK, Panel, save, show, show_small
+from xcope.gallery.style import GREY, INK, Panel, show, show_small
+from xcope.png import save
 from xcope.positions import Scheme, Slot
 
 COLUMNS = 4

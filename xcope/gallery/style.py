@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 
 GREY, BLUE, ORANGE = "#767676", "#0072B2", "#D55E00"
 INK, FAINT = "#222222", "#D9D9D9"
@@ -19,7 +16,6 @@ SIGNED, RISING = "PuOr", "cividis"
 """Colour maps that colour-blind readers can tell apart."""
 MAX_DISTANCE = 4096
 MOST_TICKS = 12
-DPI = 130
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,3 @@ def legend(axes: Axes, columns: int = 1, where: str = "best") -> None:
         "handlelength": 1.4, "columnspacing": 1.0, "labelspacing": 0.3,
     }  # fmt: skip
     axes.legend(**look)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the PNG."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")

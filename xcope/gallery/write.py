@@ -32,7 +32,7 @@ def write_pages(out: Path, root: Path, names: Sequence[str] = ()) -> list[Path]:
     texts = pages(root, names)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (out / name).write_text(text)
+        (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in texts]
 
 

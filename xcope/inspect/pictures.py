@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from xcope.inspect.labels import visible
 from xcope.inspect.traced import LayerTrace, Trace
+from xcope.png import save
 
 INK, MARK = "#222222", "#D55E00"
-DPI = 130
 # inches
 LABEL = 0.115  # that the label of a key needs; where there is no room, axes have numbers
 WIDEST = 24.0  # of all panels together
@@ -66,10 +65,9 @@ class Sheet:
         return self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
 
     def text(self, top: float, words: str, size: float) -> None:
-        """Words from the left margin on, without matplotlib's mathematics."""
+        """Words from the left margin on."""
         at = (self.margin / self.size[0], 1 - top / self.size[1])
-        plain = words.replace("$", r"\$")
-        self.figure.text(*at, plain, fontsize=size, color=INK, va="top")
+        self.figure.text(*at, words, fontsize=size, color=INK, va="top")
 
 
 def picture(trace: Trace, path: Path | str, row: int = 0, title: str = "") -> None:
@@ -94,8 +92,7 @@ def picture(trace: Trace, path: Path | str, row: int = 0, title: str = "") -> No
     for (block, there), height in zip(blocks, heights, strict=True):
         _draw(sheet, top, trace, block, there, row)
         top += height
-    FigureCanvasAgg(sheet.figure)
-    sheet.figure.savefig(path, dpi=DPI, facecolor="white")
+    save(sheet.figure, path)
 
 
 def _blocks(row: int) -> list[Block]:
@@ -192,8 +189,7 @@ def _label(axes: Axes, sheet: Sheet, trace: Trace, row: int, *, keys: bool, quer
             continue
         axis.set_label_text(word, fontsize=8, color=INK)
         if sheet.labelled:
-            plain = [one.replace("$", r"\$") for one in shown]
-            axis.set_ticks(range(len(shown)), plain, fontsize=6.5, family="monospace")
+            axis.set_ticks(range(len(shown)), shown, fontsize=6.5, family="monospace")
             axis.set_tick_params(labelrotation=90 if word == "key" else 0)
         else:
             axis.set_major_locator(MaxNLocator(4, integer=True))

@@ -95,7 +95,8 @@ def _attend_hook(
         attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
         parts: tuple[Part, ...] = attend.parts
         found = [None if part.cope is None else counted.pop(part.cope) for part in parts]
-        bias = _bias(parts, kwargs.get("attn_bias"), found, logits)
+        call = seam.call_of(kwargs.get("flash_pack_seq_kwargs"), kwargs.get("attn_bias"))
+        bias = _bias(parts, call, found, logits)
         gates = _of_heads(parts, [None if one is None else one.gates for one in found], torch.nan)
         pos = _of_heads(parts, [None if one is None else one.positions for one in found], torch.nan)
         tables = [None if part.cope is None else part.cope.max_pos for part in parts]

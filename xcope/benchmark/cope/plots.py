@@ -10,7 +10,8 @@ from matplotlib.ticker import LogLocator
 
 from xcope.benchmark.cope.curves import Point
 from xcope.benchmark.cope.saturation import Saturation
-from xcope.benchmark.pictures import COLOURS, INK, plain, save
+from xcope.benchmark.pictures import COLOURS, INK, plain
+from xcope.png import save
 
 
 def plot_curves(points: Sequence[Point], path: Path) -> None:

@@ -70,7 +70,7 @@ def write(folder: Path, measured: Measured) -> None:
     )
     plot_curves(measured.points, folder / "benchmark.png")
     plot_saturation(measured.saturation, folder / "saturation.png")
-    (folder / "README.md").write_text(readme(measured))
+    (folder / "README.md").write_text(readme(measured), encoding="utf-8")
 
 
 def readme(measured: Measured) -> str:

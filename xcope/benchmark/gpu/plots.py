@@ -10,7 +10,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator
 
 from xcope.benchmark.gpu.figures import MILLISECONDS, Figure
-from xcope.benchmark.pictures import COLOURS, INK, plain, save
+from xcope.benchmark.pictures import COLOURS, INK, plain
+from xcope.png import save
 
 FOUR = (*COLOURS, "#009E73")
 

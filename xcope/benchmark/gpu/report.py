@@ -33,7 +33,7 @@ def write(record: Record) -> None:
     if curve:
         plot_curve(curve, record.out / "benchmark.png")
     blocks = [*_head(record), *_verdict(record), *_correctness(record), *_benchmark(record)]
-    (record.out / "README.md").write_text("\n\n".join(blocks) + "\n")
+    (record.out / "README.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
 def _head(record: Record) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _by_case(found: Sequence[Compared]) -> list[Compared]:
 
 def _case(one: Compared) -> list[str]:
     numbers = ("–" if x is None else f"{x:.1e}" for x in (one.error, one.plain, one.flash, one.bar))
-    verdict = "met" if one.ok else f"**NOT MET** {_in_a_cell(one.failure)}".rstrip()
+    verdict = "met" if one.ok else f"**NOT MET** {one.failure}".rstrip()
     return [one.case, one.backend, one.dtype, one.tensor or "–", *numbers, verdict]
 
 
@@ -123,7 +123,7 @@ def _benchmark(record: Record) -> Iterator[str]:
         "*SDPA flash* is `torch.nn.functional.scaled_dot_product_attention` restricted to flash "
         "attention, without positions. [benchmark.csv](benchmark.csv) has all figures."
     )
-    for part in ("bars", "biases", "curve", "more"):
+    for part in ("bars", "biases", "curve", "kernels", "more"):
         found = [one for one in record.figures if one.part == part]
         if found:
             yield f"### {PARTS[part]}"
@@ -141,10 +141,6 @@ def _figure(one: Figure) -> list[str]:
     first, second = (one.mine, one.other) if not one.inverse else (one.other, one.mine)
     peaks = ("–" if x.mebibytes is None else f"{x.mebibytes:.0f}" for x in (first, second))
     ratio = "–" if one.ratio is None else f"{one.ratio:.2f}"
-    verdict = _in_a_cell(one.verdict).replace("NOT MET", "**NOT MET**")
+    verdict = one.verdict.replace("NOT MET", "**NOT MET**")
     times = (milliseconds(first.seconds), milliseconds(second.seconds))
     return [mine, over, one.shape, one.dtype, *times, ratio, one.bound, *peaks, verdict]
-
-
-def _in_a_cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from xcope.benchmark.pictures import COLOURS, INK, plain, save
+from xcope.benchmark.pictures import COLOURS, INK, plain
 from xcope.benchmark.schemes.costs import MEMORY_LIMIT, Cost
+from xcope.png import save
 
 
 def plot_costs(costs: Sequence[Cost], path: Path) -> None:

@@ -45,7 +45,7 @@ def write(folder: Path, measured: Measured) -> None:
         ),
     )
     plot_costs(measured.costs, folder / "schemes.png")
-    (folder / "README.md").write_text(readme(measured))
+    (folder / "README.md").write_text(readme(measured), encoding="utf-8")
 
 
 def readme(measured: Measured) -> str:
