@@ -135,7 +135,7 @@ class Heads:
     def width(self) -> int:
         """Keys of a tile, but for the last ones."""
         u, r, i = self.q.shape[:3]
-        width = self.sizes.AREA // (u * r * min(i, self.sizes.QUERIES)) // 64 * 64
+        width = self.sizes.AREA // max(1, u * r * min(i, self.sizes.QUERIES)) // 64 * 64
         return min(max(width, 64), self.sizes.KEYS)
 
     def room(self, tile: Tile, name: str) -> Tensor:
