@@ -40,12 +40,12 @@ class LastHeads(Rotation):
         """As `Rotation.rotate`; there are as many key heads as query heads, or, with those that
         gates are made from behind them, twice as many."""
         rest = self.heads - self.last
-        turned_q = q[:, rest:]
-        both = []
-        for keys in torch.split(k, self.heads, dim=1):
-            turned_q, turned_k = self.rotation.rotate(q[:, rest:], keys[:, rest:], q_pos, k_pos)
-            both.append(torch.cat((keys[:, :rest], turned_k), dim=1))
-        return torch.cat((q[:, :rest], turned_q), dim=1), torch.cat(both, dim=1)
+        groups = torch.split(k, self.heads, dim=1)
+        last = torch.cat([keys[:, rest:] for keys in groups], dim=1)
+        turned_q, turned_k = self.rotation.rotate(q[:, rest:], last, q_pos, k_pos)
+        pieces = zip(groups, torch.split(turned_k, self.last, dim=1), strict=True)
+        k = torch.cat([piece for keys, mine in pieces for piece in (keys[:, :rest], mine)], dim=1)
+        return torch.cat((q[:, :rest], turned_q), dim=1), k
 
 
 def attend_by_groups(

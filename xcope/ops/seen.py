@@ -30,17 +30,21 @@ def weighted_sums(weights: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     return cast(Tensor, _WeightedSums.apply(weights, values, seen.expand_as(weights)))  # type: ignore[no-untyped-call]
 
 
-class _Scores(torch.autograd.Function):
-    generate_vmap_rule = True
+class _OfPairs(torch.autograd.Function):
+    """Keeps its arguments for both directions of differentiation."""
 
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
-        return (q @ k.mT).masked_fill(~seen, 0.0)
+    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
+
+
+class _Scores(_OfPairs):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill(~seen, 0.0)
 
     @staticmethod
     def backward(ctx: Any, ds: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -53,9 +57,7 @@ class _Scores(torch.autograd.Function):
         return scores(dq, k, seen) + scores(q, dk, seen)
 
 
-class _WeightedSums(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _WeightedSums(_OfPairs):
     @staticmethod
     def forward(weights: Tensor, values: Tensor, seen: Tensor) -> Tensor:
         weights = weights.masked_fill(~seen, 0.0)
@@ -69,11 +71,6 @@ class _WeightedSums(torch.autograd.Function):
         weightless = (seen & (weights == 0)).to(weights.dtype) @ infinite.to(weights.dtype)
         nan = seen.to(weights.dtype) @ values.isnan().to(weights.dtype)
         return sums.masked_fill(nan + weightless > 0, torch.nan)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, dsums: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -23,10 +23,10 @@ def by_definition(*tensors: Tensor | None) -> bool:
     """
     if torch._C._are_functorch_transforms_active():
         return True
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
     unpack: Any = forward_ad.unpack_dual
-    return not torch.compiler.is_compiling() and any(
-        t is not None and unpack(t).tangent is not None for t in tensors
-    )
+    return any(t is not None and unpack(t).tangent is not None for t in tensors)
 
 
 def gradients(

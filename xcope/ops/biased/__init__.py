@@ -22,7 +22,7 @@ from xcope.ops.inputs import (
     few_queries,
     require_backend,
 )
-from xcope.ops.nonfinite import Tensors, all_finite, noticed
+from xcope.ops.nonfinite import all_finite, noticed
 from xcope.ops.transforms import by_definition, differentiable_again
 
 BACKENDS = {
@@ -120,23 +120,19 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def _plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, **_: None) -> Tensor:
     """PyTorch's own attention; on CPUs, without the later keys that are not finite."""
 
-    def attend(given: Tensors) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
-            given["q"],
-            given["k"],
-            given["v"],
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped
         )
 
-    call = call_by_definition((q, k, v), [], "", None, scale, causal)
-    out = attend(call.tensors)
+    out = attend(q, k, v)
     if noticed(out):
-        rows = call.meeting() | ~attend(call.finite()).isfinite().all(-1)
+        call = call_by_definition((q, k, v), [], "", None, scale, causal)
+        rows = call.meeting() | ~attend(**call.finite()).isfinite().all(-1)
         if rows.any() or not all_finite(q, k, v):  # else they are values of 0
             theirs = biased_attention_tiled(q, k, v, None, causal=causal, scale=scale)
-            out = torch.where(rows[..., None], theirs, attend(call.finite(rows)))
+            out = torch.where(rows[..., None], theirs, attend(**call.finite(rows)))
     return _again(out, q, k, v, None, causal=causal, scale=scale)
 
 
