@@ -8,8 +8,9 @@ from compare_runs import outcome, outcomes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xcope.compare import summarise, svg
-from xcope.compare.curves import (
+from xcope.compare import summarise
+from xcope.compare.report import svg
+from xcope.compare.report.curves import (
     learning_lines,
     length_lines,
     length_splits,

@@ -8,7 +8,7 @@ from compare_runs import NAMES, files
 from rich.console import Console
 
 from xcope.compare import CompareError, compare, plan
-from xcope.compare.folder import opened
+from xcope.compare.run.folder import opened
 from xcope.config import load_config
 
 

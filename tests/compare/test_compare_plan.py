@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xcope.compare import CompareError, plan
-from xcope.compare.plan import as_text, folder_names
+from xcope.compare.run.plan import as_text, folder_names
 from xcope.config import Config, load_config
 from xcope.positions import schemes
 

@@ -9,9 +9,9 @@ from multiprocessing.context import ForkServerProcess
 from rich.console import Console
 
 from xcope.compare import plan
-from xcope.compare.display import Bars, Lines
-from xcope.compare.pool import run_all
-from xcope.compare.worker import Moved
+from xcope.compare.run.display import Bars, Lines
+from xcope.compare.run.pool import run_all
+from xcope.compare.run.worker import Moved
 
 
 class Killing(Lines):

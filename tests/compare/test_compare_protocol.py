@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 from compare_runs import outcome, outcomes
 
-from xcope.compare import plan, results, summarise
-from xcope.compare.costs import bare_params, costs
-from xcope.compare.diffs import changes
-from xcope.compare.protocol import protocol
+from xcope.compare import plan, summarise
+from xcope.compare.report.diffs import changes
+from xcope.compare.run import results
+from xcope.compare.run.protocol import protocol
+from xcope.compare.stats.costs import bare_params, costs
 from xcope.config import ModelConfig, build_model, expand_sweep, load_config
 from xcope.training import read_metrics
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xcope.compare.stats import (
+from xcope.compare.stats.inference import (
     bootstrap_interval,
     sign_flip_p,
     smallest_p,

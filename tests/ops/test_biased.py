@@ -9,7 +9,8 @@ from biased_terms import FORMS, leaves, make_terms
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xcope.ops.biased import Piecewise, Separable, biased_attention, dense, eager, tiled
+from xcope.ops.biased import Piecewise, Separable, biased_attention, dense
+from xcope.ops.biased.cpu import eager, tiled
 
 BODIES = [eager, tiled.compiled_body()]
 NAMES = ["eager", "compiled"]

@@ -17,18 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from xcope.errors import FlagError
 from xcope.ops import biased, fallback
-from xcope.ops.biased import (
-    ByDistance,
-    Piecewise,
-    Separable,
-    biased_attention,
-    blocks,
-    eager,
-    flex,
-    flex_tiles,
-    tiled,
-)
+from xcope.ops.biased import ByDistance, Piecewise, Separable, biased_attention
+from xcope.ops.biased.cpu import blocks, eager, tiled
 from xcope.ops.biased.forms import flatten
+from xcope.ops.biased.gpu import flex, flex_tiles
 from xcope.ops.inputs import FEW
 
 
@@ -151,7 +143,7 @@ def test_without_bias_the_rest_is_tiled(change):
 
 def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
     tiled.compiled_body.cache_clear()
-    monkeypatch.setitem(sys.modules, "xcope.ops.biased.compiled", None)
+    monkeypatch.setitem(sys.modules, "xcope.ops.biased.cpu.numba", None)
     try:
         with caplog.at_level(logging.INFO, "xcope"):
             assert tiled.body_for(torch.float32, torch.device("cpu")) is eager

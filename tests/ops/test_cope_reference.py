@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from xcope import cope_attention
 from xcope.ops.biased import biased_attention
-from xcope.ops.cope import cope_attention_reference, gpu, positions
+from xcope.ops.cope import cope_attention_reference, positions
+from xcope.ops.cope.gpu import attention as gpu
 from xcope.ops.inputs import FEW
 
 
@@ -74,7 +75,7 @@ BACKENDS += [("triton", torch.float32), ("auto", torch.float32)]
 
 def of_backend(name):
     if name == "triton":
-        pytest.importorskip("xcope.ops.cope.triton", reason="Triton is not installed")
+        pytest.importorskip("xcope.ops.cope.gpu.launch", reason="Triton is not installed")
         if not gpu.interpreted():
             pytest.skip("the kernels are compiled here: scripts/gpu_check.py tests them")
     return name

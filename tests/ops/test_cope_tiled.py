@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xcope.errors import FlagError
-from xcope.ops.cope import cope_attention, eager, tiled
+from xcope.ops.cope import cope_attention
+from xcope.ops.cope.cpu import eager, tiled
 
 BODIES = [eager, tiled.compiled_body()]
 NAMES = ["eager", "compiled"]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from xcope.ops.cope import cope_attention, eager, tiled
+from xcope.ops.cope import cope_attention
+from xcope.ops.cope.cpu import eager, tiled
 from xcope.ops.cope.operator import cope
 from xcope.ops.inputs import FEW
 
@@ -108,8 +109,8 @@ def test_a_few_queries_without_gradients(i, p, options):
 
 def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
     tiled.compiled_body.cache_clear()
-    monkeypatch.setitem(sys.modules, "xcope.ops.cope.compiled", None)
-    monkeypatch.delattr("xcope.ops.cope.compiled", raising=False)
+    monkeypatch.setitem(sys.modules, "xcope.ops.cope.cpu.numba", None)
+    monkeypatch.delattr("xcope.ops.cope.cpu.numba", raising=False)
     try:
         with caplog.at_level(logging.INFO, "xcope"):
             assert tiled.body_for(torch.float32, torch.device("cpu")) is eager

@@ -10,11 +10,12 @@ from torch.library import opcheck
 
 from xcope.errors import FlagError
 from xcope.ops import fallback
-from xcope.ops.cope import cope_attention, gpu
+from xcope.ops.cope import cope_attention
+from xcope.ops.cope.gpu import attention as gpu
 from xcope.ops.cope.operator import cope
 
-triton = pytest.importorskip("xcope.ops.cope.triton", reason="Triton is not installed")
-tuning = pytest.importorskip("xcope.ops.cope.tuning")
+triton = pytest.importorskip("xcope.ops.cope.gpu.launch", reason="Triton is not installed")
+tuning = pytest.importorskip("xcope.ops.cope.gpu.tuning")
 Tiles, Choice = tuning.Tiles, tuning.Choice
 
 SMALL = Choice(

@@ -10,7 +10,9 @@ from torch.profiler import profile
 
 from xcope.errors import FlagError
 from xcope.ops import biased, cope
-from xcope.ops.biased import biased_attention, blocks
+from xcope.ops.biased import biased_attention
+from xcope.ops.biased.cpu import blocks
+from xcope.ops.biased.cpu import tiled as tiled_module
 from xcope.ops.cope import cope_attention
 from xcope.ops.documents import document_of, lengths
 
@@ -164,13 +166,13 @@ def test_without_bias_pytorchs_flash_attention_does_each():
 def test_nothing_is_computed_between_documents(monkeypatch):
     """As many logits as the documents have alone."""
     seen = []
-    tiled = biased.tiled.biased_tiled
+    tiled = tiled_module.biased_tiled
 
     def watched(q, k, *rest):
         seen.append((q.shape[2], k.shape[2]))
         return tiled(q, k, *rest)
 
-    monkeypatch.setattr(biased.tiled, "biased_tiled", watched)
+    monkeypatch.setattr(tiled_module, "biased_tiled", watched)
     compare("tiled", "separable", COUNTS["empty ones"])
     assert seen == [(20, 20), (1, 1), (29, 29)]
 

@@ -10,9 +10,10 @@ from biased_terms import leaves, make_terms
 from by_rows import biased_by_rows, cope_by_rows
 
 from xcope.ops.biased import biased_attention, dense
-from xcope.ops.biased import eager as biased_eager
-from xcope.ops.biased import tiled as biased_tiled
-from xcope.ops.cope import cope_attention, eager, tiled
+from xcope.ops.biased.cpu import eager as biased_eager
+from xcope.ops.biased.cpu import tiled as biased_tiled
+from xcope.ops.cope import cope_attention
+from xcope.ops.cope.cpu import eager, tiled
 from xcope.ops.seen import scores, weighted_sums
 
 NAN, INF = float("nan"), float("inf")
@@ -241,8 +242,8 @@ def test_sums_over_visible_pairs_have_derivatives_of_any_order():
 
 @pytest.fixture
 def _small_kernels(monkeypatch):
-    triton = pytest.importorskip("xcope.ops.cope.triton", reason="Triton is not installed")
-    tuning = pytest.importorskip("xcope.ops.cope.tuning")
+    triton = pytest.importorskip("xcope.ops.cope.gpu.launch", reason="Triton is not installed")
+    tuning = pytest.importorskip("xcope.ops.cope.gpu.tuning")
     if not tuning.INTERPRETED:
         pytest.skip("the kernels are compiled here: scripts/gpu_check.py tests them")
     small = tuning.Choice(

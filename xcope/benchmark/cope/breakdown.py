@@ -26,9 +26,9 @@ from xcope.benchmark.cope.workloads import (
     train_steps,
 )
 from xcope.benchmark.measure import Work
-from xcope.ops.cope import tiled
-from xcope.ops.cope.tiles import BackwardRows, Body, ForwardRows
-from xcope.ops.tiles import Tile
+from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope.cpu.tiles import BackwardRows, Body, ForwardRows
+from xcope.ops.tiling.tiles import Tile
 
 PARTS = ("products", "elementwise", "rest of CoPE", "SDPA", "outside attention")
 PRODUCTS = ("aten::bmm", "aten::baddbmm_", "aten::mm", "aten::addmm_")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from xcope.benchmark.measure import Work, peak_memory
 from xcope.modules import Decoder, TransformerWrapper
-from xcope.ops.cope import cope_attention, tiled
+from xcope.ops.cope import cope_attention
+from xcope.ops.cope.cpu import tiled
 from xcope.positions import Position
 
 HEADS, DIM = 8, 64

@@ -15,7 +15,7 @@ from xcope.benchmark.gpu.measure import Timing, timings
 from xcope.benchmark.gpu.workloads import Bench, flash
 from xcope.benchmark.measure import Work
 from xcope.ops import fallback
-from xcope.ops.cope import gpu
+from xcope.ops.cope.gpu import attention as gpu
 
 FLASH = "SDPA flash, forward"
 
@@ -42,7 +42,8 @@ def kernels(bench: Bench) -> Figures:
 
 def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
     """By name and tiles: what makes the launch of one kernel, all before it done."""
-    from xcope.ops.cope import triton, tuning  # noqa: PLC0415, Triton may be missing
+    from xcope.ops.cope.gpu import launch as triton  # noqa: PLC0415, Triton may be missing
+    from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
 
     q, k, v, table = given
     call = triton.call_of(q, k, v, table, None, None, None, q.shape[-1] ** -0.5, True, 0.0)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.flex import biased_attention_flex, refusal
+from xcope.ops.biased.cpu.tiled import biased_attention_tiled, call_by_definition
 from xcope.ops.biased.forms import flatten, unflatten
+from xcope.ops.biased.gpu.flex import biased_attention_flex, refusal
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.biased.tiled import biased_attention_tiled, call_by_definition
 from xcope.ops.documents import check_documents, one_by_one
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import (

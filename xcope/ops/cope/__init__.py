@@ -9,9 +9,9 @@ from torch import Tensor
 from xcope.ops.biased.check import check_bias
 from xcope.ops.biased.forms import flatten
 from xcope.ops.biased.terms import Terms
-from xcope.ops.cope.gpu import cope_attention_triton
+from xcope.ops.cope.cpu.tiled import MAX_TEMPERATURE, cope_attention_tiled
+from xcope.ops.cope.gpu.attention import cope_attention_triton
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
-from xcope.ops.cope.tiled import MAX_TEMPERATURE, cope_attention_tiled
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import (
     autocast,

@@ -1,7 +1,7 @@
 """The PyTorch operator of CoPE attention, `torch.ops.xcope.cope`: fake tensors and autograd.
 
-Behind it are the tiles in PyTorch operations and numba (`xcope.ops.cope.tiled`) and the Triton
-kernels (`xcope.ops.cope.triton`); its argument ``kernels`` says which.
+Behind it are the tiles in PyTorch operations and numba (`xcope.ops.cope.cpu.tiled`) and the Triton
+kernels (`xcope.ops.cope.gpu.launch`); its argument ``kernels`` says which.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Kernels(Protocol):
 
 def behind(kernels: str) -> Kernels:
     """The implementation of this name."""
-    return cast(Kernels, import_module("xcope.ops.cope." + kernels))
+    where = {"tiled": "cpu.tiled", "triton": "gpu.launch"}[kernels]
+    return cast(Kernels, import_module("xcope.ops.cope." + where))
 
 
 @torch.library.custom_op("xcope::cope", mutates_args=())

@@ -1,0 +1,93 @@
+"""What a reader has to know about the numbers of one task, in sentences without markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xcope.compare.report.wording import PERCENT, p_text
+from xcope.compare.stats.inference import smallest_p
+from xcope.compare.stats.summary import Summary
+
+ALPHA = 0.05
+LEAST_SEEDS = 6
+"""Fewer pairs than that cannot give a p below `ALPHA` in the exact test."""
+FEW = 10
+"""Fewer values than that make a bootstrap interval clearly too narrow."""
+
+
+def about_results(summary: Summary) -> Iterator[str]:
+    """For the table of results."""
+    yield (
+        "Lower is better. Best is the lowest of a column; tied is what is not distinguishable from "
+        "it by the test below, seed by seed. Nothing is marked where that holds for all."
+    )
+    if summary.seeds == 1:
+        yield (
+            "With one seed there is no interval and no test: tied is what differs by no more than "
+            f"{_resolution(summary)}. Another seed may swap schemes that are close."
+        )
+    else:
+        yield f"In brackets: the 95 % bootstrap interval of the mean over seeds{_narrow(summary)}."
+
+
+def _narrow(summary: Summary) -> str:
+    n = summary.seeds
+    if n <= 3:
+        return (
+            f"; with {n} it is their range, which holds the true mean of a symmetric distribution "
+            f"in {2 ** (n - 1) - 1} of {2 ** (n - 1)} cases, not in 19 of 20"
+        )
+    return f"; from {n} values it comes out too narrow" if n < FEW else ""
+
+
+def _resolution(summary: Summary) -> str:
+    if summary.metric not in PERCENT:
+        return "the last digit"
+    return (
+        "the last digit, or what the choice of test sequences adds (two standard errors of a share "
+        f"of {summary.sequences:,})"
+    )
+
+
+def about_test(summary: Summary) -> Iterator[str]:
+    """For the table of differences to the baseline, the most important first; nothing with one
+    seed."""
+    n = summary.seeds
+    if n < 2:
+        return
+    few = (
+        f" With {n} seeds the exact test cannot give less than p = {p_text(smallest_p(n))}: by "
+        "itself it shows nothing, and better or worse rests on the t-interval."
+    )
+    yield "Below 0 the scheme is better than the baseline." + few * (n < LEAST_SEEDS)
+    yield (
+        "Differences are taken seed by seed. In brackets: the 95 % t-interval of their mean, which "
+        "takes them for normal; p is that of the exact two-sided sign-flip test, which does not."
+    )
+    yield (
+        "Better and worse are said only where the interval leaves out 0, p is at most 0.05 or the "
+        "least that so few seeds can give, and the mean difference is more than "
+        f"{_resolution(summary)}. All else is not distinguishable."
+    )
+    yield (
+        "There is no correction for the number of comparisons: up to one in twenty between equal "
+        "schemes comes out as a difference."
+    )
+
+
+def about_costs(summary: Summary) -> Iterator[str]:
+    """For the columns of costs."""
+    peaks = [o for row in summary.rows for o in row.finished if o.peak_bytes is not None]
+    yield (
+        "Seconds are those of training, mean over seeds, while other runs may share the machine; "
+        "their × leaves out the first step, in which kernels are compiled or loaded."
+    )
+    if any(str(o.timing.get("device", "")).startswith("cuda") for o in peaks):
+        yield "Memory is the most that PyTorch had allocated on the GPU while training."
+    elif peaks:
+        yield (
+            "Memory is the peak of the run's process while training (resident, without mapped "
+            "files) over what it held before the model was made; the code of kernels that a "
+            "scheme loads counts, some 10 MB."
+        )
+    yield "× compares with the baseline, over the seeds that both have."

@@ -1,0 +1,1 @@
+"""The runs of a sweep: planned, trained in processes, gathered."""

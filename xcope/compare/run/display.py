@@ -1,0 +1,147 @@
+"""What a person sees while a comparison runs: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from xcope.compare.run.plan import Run
+from xcope.compare.run.worker import Moved
+
+
+class Display(Protocol):
+    """A context that is told what the runs do."""
+
+    def moved(self, run: Run, progress: Moved) -> None:
+        """A run began, or is further on."""
+
+    def ended(self, run: Run, reason: str) -> None:
+        """A run is done, or failed for a reason."""
+
+    def note(self, line: str) -> None:
+        """Something else to tell."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class Lines:
+    """A plain line when a run begins, has done another quarter of its steps, and ends.
+
+    Args:
+        console: where to print.
+        runs: all runs of the comparison, in order: the lines number them.
+    """
+
+    def __init__(self, console: Console, runs: Sequence[Run]) -> None:
+        self._console = console
+        self._number = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
+        self._began = dict[str, float]()
+        self._quarter = dict[str, int]()
+
+    def moved(self, run: Run, progress: Moved) -> None:
+        """Print a line now and then."""
+        quarter = 4 * progress.step // progress.steps
+        if run.name not in self._began:
+            self._began[run.name] = time.monotonic()
+            self._line(run, f"begins at step {progress.step} of {progress.steps}")
+        elif self._quarter[run.name] < quarter < 4 and progress.loss is not None:
+            self._line(run, f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
+        self._quarter[run.name] = quarter
+
+    def ended(self, run: Run, reason: str) -> None:
+        """Print that it ended."""
+        seconds = time.monotonic() - self._began.get(run.name, time.monotonic())
+        self._line(run, f"FAILED: {reason}" if reason else f"done in {seconds:.0f} s")
+
+    def note(self, line: str) -> None:
+        """Print it."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, run: Run, text: str) -> None:
+        self.note(f"{self._number[run.name]} {run.name}: {text}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing."""
+
+
+class Bars(Lines):
+    """A bar for each run in hand, one for all of them, and a line for each that ended."""
+
+    def __init__(self, console: Console, runs: Sequence[Run]) -> None:
+        super().__init__(console, runs)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._bars = dict[str, TaskID]()
+        self._steps = {run.name: run.config.train.steps * run.complete for run in runs}
+        total = sum(run.config.train.steps for run in runs)
+        done = sum(self._steps.values())
+        self._all = self._progress.add_task("all steps", total=total, completed=done, loss="")
+
+    def moved(self, run: Run, progress: Moved) -> None:
+        """Move its bar."""
+        if run.name not in self._bars:
+            self._began[run.name] = time.monotonic()
+            self._bars[run.name] = self._progress.add_task(
+                run.name, total=progress.steps, completed=progress.step, loss=""
+            )
+        loss = "" if progress.loss is None else f"loss {progress.loss:.4f}"
+        self._progress.update(self._bars[run.name], completed=progress.step, loss=loss)
+        self._steps[run.name] = progress.step
+        self._progress.update(self._all, completed=sum(self._steps.values()))
+
+    def ended(self, run: Run, reason: str) -> None:
+        """Replace its bar by a line."""
+        super().ended(run, reason)
+        if run.name in self._bars:
+            self._progress.remove_task(self._bars[run.name])
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bars as they are."""
+        self._progress.stop()
+
+
+def display(console: Console, runs: Sequence[Run]) -> Display:
+    """Bars on a terminal, plain lines elsewhere."""
+    return Bars(console, runs) if console.is_terminal else Lines(console, runs)

@@ -1,0 +1,1 @@
+"""From runs to rows: means, intervals, paired tests, costs."""

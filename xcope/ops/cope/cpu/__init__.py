@@ -1,0 +1,1 @@
+"""CoPE attention in tiles, on CPUs and any device without kernels."""

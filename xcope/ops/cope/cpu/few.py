@@ -1,0 +1,66 @@
+"""CoPE attention of a few queries, without gradients: decoding with a key/value cache.
+
+Whole rows at once, (h i j) memory. Counting starts at the end of the row with a window that grows
+until all rows are saturated: keys left of it share the last position.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xcope.ops.biased.reference import dense
+from xcope.ops.biased.terms import Terms
+from xcope.ops.cope.cpu.eager import Interpolation
+from xcope.ops.inputs import visible
+
+
+def cope_attention_few(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
+    mask: Tensor | None, bias: Terms | None, scale: float, causal: bool, sharpness: float,
+) -> Tensor:  # fmt: skip
+    """Arguments as of `xcope.ops.cope.operator.cope`; (b h i dv).
+
+    Not finite in rows that meet a number that is not, and maybe in others.
+    """
+    b, h, i, d = q.shape
+    hk, j = k.shape[1:3]
+    seen = None
+    if mask is not None or (causal and i > 1):
+        seen = visible(q, k, mask, causal).expand(b, h, i, j)
+
+    scaled = (q * scale).reshape(b, hk, h // hk * i, d)
+    s = (scaled @ k.mT).view(b, h, i, j)
+    if bias is not None:
+        s = s + dense(bias, j)
+    a = s if gate_k is None else (scaled @ gate_k.mT).view(b, h, i, j)
+    if head_mix is not None:
+        a = torch.einsum("gh,bhij->bgij", head_mix, a)
+    if seen is not None:
+        s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
+    L = q @ e.mT
+    if sharpness:  # all positions are weighed, if next to nothing
+        s = s + 0 * L.sum(-1, keepdim=True)
+    prob = _biased(s, a, L, sharpness).softmax(-1)
+    if seen is not None:
+        prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])
+
+
+def _biased(s: Tensor, a: Tensor, L: Tensor, sharpness: float) -> Tensor:
+    """s + b, in the memory of s."""
+    j, last = s.shape[-1], L.shape[-1] - 1
+    L = torch.cat([L, L[..., -1:]], dim=-1)
+    window = 4 * L.shape[-1]
+    while True:
+        start = max(0, j - window)
+        p = a[..., start:].sigmoid().flip(-1).cumsum(-1).flip(-1)
+        if start == 0 or bool((p[..., 0] >= last).all()):
+            break
+        window *= 4
+    bias = Interpolation(L, last, p, sharpness).bias()
+    s[..., :start] += L[..., last, None]
+    if a is not s:  # a count that is not a number to the left of it is none
+        s[..., :start].masked_fill_(a[..., :start].isnan(), torch.nan)
+    s[..., start:] += bias
+    return s

@@ -1,0 +1,1 @@
+"""CoPE attention as Triton kernels."""

@@ -1,0 +1,1 @@
+"""What tiled attention shares: tiles, products, the running softmax, numba and its threads."""
