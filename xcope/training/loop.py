@@ -20,8 +20,8 @@ from xcope.training.errors import RunDivergedError, RunError, RunInterruptedErro
 from xcope.training.evaluation import broken_weights, tally
 from xcope.training.interruption import Interruption
 from xcope.training.lock import Writer
+from xcope.training.log import MetricsLog
 from xcope.training.memory import PeakMemory
-from xcope.training.metrics import MetricsLog
 from xcope.training.optimizer import learning_rate
 from xcope.training.reporter import Reporter, Silent
 from xcope.training.run import Result, RunFolder

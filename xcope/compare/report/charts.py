@@ -18,8 +18,9 @@ from xcope.compare.report.curves import (
     position_splits,
 )
 from xcope.compare.report.palette import Look, looks
-from xcope.compare.report.wording import PERCENT, unit, words
+from xcope.compare.report.wording import words
 from xcope.compare.stats.summary import Summary
+from xcope.training.metrics import Metric, metric_called
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ def charts(summary: Summary) -> Iterator[Chart]:
 def _splits(summary: Summary) -> Iterator[Chart]:
     values = [v for row in summary.rows for cell in row.cells.values() for v in cell.values]
     # shares begin at 0 whatever they are
-    shown = [0.0] * (summary.metric in PERCENT) + _finite(values)
-    x = svg.linear(shown or [0.0], f"{summary.unit} (lower is better)", _show(summary.metric))
+    shown = [0.0] * (summary.metric.share) + _finite(values)
+    x = svg.linear(
+        shown or [0.0],
+        f"{summary.metric.heading} ({summary.metric.better} is better)",
+        _show(summary.metric),
+    )
     note = f"A {'bar' if x.low == 0 else 'stroke'} is the mean, a dot one seed."
     for split in summary.splits:
         marked = summary.standing(split)
@@ -63,7 +68,7 @@ def _splits(summary: Summary) -> Iterator[Chart]:
             )
             for row in summary.rows
         ]
-        name = f"{summary.unit} on {words(split)}, a bar for each scheme"
+        name = f"{summary.metric.heading} on {words(split)}, a bar for each scheme"
         drawn = svg.bar_chart(name, bars, _looks(summary), x)
         yield Chart("split", words(split), Markup(drawn), note)
 
@@ -72,12 +77,12 @@ def _lengths(summary: Summary) -> Iterator[Chart]:
     splits, lines = length_splits(summary), length_lines(summary)
     if values := _values(lines):
         x = svg.at_lengths(list(splits.values()), "tokens per test sequence")
-        y = svg.linear(values, summary.unit, _show(summary.metric))
-        name = f"{summary.unit} over the length of sequences"
+        y = svg.linear(values, summary.metric.heading, _show(summary.metric))
+        name = f"{summary.metric.heading} over the length of sequences"
         drawn = svg.line_chart(name, lines, _looks(summary), x, y, dots=True)
         first, last = min(splits.values()), max(splits.values())
         note = f"Trained on {first:,} tokens, tested on up to {last / first:.3g} times as many."
-        yield Chart("length", f"{summary.unit} over length", Markup(drawn), note)
+        yield Chart("length", f"{summary.metric.heading} over length", Markup(drawn), note)
 
 
 def _positions(summary: Summary) -> Iterator[Chart]:
@@ -85,8 +90,8 @@ def _positions(summary: Summary) -> Iterator[Chart]:
         lines = position_lines(summary, split)
         if values := _values(lines):
             x = svg.linear([0.0, *(x for line in lines for x in line.x)], "position", _plain)
-            y = svg.linear(values, unit(metric), _show(metric))
-            name = f"{unit(metric)} by position, {words(split)}"
+            y = svg.linear(values, metric_called(metric).heading, _show(metric_called(metric)))
+            name = f"{metric_called(metric).heading} by position, {words(split)}"
             drawn = svg.line_chart(name, lines, _looks(summary), x, y)
             yield Chart("position", name, Markup(drawn))
 
@@ -113,8 +118,8 @@ def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _show(metric: str) -> Callable[[float], str]:
-    return (lambda y: f"{100 * y:.4g}%") if metric in PERCENT else _plain
+def _show(metric: Metric) -> Callable[[float], str]:
+    return (lambda y: f"{100 * y:.4g}%") if metric.share else _plain
 
 
 def _plain(value: float) -> str:

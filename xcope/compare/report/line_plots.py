@@ -19,9 +19,10 @@ from xcope.compare.report.curves import (
 )
 from xcope.compare.report.palette import FAINT, INK, Look, looks
 from xcope.compare.report.plots import COLUMNS, DPI, plain
-from xcope.compare.report.wording import PERCENT, in_picture, words
+from xcope.compare.report.wording import in_picture, words
 from xcope.compare.stats.summary import Summary
 from xcope.plotting import save_png
+from xcope.training.metrics import Metric, metric_called
 
 PANEL = (3.6, 3.2)
 
@@ -52,7 +53,9 @@ def plot_lengths(summary: Summary, path: Path) -> None:
     panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     _metric_axis(panel, summary.metric)
     panel.set_xlabel("tokens per test sequence (the first: as in training)")
-    panel.set_title(f"{in_picture(words(summary.task))}: {summary.unit} over length", color=INK)
+    panel.set_title(
+        f"{in_picture(words(summary.task))}: {summary.metric.heading} over length", color=INK
+    )
     _finish(figure, panel, path)
 
 
@@ -72,7 +75,7 @@ def plot_positions(summary: Summary, path: Path) -> None:
         panel.grid(color=FAINT, linewidth=0.6)
     # one scale for all, so it is set when all is drawn
     for panel, metric in zip(panels, splits.values(), strict=False):
-        _metric_axis(panel, metric)
+        _metric_axis(panel, metric_called(metric))
     for panel in panels[len(splits) :]:
         panel.set_axis_off()
     _finish(figure, panels[0], path)
@@ -98,11 +101,11 @@ def _draw(
             panel.fill_between(one.x, one.low, one.high, color=look.colour, alpha=0.12, lw=0)
 
 
-def _metric_axis(panel: Axes, metric: str) -> None:
-    panel.set_ylim(bottom=0 if metric in PERCENT else None)
-    if metric in PERCENT:
+def _metric_axis(panel: Axes, metric: Metric) -> None:
+    panel.set_ylim(bottom=0 if metric.share else None)
+    if metric.share:
         panel.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
-    panel.set_ylabel(words(metric))
+    panel.set_ylabel(metric.words)
 
 
 def _finish(figure: Figure, panel: Axes, path: Path) -> None:

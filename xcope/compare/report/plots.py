@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xcope.compare.report.palette import FAINT, INK, looks
-from xcope.compare.report.wording import PERCENT, in_picture, words
+from xcope.compare.report.wording import in_picture, words
 from xcope.compare.stats.summary import Summary
 from xcope.plotting import save_png
 
@@ -32,9 +32,9 @@ def plot_splits(summary: Summary, path: Path) -> None:
     for panel in panels[len(summary.splits) - columns : len(summary.splits)]:
         panel.tick_params(axis="x", labelbottom=True)
     _value_axis(panels[0], summary)
-    figure.suptitle(
-        f"{in_picture(words(summary.task))}: {summary.unit} (lower is better)", color=INK
-    )
+    metric = summary.metric
+    title = f"{in_picture(words(summary.task))}: {metric.heading} ({metric.better} is better)"
+    figure.suptitle(title, color=INK)
     save_png(figure, path, DPI)
 
 
@@ -71,7 +71,7 @@ def _value_axis(panel: Axes, summary: Summary) -> None:
     top = max((v for v in values if math.isfinite(v) and v > 0), default=1.0)
     panel.set_xlim(0, 1.45 * top)
     panel.set_xticks([t for t in MaxNLocator(4).tick_values(0, top) if 0 <= t <= 1.1 * top])
-    if summary.metric in PERCENT:
+    if summary.metric.share:
         panel.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}%")
 
 
