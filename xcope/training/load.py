@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xcope.config import Config, build_task, read_config
-from xcope.config.assemble import make_model
+from xcope.config.build import make_model
 from xcope.modules import TransformerWrapper
 from xcope.training import checkpoint
 from xcope.training.run import RunFolder

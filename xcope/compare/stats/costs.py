@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xcope.compare.run.results import Outcome
 from xcope.compare.stats.summary import Row, Summary
 from xcope.config import Config
-from xcope.config.assemble import make_model_for, make_task
+from xcope.config.build import make_model_for, make_task
 from xcope.errors import FlagError
 
 
