@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from xcope import reading
+from xcope import files
 from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, Path, shown
 from xcope.config.yaml_tree import Node, from_plain, read_file, read_text, shown_path
 from xcope.errors import FlagError, did_you_mean
@@ -102,7 +102,7 @@ def _find(name: str, file: FilePath, mark: Mark) -> FilePath:
 
 def _path(name: str, mark: Mark) -> FilePath:
     try:
-        return reading.expanded(name)
+        return files.expanded(name)
     except FlagError as error:
         raise ConfigError(str(error), mark=mark) from error
 

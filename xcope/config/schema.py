@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from xcope import reading
+from xcope import files
 from xcope.config.errors import ConfigError, Mark, Worded, dotted
 from xcope.config.yaml_tree import Node, write_text
 from xcope.errors import did_you_mean, listing
@@ -45,7 +45,7 @@ HeadWidth = Annotated[Count, AfterValidator(_at_most(2**16))]
 Length = Annotated[Count, AfterValidator(_at_most(2**31))]
 Layers = Annotated[Count, AfterValidator(_at_most(1024))]
 Heads = Annotated[Count, AfterValidator(_at_most(4096))]
-Folder = Annotated[str, AfterValidator(lambda path: str(reading.expanded(path)))]
+Folder = Annotated[str, AfterValidator(lambda path: str(files.expanded(path)))]
 Options = dict[str, Any]
 Position = Annotated[
     str | Options | list[Any] | None,
@@ -212,6 +212,24 @@ class Config(Section):
         data = self.model_dump()
         left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
+
+    def flat(self, whole: Collection[str] = ()) -> dict[str, Any]:
+        """Dotted key → value, as JSON holds it: ``{"model.dim": 64, "model.depth": 2, …}``.
+
+        Args:
+            whole: keys whose mappings are one value.
+        """
+        found: dict[str, Any] = {}
+
+        def add(key: str, value: Any) -> None:
+            if isinstance(value, dict) and value and key not in whole:
+                for name, inner in value.items():
+                    add(f"{key}.{name}" if key else name, inner)
+            else:
+                found[key] = value
+
+        add("", self.model_dump(mode="json"))
+        return found
 
     def label(self) -> str:
         """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the

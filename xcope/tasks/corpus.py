@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from xcope.errors import FlagError, listing
-from xcope.reading import UnknownPathError, expanded
+from xcope.files import UnknownPathError, expanded
 from xcope.tasks.base import Task
 
 SEPARATOR = b"\0"

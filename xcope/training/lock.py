@@ -31,7 +31,7 @@ from typing import Any
 import filelock
 import psutil
 
-from xcope import reading
+from xcope import files
 from xcope.training.errors import RunError
 
 BEAT = 10.0
@@ -142,8 +142,8 @@ class Writer:
 def _read(folder: Path) -> dict[str, Any] | None:
     """The record; None where there is none, or none that can be read."""
     try:
-        record = reading.parse_json(reading.read_text(folder / WRITER, 2**16))
-    except (FileNotFoundError, reading.UnreadableError):
+        record = files.parse_json(files.read_text(folder / WRITER, 2**16))
+    except (FileNotFoundError, files.UnreadableError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -21,9 +21,8 @@ from xcope.compare.run.results import Outcome, outcome
 from xcope.compare.run.tuning import Pick, picks, plan_tuning, with_picks
 from xcope.compare.stats.summary import Summary, summarise
 from xcope.config import Config, check_data, expand_sweep, expand_tuning
-from xcope.reading import read_text
+from xcope.files import read_text
 from xcope.training import device_for
-from xcope.training.files import MOST_BYTES
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,6 @@ def failed_before(out: Path) -> set[str]:
     failed = set()
     for name in ("results.csv", "tuning.csv"):
         if (out / name).is_file():
-            rows = csv.DictReader(read_text(out / name, MOST_BYTES).splitlines(keepends=True))
+            rows = csv.DictReader(read_text(out / name).splitlines(keepends=True))
             failed |= {row["run"] for row in rows if row.get("status") == "failed"}
     return failed
