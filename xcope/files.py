@@ -27,7 +27,7 @@ class UnreadableError(ValueError):
 def expanded(path: str | Path) -> Path:
     """The path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced.
 
-    A shell leaves them alone inside quotes and after ``=``, and no shell sees a YAML file.
+    A shell does not replace them inside quotes or after ``=``, and no shell sees a YAML file.
 
     Raises:
         UnknownPathError: a user or a variable that is not known, or no path at all.

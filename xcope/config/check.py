@@ -151,9 +151,12 @@ def check_model(tree: Node, config: Config) -> None:
     except SeamError:
         raise  # nothing that the config's author could change
     except Exception as error:
-        flag = error.flag if isinstance(error, FlagError) else ""
+        flag = ""
+        message = f"x-transformers fails with this: {type(error).__name__}: {words_of(error)}"
+        if isinstance(error, FlagError):
+            flag, message = error.flag, str(error)
         paths = itertools.chain(_paths(tree, flag), _culprits(config.model, task), [("model",)])
-        raise _located(tree, paths, _reason(error)) from error
+        raise _located(tree, paths, message) from error
 
 
 def _try(config: ModelConfig, task: Task) -> None:
@@ -181,12 +184,6 @@ def _culprits(config: ModelConfig, task: Task) -> Iterator[Path]:
         yield ("model", flag)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FlagError):
-        return str(error)
-    return f"x-transformers fails with this: {type(error).__name__}: {words_of(error)}"
-
-
 def _located(tree: Node, paths: Iterable[Path], message: str) -> ConfigError:
     """The error at the first of the paths that was written."""
     path = next((path for path in paths if tree.get(*path)), ())
@@ -199,7 +196,7 @@ def _paths(tree: Node, flag: str) -> Iterator[Path]:
     """Where a flag of the decoder or the wrapper may have been written, likeliest first."""
     written = [
         ((*path, option), f"{entry.get('name', '')}_{option}")
-        for path, entry in _position_entries(tree)
+        for path, entry in _position_entries(tree, ("model", "position"))
         for option in entry
     ]
     yield from (path for path, spelled in written if flag == spelled)
@@ -210,21 +207,13 @@ def _paths(tree: Node, flag: str) -> Iterator[Path]:
     yield from (path for path, _ in written if f"_{flag}".endswith(f"_{path[-1]}"))
 
 
-def _position_entries(tree: Node) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The mappings under ``model.position``, with their paths."""
-    path: Path = ("model", "position")
-    position = tree.get(*path)
-    if position is not None:
-        yield from _entries_in(path, position)
-
-
-def _entries_in(path: Path, node: Node) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """See `_position_entries`; splits by layers and heads are entered."""
-    if isinstance(node.value, list):
-        for index, child in enumerate(node.value):
-            yield from _entries_in((*path, index), child)
-    elif node.children:
+def _position_entries(tree: Node, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The mappings at ``path`` and in the splits by layers and heads below it, with their paths."""
+    node = tree.get(*path)
+    if node is not None and isinstance(node.value, list):
+        for index in range(len(node.value)):
+            yield from _position_entries(tree, (*path, index))
+    elif node is not None and node.children:
         yield path, node.plain()
         for split in SPLITS:
-            if split in node.children:
-                yield from _entries_in((*path, split), node.children[split])
+            yield from _position_entries(tree, (*path, split))

@@ -179,7 +179,10 @@ def set_keys(tree: Node, values: Iterable[tuple[Sequence[str], Node]]) -> Node:
     """
     given = Node({}, COMMAND_LINE)
     for path, value in values:
-        given = merge(given, nest(path, value))
+        nested = value
+        for key in reversed(path):
+            nested = Node({key: nested}, value.mark)
+        given = merge(given, nested)
     return merge(tree, given)
 
 
@@ -209,10 +212,3 @@ def split_key(key: str) -> tuple[str, ...]:
     """``a.b.c`` → its parts; after ``sweep.`` and ``tune.`` all that follows is one key."""
     first, dot, rest = key.partition(".")
     return (first, rest) if first in ("sweep", "tune") and dot else tuple(key.split("."))
-
-
-def nest(path: Sequence[str], value: Node) -> Node:
-    """The tree in which only ``path`` is set."""
-    for key in reversed(path):
-        value = Node({key: value}, value.mark)
-    return value

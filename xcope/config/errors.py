@@ -101,7 +101,7 @@ class Worded:
 
 
 def expected(kind: Any, constraints: Sequence[Any] = ()) -> str:
-    """``a whole number of at least 1``: what a value of the annotated type looks like."""
+    """``a whole number of at least 1``: the values that an annotation allows."""
     if isinstance(kind, FieldInfo):
         return expected(kind.annotation, kind.metadata)
     for one in constraints:
@@ -147,7 +147,7 @@ def near_choice(given: Any, kind: FieldInfo) -> str:
 
 
 def quotes_needed(written: str, wanted: str) -> str:
-    """``, which YAML reads as no text: '08'`` where a text is wanted and a number was written."""
+    """``; a text that looks like another value needs quotes: '08'``, where one lacks them."""
     if not written or "text" not in wanted:
         return ""
     return f"; a text that looks like another value needs quotes: '{written}'"

@@ -24,7 +24,7 @@ from xcope.modules.seam import UPSTREAM_ONLY
 
 
 def _at_most(most: int) -> Callable[[int], int]:
-    """A bound that only a slip of the hand reaches: what is built would fill the machine."""
+    """Refuse numbers that can only be a slip: what they ask for would fill the machine."""
 
     def check(value: int) -> int:
         if value > most:
@@ -62,13 +62,13 @@ class Section(BaseModel):
 
 
 class OpenSection(Section):
-    """A section whose further keys are known elsewhere: flags of a decoder, options of a task."""
+    """A section with further keys, which others check: flags of a decoder, options of a task."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def rest(self) -> Options:
-        """The keys that are not declared."""
+        """The further keys."""
         return dict(self.model_extra or {})
 
 
@@ -208,7 +208,7 @@ class Config(Section):
         return {} if value is None else value  # sweep=null on the command line drops the sweep
 
     def to_yaml(self) -> str:
-        """The config as YAML that loads back to an equal one, defaults written out."""
+        """YAML that loads back to an equal config; it holds the defaults too."""
         data = self.model_dump()
         left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
@@ -289,7 +289,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
-"""Flags of the wrapper that are no keys: the task and the decoder settle them."""
+"""Flags of the wrapper that are no keys: they follow from the task and the decoder."""
 
 
 def check_keys(tree: Node) -> None:

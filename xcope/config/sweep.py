@@ -51,7 +51,7 @@ def expand_tuning(config: Config, *, data: bool = True) -> list[Config]:
 
     One for each combination of the sweep but for its training seeds, each combination of the
     values to try, and each tuning seed; the last changes fastest. A tuning run has the seeds and
-    the steps that ``tune`` says, and is measured in distribution alone.
+    the steps that ``tune`` says, and is measured only in distribution.
 
     Args:
         data: see `expand_sweep`.
@@ -96,7 +96,7 @@ def check_overrides(tree: Node, overrides: Sequence[str]) -> None:
 
 
 def _set_above(tree: Node) -> Iterator[tuple[str, str, Node]]:
-    """Section, key and values of all that is set by the sweep or tuning."""
+    """Section, key and values of each key that the sweep or tuning sets."""
     for section in ("sweep", "tune"):
         node = tree.get(section)
         for key, values in (node.children if node else {}).items():
@@ -159,7 +159,7 @@ def combinations(
 
 
 def unknown(key: str) -> str | None:
-    """What is wrong with a key that is to be set, if anything is."""
+    """What is wrong with a key of a sweep; None if nothing is."""
     section, dot, rest = key.partition(".")
     if not dot or section not in SECTIONS:
         return (
@@ -172,7 +172,7 @@ def unknown(key: str) -> str | None:
 
 
 def unusable(values: list[object]) -> str | None:
-    """What is wrong with the values of a key, if anything is."""
+    """What is wrong with the values of a key; None if nothing is."""
     if not values:
         return "the list of values is empty"
     twice = [value for place, value in enumerate(values) if value in values[:place]]
@@ -208,7 +208,7 @@ def _grid(tree: Node, tune: TuneConfig, swept: dict[str, list[Node]]) -> dict[st
 
 
 def _wrong(key: str, values: Sequence[Node], swept: dict[str, list[Node]]) -> str | None:
-    """What is wrong with a key to tune, if anything is."""
+    """What is wrong with a key to tune; None if nothing is."""
     if not key.startswith("train.") or key in FIXED:
         return (
             f"{key!r} cannot be tuned; allowed: {listing(TuneConfig.model_fields)} and the keys "
@@ -220,7 +220,7 @@ def _wrong(key: str, values: Sequence[Node], swept: dict[str, list[Node]]) -> st
 
 
 def _check_seeds(tree: Node, config: Config, tune: TuneConfig) -> None:
-    """Refuse to pick a value on what it will be tested on."""
+    """Refuse seeds for tuning that the test uses too."""
     for key, seeds, tested in (
         ("seeds", tune.seeds, "train.seed"),
         ("evaluate_seed", [tune.evaluate_seed], "evaluate.seed"),
@@ -240,7 +240,7 @@ def _error(tree: Node, key: str, message: str) -> ConfigError:
 
 
 def _seeds(tree: Node, config: Config, key: str) -> tuple[str, list[int]]:
-    """Which key sets the seeds of the test (and where it stands), and the seeds."""
+    """The key that sets the test's seeds, with its place, and the seeds."""
     section, _, name = key.partition(".")
     path = ("sweep", key) if key in config.sweep else (section, name)
     seeds = config.sweep.get(key) or [getattr(getattr(config, section), name)]

@@ -101,8 +101,8 @@ class Task(Named, ABC):
 
     @property
     def length_splits(self) -> tuple[str, ...]:
-        """Those of `splits` that differ from the first in length alone, it included, shortest
-        first: the points of a curve over length."""
+        """The first of `splits` and those that differ from it only in length, shortest first: the
+        points of a curve over length."""
         return self.splits[:1]
 
     @abstractmethod

@@ -47,7 +47,7 @@ UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENO
 
 @contextmanager
 def only_writer(folder: Path, refused: type[RunError] = RunError) -> Iterator[Writer]:
-    """Context in which this process alone writes to ``folder``, which exists.
+    """Context in which no other process writes to ``folder``, which exists.
 
     Args:
         refused: the error to raise.

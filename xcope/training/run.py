@@ -80,7 +80,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
-        """Context in which the folder is ready for a run of ``config``, which alone writes to it.
+        """Context in which the folder is ready for a run of ``config`` and only we write to it.
 
         Raises:
             RunError: the folder is taken, another process writes to it, or its checkpoint was made

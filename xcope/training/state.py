@@ -119,7 +119,7 @@ class TrainingState:
 def adamw(
     model: nn.Module, train: TrainConfig, position_parameters: Iterable[nn.Parameter] = ()
 ) -> AdamW:
-    """AdamW that decays matrices only: gains, biases and other vectors are left alone.
+    """AdamW that decays only matrices, not gains, biases and other vectors.
 
     Each group of parameters has the factor of its learning rate under ``"scale"``: 1, or
     ``train.position_lr_scale`` for what the positional schemes learn.
@@ -144,7 +144,7 @@ def adamw(
 def load_run(run_dir: Path | str) -> tuple[Config, TransformerWrapper]:
     """The config and the trained model (on the CPU, evaluation mode) of a run.
 
-    The run folder alone is read: what the task is drawn from may be gone.
+    Only the run folder is read: the data of the task may be gone.
 
     Raises:
         ConfigError: a config that was changed and cannot be used.
