@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from xcope.ops.inputs import require, shape
 from xcope.positions import draw_places, draw_places_of_documents
 
 
+@dataclass(eq=False)
 class Places:
     """The places of a call's keys; its queries are the last of them.
 
@@ -27,19 +29,12 @@ class Places:
         padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
     """
 
-    def __init__(
-        self,
-        keys: Tensor,
-        given: bool = False,
-        drawn: bool = False,
-        documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> None:
-        self.keys = keys
-        self.given = given
-        self.documents = documents
-        self.padding = padding
-        self._draws: dict[int, Tensor] | None = {} if drawn and not given else None
+    keys: Tensor
+    given: bool = False
+    documents: Tensor | None = None
+    drawn: bool = False
+    padding: Tensor | None = None
+    _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def of(self, random_max: int | None) -> tuple[Tensor, int]:
         """The keys' places for a scheme with this option, and what their distances stay below.
@@ -47,7 +42,7 @@ class Places:
         One draw serves all layers of a call.
         """
         count = self.keys.shape[-1]
-        if random_max is None or self._draws is None:
+        if random_max is None or self.given or not self.drawn:
             return self.keys, count
         if random_max not in self._draws:
             if self.documents is None:
@@ -63,9 +58,7 @@ class Places:
             return self
         seen = F.pad(seen, (self.keys.shape[-1] - seen.shape[-1], 0), value=True)  # memories
         last = self.keys.masked_fill(~seen, 0).amax(-1, keepdim=True)
-        ended = Places(torch.minimum(self.keys, last), padding=self.padding)
-        ended._draws = self._draws
-        return ended
+        return replace(self, keys=torch.minimum(self.keys, last))
 
 
 def places_of(

@@ -819,10 +819,10 @@ class PlacedAttention(Attention):  # type: ignore[misc]
         out = super().forward(
             x, *args, cache=cache, return_intermediates=return_intermediates, **kwargs
         )
-        if return_intermediates:
+        if remembered and return_intermediates:
             # beside k and v, (b h j c) as these are
-            kept = [t if t.ndim == 4 else t[..., None] for t in remembered if t is not None]
-            out[1].cached_kv = (*out[1].cached_kv, *kept) if kept else out[1].cached_kv
+            kept = (t if t.ndim == 4 else t[..., None] for t in remembered if t is not None)
+            out[1].cached_kv = (*out[1].cached_kv, *kept)
         return out
 
     def _remembered(

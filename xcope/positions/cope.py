@@ -93,7 +93,7 @@ class CoPE(AttendModule):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
         """See `AttendModule`; O(n) memory."""
         pos_emb: Tensor = self.pos_emb
-        head_mix = self.head_mix
+        head_mix = None if self.talking_heads is None else self.head_mix
         if inputs.heads is not None:
             pos_emb = pos_emb[inputs.heads] if pos_emb.ndim == 3 else pos_emb
             head_mix = None if head_mix is None else head_mix[inputs.heads][:, inputs.heads]
