@@ -330,7 +330,8 @@ def needs_all_tokens(attention: Attention) -> bool:
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
     # a scheme that x-transformers builds itself knows nothing of its cache
-    foreign = attention.data_dependent_alibi is not None
+    alibi = attention.data_dependent_alibi
+    foreign = alibi is not None and not isinstance(alibi, AttendModule)
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
@@ -779,12 +780,6 @@ _PLAIN_OFF = (
 class PlacedAttention(Attention):  # type: ignore[misc]
     """x-transformers' attention, whose positions are left to `SchemeAttend`."""
 
-    @property
-    def data_dependent_alibi(self) -> nn.Module | None:
-        """x-transformers' own; a module of ours that has this name acts in `SchemeAttend`."""
-        module = self._modules.get("data_dependent_alibi")
-        return None if isinstance(module, AttendModule) else module
-
     def forward(
         self,
         x: Tensor,
@@ -939,7 +934,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             call = LayerCall(Places(torch.arange(0, device=k.device)))
             parts = tuple(Part(part.heads, attend=part.attend) for part in parts)
         if attn_bias is not None:
-            call = replace(call, bias=attn_bias if call.bias is None else call.bias + attn_bias)
+            call = _with_bias(call, attn_bias)
         gates: dict[str | None, Tensor | None] = {None: None, "values": v}
         if self.own_gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
@@ -1047,9 +1042,13 @@ def for_each_query_head(t: Any, h: int) -> Any:
 
 def call_of(kwargs: Mapping[str, Any]) -> LayerCall | None:
     """What `SchemeAttend` was told, from the keywords of its call."""
-    call: LayerCall | None = kwargs.get(_CALL_AS)
-    bias = kwargs.get("attn_bias")
-    if call is None or bias is None:
+    call, bias = kwargs.get(_CALL_AS), kwargs.get("attn_bias")
+    return call if call is None or bias is None else _with_bias(call, bias)
+
+
+def _with_bias(call: LayerCall, bias: Tensor) -> LayerCall:
+    """The call with one more bias, (… i j); (1) is what `Forgetting.forward` says."""
+    if bias.ndim <= 1:
         return call
     return replace(call, bias=bias if call.bias is None else call.bias + bias)
 
