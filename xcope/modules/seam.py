@@ -318,7 +318,7 @@ def keep_shared(layers: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def forget_cache(layers: Any) -> None:
-    """Generation computes everything anew for each token."""
+    """Generation computes everything again for each token."""
     layers.can_cache_kv = False
     # ContinuousTransformerWrapper asks the attentions
     for attention in (*self_attentions(layers), *cross_attentions(layers)):
@@ -355,7 +355,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 class MaskedShiftTokens(ShiftTokens):  # type: ignore[misc]
     """x-transformers' shift, to which tokens that stand before a row are zeros.
 
-    x-transformers gives its masks to attention alone.
+    x-transformers gives its masks to attention only.
     """
 
     inside: Tensor | None = None
@@ -376,7 +376,7 @@ def fill_meetings(layers: nn.Module) -> None:
 
 @contextmanager
 def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
-    """Within, tokens are shifted among those of ``inside``, (b n) bool, alone; None: among all."""
+    """Within, tokens are shifted only among those of ``inside``, (b n) bool; None: among all."""
     shifts = [module for module in layers.modules() if isinstance(module, MaskedShiftTokens)]
     for module in shifts:
         module.inside = inside
@@ -740,7 +740,7 @@ def _check_gates(attention: Attention, module: AttendModule) -> None:
 
 
 class _KeysAndGateKeys(nn.Linear):
-    """Projects to the keys and, as further heads behind them, to the keys of the gates.
+    """Projects to the keys and, as further heads after them, to the keys of the gates.
 
     So the gates' keys share the keys' way through x-transformers: split, normalised, rotated,
     cached.
