@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from xcope import reading
+from xcope import files
 from xcope.training.errors import RunError
-from xcope.training.files import MOST_BYTES, write_text
 
 
 class MetricsLog:
@@ -59,25 +58,25 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         RunError: another line is damaged.
     """
     try:
-        lines = reading.read_text(path, MOST_BYTES).splitlines(keepends=True)
+        lines = files.read_text(path).splitlines(keepends=True)
         return [_logged(line) for line in lines if line.endswith("\n")]
     except FileNotFoundError:
         return []
-    except reading.UnreadableError as error:
+    except files.UnreadableError as error:
         raise RunError(f"{path} {error}") from None
 
 
 def _logged(line: str) -> dict[str, float]:
-    logged = reading.parse_json(line)
+    logged = files.parse_json(line)
     if not isinstance(logged, dict) or not {"step", "loss"} <= logged.keys():
-        raise reading.UnreadableError(f"is damaged: {line.strip()[:80]!r} is no logged step")
+        raise files.UnreadableError(f"is damaged: {line.strip()[:80]!r} is no logged step")
     return logged
 
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines of later steps than ``step``."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _tensorboard(folder: Path, step: int) -> Any | None:

@@ -285,9 +285,16 @@ def results_table(
     measured = next(iter(splits.values()), {})
     metrics = [one for one in METRICS.values() if one.name in measured and one.fits(task)]
     table = Table("split", title=Text(title) if title else None, title_justify="left")
-    for heading in ("tokens", *(one.heading for one in metrics)):
+    for heading in ("tokens", *map(_narrow, metrics)):
         table.add_column(heading, justify="right")
     for split, values in splits.items():
         cells = (one.text(values[one.name], more=1) for one in metrics)
         table.add_row(Text(split), str(task.seq_len(split)), *cells)
     return table
+
+
+def _narrow(metric: Metric) -> str:
+    """Its heading where there is little room: ``error %``, ``loss (nats)``."""
+    if metric.share:
+        return f"{metric.words} %"
+    return f"{metric.words} ({metric.unit})" if metric.unit else metric.words

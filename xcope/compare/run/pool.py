@@ -21,8 +21,7 @@ from xcope.compare.run.results import Outcome, outcome
 from xcope.compare.run.worker import Ended, Job, Message, Moved, serve
 from xcope.config import Config, check_data
 from xcope.environment import system
-from xcope.reading import read_text
-from xcope.training.files import MOST_BYTES
+from xcope.files import read_text
 
 PRELOADED = ["xcope.compare.run.worker", "xcope.ops.cope.cpu.numba", "xcope.ops.biased.cpu.numba"]
 """What is slow to import and needed by most runs; those that cannot be imported are left out."""
@@ -119,7 +118,7 @@ def failed_before(out: Path) -> set[str]:
     failed = set()
     for name in ("results.csv", "tuning.csv"):
         if (out / name).is_file():
-            rows = csv.DictReader(read_text(out / name, MOST_BYTES).splitlines(keepends=True))
+            rows = csv.DictReader(read_text(out / name).splitlines(keepends=True))
             failed |= {row["run"] for row in rows if row.get("status") == "failed"}
     return failed
 

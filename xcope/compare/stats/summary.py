@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from xcope.compare.run.results import Outcome
 from xcope.compare.stats.inference import Interval, Paired, bootstrap_interval, paired
 from xcope.config import Config, build_task
-from xcope.config.assemble import make_model_for, make_task
+from xcope.config.build import make_model_for, make_task
 from xcope.errors import FlagError
 from xcope.training.metrics import NOTHING, Metric
 
