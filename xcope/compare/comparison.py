@@ -10,36 +10,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from xcope.compare.report.columns import Column, chosen
+from xcope.compare.report.columns import chosen
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import terminal_table
 from xcope.compare.report.write import write
 from xcope.compare.run.folder import check_picked, opened
 from xcope.compare.run.plan import CompareError, plan
 from xcope.compare.run.pool import Circumstances, Runner, check_tasks
-from xcope.compare.run.results import Outcome
-from xcope.compare.run.tuning import Pick, picks, plan_tuning, with_picks
-from xcope.compare.stats.summary import Summary, summarise
+from xcope.compare.run.tuning import picks, plan_tuning, with_picks
+from xcope.compare.stats.summary import summarise
 from xcope.config import Config, expand_sweep, expand_tuning
 from xcope.training import device_for
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison gave.
-
-    Args:
-        outcomes: one per run, in the order of the sweep.
-        summaries: one per task.
-        picks: what was tuned, one for each task and scheme.
-        columns: those of the tables.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Findings):
+    """What a comparison found, and the folder that holds it."""
 
     out: Path
-    outcomes: tuple[Outcome, ...]
-    summaries: tuple[Summary, ...]
-    picks: tuple[Pick, ...] = ()
-    columns: tuple[Column, ...] = ()
 
     @property
     def tables(self) -> list[Table]:
@@ -49,16 +37,6 @@ class Comparison:
             for summary in self.summaries
             for one in (summary, *summary.further)
         ]
-
-    @property
-    def failed(self) -> tuple[Outcome, ...]:
-        """The runs that have no results, those of tuning not among them."""
-        return tuple(outcome for outcome in self.outcomes if not outcome.ok)
-
-    @property
-    def failed_tuning(self) -> tuple[Outcome, ...]:
-        """The tuning runs that have no results."""
-        return tuple(one for pick in self.picks for c in pick.candidates for one in c.failed)
 
 
 def compare(
@@ -119,9 +97,9 @@ def compare(
         ended = runner.outcomes(runs, "", hopeless)
         outcomes = tuple(ended[run.name] for run in runs)
         summaries = tuple(summarise(outcomes, config.baseline, metrics))
-        found = Findings(config, outcomes, summaries, picked, how, columns)
+        found = Comparison(config, outcomes, summaries, tuple(picked), how, columns, out=out)
         write(out, found)
-        return Comparison(out, outcomes, summaries, tuple(picked), tuple(found.columns))
+        return found
 
 
 def default_jobs(config: Config) -> int:

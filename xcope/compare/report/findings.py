@@ -25,9 +25,9 @@ class Findings:
     """What a comparison found.
 
     Args:
-        outcomes: of the sweep's runs, in order.
+        outcomes: one per run, in the order of the sweep.
         summaries: one per task.
-        picks: what was tuned.
+        picks: what was tuned, one for each task and scheme.
         asked: columns that are shown beside the usual ones.
     """
 
@@ -64,20 +64,19 @@ class Findings:
         return protocol(self.config, self.summaries, self.picks)
 
     @property
-    def failed(self) -> list[Outcome]:
-        """The runs without results, those of tuning last."""
-        return [*(one for one in self.outcomes if not one.ok), *self.failed_tuning]
+    def failed(self) -> tuple[Outcome, ...]:
+        """The runs that have no results, those of tuning not among them."""
+        return tuple(one for one in self.outcomes if not one.ok)
 
     @property
-    def failed_tuning(self) -> list[Outcome]:
-        """The tuning runs without results."""
-        return [one for pick in self.picks for c in pick.candidates for one in c.failed]
+    def failed_tuning(self) -> tuple[Outcome, ...]:
+        """The tuning runs that have no results."""
+        return tuple(one for pick in self.picks for c in pick.candidates for one in c.failed)
 
     @property
     def failures(self) -> str:
         """``2 runs failed, 1 tuning run failed``; empty where none did."""
-        tuning = len(self.failed_tuning)
-        counts = [(len(self.failed) - tuning, "run"), (tuning, "tuning run")]
+        counts = [(len(self.failed), "run"), (len(self.failed_tuning), "tuning run")]
         return ", ".join(f"{n} {what}{'s' * (n > 1)} failed" for n, what in counts if n)
 
 

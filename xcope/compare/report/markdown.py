@@ -149,9 +149,9 @@ def _capital(text: str) -> str:
 
 
 def _failures(found: Findings) -> Iterator[str]:
-    if found.failed:
+    if failed := [*found.failed, *found.failed_tuning]:
         yield "## Failed runs"
-        yield "\n".join(f"- `{o.run.name}`: {escape(o.reason)}" for o in found.failed)
+        yield "\n".join(f"- `{o.run.name}`: {escape(o.reason)}" for o in failed)
 
 
 def _again(found: Findings) -> Iterator[str]:

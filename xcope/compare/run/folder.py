@@ -28,7 +28,7 @@ FILES = (
 def opened(
     out: Path, runs: Sequence[Run], tuning: Sequence[Run] = (), *, overwrite: bool
 ) -> Iterator[None]:
-    """Context in which the folder is there and is this comparison's alone.
+    """Context in which the folder is there and only this comparison writes to it.
 
     What it holds already must be runs of this sweep, in any state; the sweep may have grown since.
 

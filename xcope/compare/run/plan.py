@@ -114,7 +114,7 @@ def plan(config: Config, out: Path) -> list[Run]:
 
 
 def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
-    """Each combination of values as text, first key slowest, without what scheme and seed tell."""
+    """Each combination of values as text, first key slowest, without the scheme and the seed."""
     shown = [key for key in axes if key != "train.seed" and not _of_position(key)]
     return [
         {key: as_text(value) for key, value in zip(axes, row, strict=True) if key in shown}
@@ -123,7 +123,7 @@ def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
 
 
 def _of_position(key: str) -> bool:
-    """Whether a swept key is told by the scheme's label."""
+    """Whether a swept key is part of the scheme's label."""
     return f"{key}.".startswith("model.position.")
 
 
@@ -133,7 +133,7 @@ def make_runs(
     """A run for each config, in a folder of its own.
 
     Args:
-        swept: for each config, the keys that tell it from others besides scheme and seed.
+        swept: for each config, what differs between runs besides scheme and seed.
 
     Raises:
         CompareError: two of them are the same.

@@ -68,11 +68,11 @@ class Runner:
     def outcomes(
         self, runs: Sequence[Run], kind: str, hopeless: Mapping[str, str] | None = None
     ) -> dict[str, Outcome]:
-        """Train what is not complete; name → outcome of every run.
+        """Train the runs that are not complete; returns name → outcome of every run.
 
         Args:
-            kind: a word for the runs, for what is shown.
-            hopeless: run → why it is not even begun.
+            kind: ``"tuning "`` or nothing, for what is shown.
+            hopeless: name of a run that is not to be trained → why.
 
         Raises:
             CompareInterruptedError: Ctrl-C; what had begun is saved.
@@ -167,7 +167,7 @@ def run_all(
 
 
 def _listen(worker: Worker, failed: dict[str, str], display: Display) -> bool:
-    """Pass one message of a worker on; whether it was the last."""
+    """Handle one message of a worker; True if it was the last."""
     message = worker.receive()
     if isinstance(message, Moved):
         display.moved(worker.run, message)
@@ -215,7 +215,7 @@ class Worker:
         self._failure = ""
 
     def start(self) -> None:
-        """Begin."""
+        """Start the process."""
         # a terminal's Ctrl-C goes to every process: the worker must not die of it while it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
@@ -244,10 +244,10 @@ class Worker:
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """How processes start: as copies of one that has imported all that is slow to import.
+    """How processes start: forked from one that has imported all that is slow to import.
 
-    Where there is a GPU each starts from nothing: a copy of a process that has looked at the GPU
-    could not use it.
+    Where there is a GPU each is spawned: a fork of a process that has initialised CUDA cannot use
+    it.
     """
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
