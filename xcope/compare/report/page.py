@@ -16,7 +16,6 @@ from xcope.compare.report.diffs import Change, changes
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import score_text, settings
 from xcope.compare.report.notes import about_costs, about_results, about_test
-from xcope.compare.report.palette import Look, looks
 from xcope.compare.report.wording import interval_text, words
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.results import Outcome
@@ -25,6 +24,7 @@ from xcope.compare.run.versions import versions
 from xcope.compare.stats.costs import costs
 from xcope.compare.stats.summary import Row, Summary, spread_text
 from xcope.config import build_task
+from xcope.plotting import Look, looks
 
 
 def breakable(label: str) -> Markup:

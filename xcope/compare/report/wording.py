@@ -9,8 +9,6 @@ PERCENT = frozenset({"error", "sequence_error"})
 """Metrics that are shares, shown in %; others are shown as they are."""
 LAST_DIGIT = 0.001
 """0.1 % for shares, the third decimal for others: what `number` shows."""
-IN_PICTURE = 60
-"""Letters of a label in a picture, at most."""
 NOTHING = "-"
 """Where there is no number."""
 
@@ -25,12 +23,6 @@ def markdown(text: str) -> str:
     """Text that Markdown, also in a cell of a table, shows as it stands, in one line."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*|\[\]$~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
-
-
-def in_picture(text: str) -> str:
-    """Text as a picture has room for it: one line, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= IN_PICTURE else f"{line[: IN_PICTURE - 1]}…"
 
 
 def unit(metric: str) -> str:
