@@ -204,7 +204,7 @@ def linear(values: Sequence[float], show: Callable[[float], str], label: str = "
     return Scale(low, high, tuple(kept), show, label)
 
 
-def logarithmic(values: Sequence[float], label: str = "") -> Scale:
+def logarithmic(values: Sequence[float]) -> Scale:
     """Logarithmic, with ticks at powers of ten; at 1, 2 and 5 times these, or closer, if few."""
     positive = [v for v in values if v > 0] or [1.0]
     low, high = min(positive), max(positive)
@@ -215,7 +215,7 @@ def logarithmic(values: Sequence[float], label: str = "") -> Scale:
     choices.append([float(tick) for tick in MaxNLocator(5).tick_values(low, high)])
     within = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]
     kept = next((ticks for ticks in within if len(ticks) >= 3), within[-1])
-    return Scale(low, high, tuple(kept), lambda y: f"{y:g}", label, log=True)
+    return Scale(low, high, tuple(kept), lambda y: f"{y:g}", log=True)
 
 
 def _scale(values: Sequence[float], metric: str, label: str = "") -> Scale:
