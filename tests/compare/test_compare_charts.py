@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from xcope.compare import summarise
-from xcope.compare.report.charts import MOST_LETTERS, WIDTH, charts
+from xcope.compare.report.charts import MOST_LETTERS, WIDTH, charts, run_charts
 
 ERRORS = {"in_distribution": 0.1234, "longer_2x": 0.9999, "longer_4x": 1.0}
 OPTIONS = {"instructions": 8, "stretch": 4}
@@ -24,7 +24,7 @@ def drawn(**more):
     made = outcomes(errors, task="flip_flop", options=OPTIONS, swept={"train.lr": LONG}, **more)
     (summary,) = summarise(made)
     assert all(len(row.label) > MOST_LETTERS for row in summary.rows)
-    for chart in charts(summary):
+    for chart in (*charts(summary), *run_charts(summary)):
         figure = Figure(figsize=(WIDTH, chart.height), layout="constrained")
         chart.draw(figure.subplots())
         figure.draw_without_rendering()

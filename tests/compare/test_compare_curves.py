@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from xcope.compare import summarise
-from xcope.compare.report.charts import MOST_POINTS, charts, linear, logarithmic
+from xcope.compare.report.charts import MOST_POINTS, linear, logarithmic, run_charts
 from xcope.compare.report.curves import (
     learning_lines,
     length_lines,
@@ -112,7 +112,7 @@ def test_long_lines_are_thinned_and_keep_their_ends(tmp_path):
     text = "".join(json.dumps({"step": s, "loss": 1 / s}) + "\n" for s in range(1, 1001))
     (made[0].run.folder / "metrics.jsonl").write_text(text)
     (summary,) = summarise(made)
-    (learning,) = (chart for chart in charts(summary) if chart.kind == "learning")
+    (learning,) = (chart for chart in run_charts(summary) if chart.kind == "learning")
     svg = ElementTree.fromstring(learning.svg)
     (drawn,) = svg.findall("g[@data-series]/path")
     x, y = drawn.get("d").split()[1::2], drawn.get("d").split()[2::2]

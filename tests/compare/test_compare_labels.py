@@ -14,10 +14,10 @@ from rich.console import Console
 from xcope.compare import summarise, terminal_table
 from xcope.compare.report.charts import charts
 from xcope.compare.report.findings import Findings
-from xcope.compare.report.wording import markdown
 from xcope.compare.report.write import write
 from xcope.compare.run.plan import folder_names
-from xcope.compare.run.versions import Circumstances
+from xcope.compare.run.pool import Circumstances
+from xcope.markdown import escape
 
 LABELS = {
     "dollars": "$x$ costs $5_0$ \\frac",
@@ -89,7 +89,7 @@ def test_every_file_shows_the_label_as_it_is(label, tmp_path):
     # a cell's own bars are escaped, so a table has as many columns in each line as in its head
     counts = [len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in tables]
     assert len(set(counts[:4])) == 1
-    assert markdown(variant) in report
+    assert escape(variant) in report
 
 
 @each_label
@@ -129,4 +129,4 @@ def replace_label(summary, label):
 
 def test_ordinary_labels_stay_as_they_are_in_markdown():
     for label in ("cope(max_pos=32)", "rotary, lr=0.001", "counting(variables=3)", "none+cope"):
-        assert markdown(label) == label
+        assert escape(label) == label

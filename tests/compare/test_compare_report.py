@@ -11,7 +11,7 @@ from xcope.compare import Outcome, plan, summarise
 from xcope.compare.report.charts import save_plots
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import report
-from xcope.compare.run.versions import Circumstances
+from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
 from xcope.plotting import looks
 

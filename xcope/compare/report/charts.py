@@ -23,9 +23,10 @@ from xcope.compare.report.curves import (
     position_lines,
     position_splits,
 )
-from xcope.compare.report.wording import PERCENT, interval_text, unit, words
+from xcope.compare.report.wording import words
 from xcope.compare.stats.summary import Summary
 from xcope.plotting import INK, Look, inline_svg, looks, mark, plain, save_png
+from xcope.training.metrics import Metric, metric_called
 
 WIDTH, HEIGHT, BAR = 360 / 72, 250 / 72, 34 / 72
 """Inches: of a chart, and of a bar with its name above. On the page an inch is 72 pixels, so a
@@ -71,19 +72,19 @@ class Chart:
 def save_plots(summary: Summary, out: Path, name: str) -> list[str]:
     """Write a task's charts as PNG, one file for each kind; returns their paths from ``out``."""
     (out / "plots").mkdir(exist_ok=True)
-    drawn = list(charts(summary))
-    files = {
-        "split": summary.metric,
-        "length": "length",
-        "position": "position",
-        "learning": "loss",
-    }
-    paths = []
-    for kind, file in files.items():
-        if found := [chart for chart in drawn if chart.kind == kind]:
-            paths.append(f"plots/{file}-{name}.png")
-            _save(found, in_picture(words(summary.task)), out / paths[-1])
-    return paths
+    files: dict[str, list[Chart]] = {}
+    names = {"split": summary.metric.name, "learning": "loss"}
+    # the loss stands last
+    recorded = sorted(run_charts(summary), key=lambda chart: chart.kind == "learning")
+    for chart in (*charts(summary), *recorded):
+        files.setdefault(names.get(chart.kind, chart.kind), []).append(chart)
+    for one in summary.further:
+        for chart in charts(one):
+            files.setdefault(f"{one.metric.name}-{chart.kind}", []).append(chart)
+    paths = {f"plots/{file}-{name}.png": drawn for file, drawn in files.items()}
+    for path, drawn in paths.items():
+        _save(drawn, in_picture(words(summary.task)), out / path)
+    return list(paths)
 
 
 def _save(charts: Sequence[Chart], heading: str, path: Path) -> None:
@@ -107,18 +108,25 @@ def _save(charts: Sequence[Chart], heading: str, path: Path) -> None:
 
 
 def charts(summary: Summary) -> Iterator[Chart]:
-    """All that there is to draw."""
-    style = looks([row.label for row in summary.rows])
-    yield from _splits(summary, list(style.values()))
-    yield from _lengths(summary, list(style.values()))
-    yield from _learning(summary, list(style.values()))
-    yield from _positions(summary, list(style.values()))
+    """Draw the metric of a summary: on each split, and over the length of sequences."""
+    style = list(looks([row.label for row in summary.rows]).values())
+    yield from _splits(summary, style)
+    yield from _lengths(summary, style)
+
+
+def run_charts(summary: Summary) -> Iterator[Chart]:
+    """Draw what the runs of a task recorded beside it: loss over steps, curves over positions."""
+    style = list(looks([row.label for row in summary.rows]).values())
+    yield from _learning(summary, style)
+    yield from _positions(summary, style)
 
 
 def _splits(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
     """Bars of the headline metric, a chart for each split, all on one scale."""
     values = [v for row in summary.rows for cell in row.cells.values() for v in cell.values]
-    x = _scale(values, summary.metric, f"{summary.unit} (lower is better)")
+    x = _scale(
+        values, summary.metric, f"{summary.metric.heading} ({summary.metric.better} is better)"
+    )
     # room for the numbers on the right
     texts = [summary.text(row, split) for row in summary.rows for split in summary.splits]
     share = min(0.5, (20 + 7 * max(map(len, texts))) / 72 / WIDTH)
@@ -127,7 +135,7 @@ def _splits(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
     height = BAR * len(summary.rows) + 50 / 72
     for split in summary.splits:
         draw = partial(_bars, summary=summary, split=split, style=style, x=x)
-        name = f"{summary.unit} on {words(split)}, a bar for each scheme"
+        name = f"{summary.metric.heading} on {words(split)}, a bar for each scheme"
         yield Chart("split", words(split), name, draw, note, height)
 
 
@@ -139,9 +147,9 @@ def _lengths(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
         x = Scale(*ends, tuple(splits.values()), lambda n: f"{n:,}", label, log=True)
         y = _scale(values, summary.metric)
         draw = partial(_lines, lines=lines, style=style, x=x, y=y, dots=True)
-        name = f"{summary.unit} over the length of sequences"
+        name = f"{summary.metric.heading} over the length of sequences"
         note = f"Trained on {first:,} tokens, tested on up to {last / first:.3g} times as many."
-        yield Chart("length", f"{summary.unit} over length", name, draw, note)
+        yield Chart("length", f"{summary.metric.heading} over length", name, draw, note)
 
 
 def _learning(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
@@ -156,14 +164,14 @@ def _learning(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
 
 def _positions(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
     """The metric by position, a chart for each split, all of one metric on one scale."""
-    metrics = position_splits(summary)
+    metrics = {s: metric_called(name) for s, name in position_splits(summary).items()}
     found = {split: position_lines(summary, split) for split in metrics}
     for split, metric in metrics.items():
-        alike = [line for other in metrics if metrics[other] == metric for line in found[other]]
+        alike = [line for other in metrics if metrics[other] is metric for line in found[other]]
         x = linear([0.0, *(x for line in found[split] for x in line.x)], _plain, "position")
         y = _scale(_finite(alike), metric)
         draw = partial(_lines, lines=found[split], style=style, x=x, y=y)
-        name = f"{unit(metric)} by position, {words(split)}"
+        name = f"{metric.heading} by position, {words(split)}"
         yield Chart("position", name, name, draw)
 
 
@@ -218,10 +226,10 @@ def logarithmic(values: Sequence[float]) -> Scale:
     return Scale(low, high, tuple(kept), lambda y: f"{y:g}", log=True)
 
 
-def _scale(values: Sequence[float], metric: str, label: str = "") -> Scale:
+def _scale(values: Sequence[float], metric: Metric, label: str = "") -> Scale:
     """The scale of a metric: that of shares begins at 0 whatever they are."""
     finite = [value for value in values if math.isfinite(value)]
-    if metric in PERCENT:
+    if metric.share:
         return linear([0.0, *finite], lambda y: f"{100 * y:.4g}%", label)
     return linear(finite or [0.0], _plain, label)
 
@@ -255,7 +263,7 @@ def _bars(axes: Axes, summary: Summary, split: str, style: Sequence[Look], x: Sc
                 number + 0.8, width, 0.36, start, color=look.colour,
                 alpha=0.4 if x.low == 0 else 1, linewidth=0
             )  # fmt: skip
-            ends = f" {interval_text(cell.interval, summary.metric)}" if cell.interval else ""
+            ends = f" {summary.metric.interval(cell.interval)}" if cell.interval else ""
             mark(bar, number, f"{row.label}: {text}{ends}")
         seeds = {seed: value for seed, value in cell.by_seed.items() if math.isfinite(value)}
         if seeds:

@@ -86,7 +86,7 @@ def position_splits(summary: Summary) -> dict[str, str]:
     for outcome in (o for row in summary.rows for o in row.finished):
         for split, measured in outcome.by_position.items():
             if len(_by_position(outcome, split)) > 1:
-                found.setdefault(split, measured.get("metric", summary.metric))
+                found.setdefault(split, measured.get("metric", summary.metric.name))
     return {split: found[split] for split in summary.splits if split in found}
 
 

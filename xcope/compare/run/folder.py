@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from xcope.compare.run.errors import CompareError
-from xcope.compare.run.plan import Run
+from xcope.compare.run.plan import CompareError, Run
 from xcope.training import RunFolder
 from xcope.training.lock import NAMES, only_writer
 

@@ -9,13 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xcope.compare.run.errors import CompareError
 from xcope.config import Config, ConfigError, build_task, expand_sweep
 from xcope.errors import did_you_mean, listing
-from xcope.training import RunFolder, safe_name
+from xcope.training import RunError, RunFolder, safe_name
+from xcope.training.metrics import Metric, metric_called
 
 NAME_LENGTH = 120
 """Longest name of a run's folder before a hash is added; file systems allow 255 bytes."""
+
+
+class CompareError(RunError):
+    """A comparison that cannot be made as asked; the message says what to change."""
+
+
+class CompareInterruptedError(CompareError):
+    """Ctrl-C or SIGTERM: the runs in hand saved a checkpoint, and the message says how to go on."""
+
+    exit_code = 130
+
+
+class CompareFailedError(CompareError):
+    """Some runs failed; the report says which and why."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Run:
         scheme: label of the positional scheme, with the options that are not the default.
         swept: the swept keys besides scheme and seed, each with this run's value as text.
         splits: test splits that are measured, in the order of the task: in distribution first.
-        metric: the task's headline metric.
+        metric: name of the task's headline metric.
     """
 
     folder: Path
@@ -37,6 +53,11 @@ class Run:
     swept: Mapping[str, str]
     splits: tuple[str, ...]
     metric: str
+
+    @property
+    def headline(self) -> Metric:
+        """The task's headline metric."""
+        return metric_called(self.metric)
 
     @property
     def name(self) -> str:

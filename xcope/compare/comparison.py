@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
+from xcope.compare.report.columns import Column, chosen
 from xcope.compare.report.findings import Findings
+from xcope.compare.report.tables import terminal_table
 from xcope.compare.report.write import write
-from xcope.compare.run.display import Display, display
-from xcope.compare.run.errors import CompareError, CompareInterruptedError
 from xcope.compare.run.folder import check_picked, opened
-from xcope.compare.run.plan import Run, plan
-from xcope.compare.run.pool import run_all
-from xcope.compare.run.results import Outcome, outcome
+from xcope.compare.run.plan import CompareError, plan
+from xcope.compare.run.pool import Circumstances, Runner, check_tasks
+from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick, picks, plan_tuning, with_picks
-from xcope.compare.run.versions import Circumstances
 from xcope.compare.stats.summary import Summary, summarise
-from xcope.config import Config, check_data, expand_sweep, expand_tuning
-from xcope.reading import read_text
+from xcope.config import Config, expand_sweep, expand_tuning
 from xcope.training import device_for
-from xcope.training.files import MOST_BYTES
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,23 @@ class Comparison:
         outcomes: one per run, in the order of the sweep.
         summaries: one per task.
         picks: what was tuned, one for each task and scheme.
+        columns: those of the tables.
     """
 
     out: Path
     outcomes: tuple[Outcome, ...]
     summaries: tuple[Summary, ...]
     picks: tuple[Pick, ...] = ()
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def tables(self) -> list[Table]:
+        """For the terminal: of each task one with costs, then one for each further metric."""
+        return [
+            terminal_table(one, self.columns if one is summary else ())
+            for summary in self.summaries
+            for one in (summary, *summary.further)
+        ]
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -60,6 +68,7 @@ def compare(
     jobs: int | None = None,
     threads: int = 1,
     overwrite: bool = False,
+    show: Sequence[str] = (),
     command: str | None = None,
     console: Console | None = None,
 ) -> Comparison:
@@ -75,11 +84,15 @@ def compare(
         jobs: runs side by side; None: `default_jobs`.
         threads: torch threads of each run. Another number may change the last digits.
         overwrite: replace another comparison in ``out``.
+        show: names of metrics (`xcope.training.metrics.METRICS`) and of columns
+            (`xcope.compare.report.columns.COLUMNS`) that tables, reports and plots show beside the
+            usual ones. Runs that are complete need not be trained again for it.
         command: how to make the comparison again, for the report and messages.
         console: where progress is shown; None for stderr.
 
     Raises:
-        CompareError: no sweep, or ``out`` holds something else.
+        CompareError: no sweep, a name in ``show`` that nothing has, or ``out`` holds something
+            else.
         ConfigError: a baseline that is not in the sweep, data that a run to train cannot read.
         CompareInterruptedError: Ctrl-C; what had begun is saved.
     """
@@ -87,8 +100,9 @@ def compare(
     for flag, number in (("jobs", jobs), ("threads", threads)):
         if number < 1:
             raise CompareError(f"--{flag} {number}: it takes at least 1")
+    metrics, columns = chosen(show)
     if overwrite or not out.exists():
-        _check_data([*expand_tuning(config, data=False), *expand_sweep(config, data=False)])
+        check_tasks([*expand_tuning(config, data=False), *expand_sweep(config, data=False)])
     runs, trials = plan(config, out), plan_tuning(config, out)
     command = command or f"xcope.compare.compare(config, {str(out)!r})"
     how = Circumstances(command, str(device_for(config.train.device)), jobs, threads)
@@ -104,15 +118,10 @@ def compare(
             check_picked([run for run in runs if run.name not in hopeless])
         ended = runner.outcomes(runs, "", hopeless)
         outcomes = tuple(ended[run.name] for run in runs)
-        summaries = tuple(summarise(outcomes, config.baseline))
-        write(out, Findings(config, outcomes, summaries, picked, how))
-        return Comparison(out, outcomes, summaries, tuple(picked))
-
-
-def _check_data(configs: Sequence[Config]) -> None:
-    """Raise `ConfigError` if the data of a run to train cannot be read."""
-    for config in {repr(one.task): one for one in configs}.values():
-        check_data(config)
+        summaries = tuple(summarise(outcomes, config.baseline, metrics))
+        found = Findings(config, outcomes, summaries, picked, how, columns)
+        write(out, found)
+        return Comparison(out, outcomes, summaries, tuple(picked), tuple(found.columns))
 
 
 def default_jobs(config: Config) -> int:
@@ -120,69 +129,3 @@ def default_jobs(config: Config) -> int:
     if device_for(config.train.device).type != "cpu":
         return 1
     return len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Where and how runs are trained."""
-
-    out: Path
-    how: Circumstances
-    console: Console
-
-    def outcomes(
-        self, runs: Sequence[Run], kind: str, hopeless: Mapping[str, str] | None = None
-    ) -> dict[str, Outcome]:
-        """Train what is not complete; name → outcome of every run.
-
-        Args:
-            kind: a word for the runs, for what is shown.
-            hopeless: run → why it is not even begun.
-
-        Raises:
-            CompareInterruptedError: Ctrl-C; what had begun is saved.
-        """
-        reasons = dict(hopeless or {})
-        if not runs:
-            return {}
-        with display(self.console, runs) as shown:
-            todo = [run for run in runs if not run.complete and run.name not in reasons]
-            _check_data([run.config for run in todo])
-            self._announce(shown, runs, todo, kind)
-            try:
-                reasons |= run_all(
-                    todo,
-                    jobs=self.how.jobs,
-                    threads=self.how.threads,
-                    logs=self.out / "logs",
-                    display=shown,
-                )
-            except KeyboardInterrupt:
-                done = sum(run.complete for run in runs)
-                raise CompareInterruptedError(
-                    f"stopped with {done} of {len(runs)} {kind}runs complete. To go on:\n"
-                    f"  {self.how.command}"
-                ) from None
-        return {run.name: outcome(run, reasons.get(run.name)) for run in runs}
-
-    def _announce(
-        self, shown: Display, runs: Sequence[Run], todo: Sequence[Run], kind: str
-    ) -> None:
-        done = sum(run.complete for run in runs)
-        if done:
-            shown.note(f"{done} of {len(runs)} {kind}runs are complete already")
-        for name in sorted(failed_before(self.out) & {run.name for run in todo}):
-            shown.note(f"{name} failed before and is tried again")
-        if todo:
-            jobs = min(self.how.jobs, len(todo))
-            shown.note(f"{len(todo)} {kind}runs to train in {self.out}, {jobs} at a time")
-
-
-def failed_before(out: Path) -> set[str]:
-    """The runs that an earlier call reported as failed."""
-    failed = set()
-    for name in ("results.csv", "tuning.csv"):
-        if (out / name).is_file():
-            rows = csv.DictReader(read_text(out / name, MOST_BYTES).splitlines(keepends=True))
-            failed |= {row["run"] for row in rows if row.get("status") == "failed"}
-    return failed
