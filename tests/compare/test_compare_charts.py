@@ -9,7 +9,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from xcope.compare import summarise
-from xcope.compare.report.charts import MOST_LETTERS, WIDTH, charts, run_charts
+from xcope.compare.report.charts import MOST_LETTERS, WIDTH, charts, run_charts, save_plots
+from xcope.training.metrics import metric_called
 
 ERRORS = {"in_distribution": 0.1234, "longer_2x": 0.9999, "longer_4x": 1.0}
 OPTIONS = {"instructions": 8, "stretch": 4}
@@ -60,3 +61,21 @@ def test_no_text_lies_over_another_or_over_a_bar_or_leaves_the_chart(metric):
 def test_the_scale_of_a_metric_is_the_same_in_all_its_charts():
     limits = {figure.axes[0].get_xlim() for kind, figure in drawn() if kind == "split"}
     assert len(limits) == 1
+
+
+def test_further_metrics_are_drawn_and_what_runs_recorded_beside_them_only_once(tmp_path):
+    made = outcomes({"t5": [ERRORS]}, task="flip_flop", options=OPTIONS, metric="sequence_error")
+    (summary,) = summarise(made, metrics=[metric_called("sequence_accuracy")])
+    assert save_plots(summary, tmp_path, "a") == [
+        "plots/sequence_error-a.png",
+        "plots/length-a.png",
+        "plots/loss-a.png",
+        "plots/sequence_accuracy-split-a.png",
+        "plots/sequence_accuracy-length-a.png",
+    ]
+    assert len(list((tmp_path / "plots").iterdir())) == 5
+    (further,) = summary.further
+    first, *_, over_length = charts(further)
+    assert "sequence accuracy, % (higher is better)" in first.svg
+    assert "t5: 87.7" in first.svg
+    assert "t5: 0.01% at 32" in over_length.svg

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -37,6 +38,16 @@ def test_the_curve_over_length_has_the_splits_that_differ_in_length_alone():
     assert length_splits(summary) == {"in_distribution": 16, "longer_2x": 32, "longer_4x": 64}
     (one,) = length_lines(summary)
     assert (one.x, one.mean) == ((16, 32, 64), (0.1, 0.2, 0.4))
+
+
+def test_a_seed_that_was_not_measured_leaves_the_curve_over_length_to_the_others():
+    errors = {"in_distribution": 0.1, "longer_2x": 0.2, "longer_4x": 0.4}
+    whole, other = outcomes({"none": [errors, errors]}, **STRETCHED)
+    for missing, x, seeds in ((errors, (16, 32, 64), 1), (["longer_2x"], (16, 64), 2)):
+        partly = replace(other, metrics=other.metrics | dict.fromkeys(missing, {}))
+        (summary,) = summarise([whole, partly])
+        (one,) = length_lines(summary)
+        assert (one.x, one.seeds) == (x, seeds)
 
 
 def test_a_task_of_one_length_has_no_curve_over_length():
