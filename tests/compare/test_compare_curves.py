@@ -44,7 +44,7 @@ def test_a_seed_that_was_not_measured_leaves_the_curve_over_length_to_the_others
     errors = {"in_distribution": 0.1, "longer_2x": 0.2, "longer_4x": 0.4}
     whole, other = outcomes({"none": [errors, errors]}, **STRETCHED)
     for missing, x, seeds in ((errors, (16, 32, 64), 1), (["longer_2x"], (16, 64), 2)):
-        partly = replace(other, metrics=other.metrics | dict.fromkeys(missing, {}))
+        partly = replace(other, metrics=other.metrics | {split: {} for split in missing})
         (summary,) = summarise([whole, partly])
         (one,) = length_lines(summary)
         assert (one.x, one.seeds) == (x, seeds)
