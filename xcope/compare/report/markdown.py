@@ -104,21 +104,22 @@ def _task(found: Findings, summary: Summary, plots: Sequence[str]) -> Iterator[s
     yield f"Tokens per sequence: {', '.join(lengths)}. Paper: {task.paper}."
     yield f"{_capital(summary.metric.heading)}, {spread_text(summary)}."
     head, rows = tables.results(summary, found.columns)
-    yield table(head, map(_results, rows), align="lr")
+    yield table(head, map(results_row, rows), align="lr")
     notes = [*about_results(summary), *about_costs(summary, found.columns)]
     yield " ".join(["**Bold**: best and tied.", *notes])
     yield from _differences(summary, "Against")
     for one in summary.further:
         yield f"### {_capital(one.metric.heading)}"
         head, rows = tables.results(one, ())
-        yield table(head, map(_results, rows), align="lr")
+        yield table(head, map(results_row, rows), align="lr")
         yield " ".join(["**Bold**: best and tied.", *about_results(one)])
         yield from _differences(one, f"{_capital(one.metric.heading)}, against")
     for path in plots:
         yield f"![{words(Path(path).stem.replace('-', ', '))}]({path})"
 
 
-def _results(row: Sequence[Td]) -> list[str]:
+def results_row(row: Sequence[Td]) -> list[str]:
+    """A row of the table of results, its cells as Markdown."""
     label, *cells = row
     return [escape(label.text), *map(_result, cells)]
 

@@ -101,6 +101,11 @@ class Summary:
     further: tuple[Summary, ...] = ()
 
     @property
+    def is_headline(self) -> bool:
+        """Whether it is that of the task's headline metric."""
+        return self.metric is self.rows[0].outcomes[0].run.headline
+
+    @property
     def seeds(self) -> int:
         """The largest number of seeds of a row."""
         return max((len(row.outcomes) for row in self.rows), default=0)
