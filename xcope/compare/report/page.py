@@ -12,11 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from xcope.compare.report import tables
-from xcope.compare.report.charts import Chart, charts
+from xcope.compare.report.charts import Chart, charts, run_charts
 from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import score_text, settings
-from xcope.compare.report.palette import Look, looks
 from xcope.compare.report.wording import about_costs, about_results, about_test, words
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.results import Outcome
@@ -24,6 +23,7 @@ from xcope.compare.run.tuning import Pick
 from xcope.compare.stats.summary import Summary, spread_text
 from xcope.config import Config, build_task
 from xcope.environment import versions
+from xcope.plotting import Look, looks
 
 
 def breakable(label: str) -> Markup:
@@ -88,6 +88,7 @@ class TaskView:
         self.schemes: dict[str, Look] = looks([row.label for row in summary.rows])
         self.headline = TableView(summary, found.columns)
         self.headline.notes += about_costs(summary, found.columns)
+        self.headline.charts += run_charts(summary)
         self.further = [TableView(one, ()) for one in summary.further]
 
 

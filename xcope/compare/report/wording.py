@@ -9,8 +9,6 @@ from xcope.compare.stats.inference import smallest_p
 from xcope.compare.stats.summary import Summary
 from xcope.training.metrics import NOTHING
 
-IN_PICTURE = 60
-"""Letters of a label in a picture, at most."""
 ALPHA = 0.05
 LEAST_SEEDS = 6
 """Fewer pairs than that cannot give a p below `ALPHA` in the exact test."""
@@ -22,12 +20,6 @@ def words(name: str) -> str:
     """A name as people write it: ``in_distribution`` → ``in distribution``; options stay."""
     head, bracket, options = name.partition("(")
     return head.replace("_", " ") + bracket + options
-
-
-def in_picture(text: str) -> str:
-    """Text as a picture has room for it: one line, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= IN_PICTURE else f"{line[: IN_PICTURE - 1]}…"
 
 
 def p_text(p: float | None) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from xcope.compare.report.charts import save_plots
 from xcope.compare.report.columns import Column
-from xcope.compare.report.curves import length_splits, position_splits
 from xcope.compare.report.findings import Findings
-from xcope.compare.report.line_plots import plot_learning, plot_lengths, plot_positions
 from xcope.compare.report.markdown import report
 from xcope.compare.report.page import page
-from xcope.compare.report.plots import plot_splits
 from xcope.compare.run.plan import folder_names
 from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick
@@ -28,25 +26,10 @@ def write(out: Path, found: Findings) -> None:
     if found.picks:
         write_tuning(out / "tuning.csv", found.picks)
     names = folder_names([summary.task for summary in found.summaries])
-    plots = [_plot(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
+    plots = [save_plots(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
     for name, text in (("report.md", report(found, plots)), ("report.html", page(found))):
         # a path that is not UTF-8 may stand in the command
         (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _plot(summary: Summary, out: Path, name: str) -> list[str]:
-    """Draw a summary's plots, whose files end in ``name``; returns their paths from ``out``."""
-    (out / "plots").mkdir(exist_ok=True)
-    drawn = {summary.metric.name: plot_splits}
-    if length_splits(summary):
-        drawn["length"] = plot_lengths
-    if position_splits(summary):
-        drawn["position"] = plot_positions
-    drawn["loss"] = plot_learning
-    paths = [f"plots/{kind}-{name}.png" for kind in drawn]
-    for path, draw in zip(paths, drawn.values(), strict=True):
-        draw(summary, out / path)
-    return paths
 
 
 def write_results(path: Path, outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> None:
