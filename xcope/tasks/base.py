@@ -58,8 +58,7 @@ class Task(Named, ABC):
 
     paper: ClassVar[str]
     metric: ClassVar[str]
-    """The headline: "error" (share of wrong scored tokens), "sequence_error" (share of sequences
-    with a wrong one) or "bits_per_byte"; all are measured."""
+    """The headline metric, by its name in `xcope.training.metrics`."""
 
     def __post_init__(self) -> None:
         for option in self.options():

@@ -23,7 +23,7 @@ from xcope.training.device import PeakMemory, accelerated, deterministic, seed_e
 from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
 from xcope.training.evaluation import broken_weights, tally
 from xcope.training.lock import Writer
-from xcope.training.metrics import MetricsLog
+from xcope.training.log import MetricsLog
 from xcope.training.reporter import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.state import TrainingState
