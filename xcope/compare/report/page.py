@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -146,23 +145,13 @@ def run_views(found: Findings) -> Iterator[RunView]:
 
 
 def changes(before: Config, after: Config) -> list[Change]:
-    """The keys that differ, in the order of the configs."""
-    old, new = _flat(before), _flat(after)
+    """The keys that differ, in the order of the configs; a scheme with its options is one value."""
+    old, new = (
+        {key: as_text(value) for key, value in config.flat({"model.position"}).items()}
+        for config in (before, after)
+    )
     return [
         (key, old.get(key, ABSENT), new.get(key, ABSENT))
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     ]
-
-
-def _flat(config: Config) -> dict[str, str]:
-    return dict(_leaves(config.model_dump(mode="json"), ""))
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every value; a scheme with its options is one value."""
-    if isinstance(value, dict) and value and key != "model.position":
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, as_text(value)
