@@ -17,9 +17,8 @@ from benchmarks.measure import Work, peak_memory
 from xcope.config.compose import LIBRARY, compose
 from xcope.config.errors import ConfigError
 from xcope.modules import Decoder, TransformerWrapper
-from xcope.modules.attend import Call, Part
+from xcope.modules.attention import LayerCall, Part, attend_groups
 from xcope.modules.decoder import Builder
-from xcope.modules.groups import attend_by_groups
 from xcope.modules.places import Places
 from xcope.modules.seam import UpstreamDecoder, UpstreamTransformerWrapper
 from xcope.positions import Geometry, Plan, Position, Slot, parse, schemes
@@ -92,14 +91,14 @@ class Layer:
 
     From q, k and v (1 h n d) to attention's output, with all that the scheme computes from its
     parameters. Embeddings x (1 n dim) come in where the scheme reads them: forgetting projects
-    them, a scheme of the input slot is added to them.
+    them, a scheme of the input slot is added to them; so do gates' keys of their own.
 
     Args:
         name: of a registered scheme.
         n: tokens.
 
     Attributes:
-        given: what attention's gradients are computed for: the above and all parameters.
+        given: the tensors that attention gets gradients for: the above and all its parameters.
         given_before: the same of what is added to the embeddings.
     """
 
@@ -109,10 +108,14 @@ class Layer:
         plan = parse(position(name))
         self.parts, self.added = _built(plan, n)
         self.qkv = tensors(n)
-        forgets = any(part.forgetting is not None for part in self.parts)
-        self.x = [torch.randn(1, n, DIM).requires_grad_()] if forgets or self.added else []
+        attends = [part.attend for part in self.parts if part.attend is not None]
+        remembers = any(attend.remembers for attend in attends)
+        self.x = [torch.randn(1, n, DIM).requires_grad_()] if remembers or self.added else []
+        own = any(attend.gate_keys == "own" for attend in attends)
+        self.gate_k = [torch.randn_like(self.qkv[1]).requires_grad_()] if own else []
         attention = nn.ModuleList(_modules(self.parts))
-        self.given = [*self.qkv, *(self.x if forgets else []), *attention.parameters()]
+        x = self.x if remembers else []
+        self.given = [*self.qkv, *x, *self.gate_k, *attention.parameters()]
         added = nn.ModuleList(self.added)
         self.given_before = [*(self.x if self.added else []), *added.parameters()]
 
@@ -129,15 +132,15 @@ class Layer:
             yield _gradients(x, self.given_before)
 
     def _attention(self) -> Tensor:
-        call = Call(Places(torch.arange(self.n)))
-        for part in self.parts:
-            if part.forgetting is not None:
-                call = dataclasses.replace(call, log_gates=part.forgetting.log_gates(*self.x))
+        remembered: list[Tensor | None] = [None] * len(self.parts)
+        for index, part in enumerate(self.parts):
+            if part.attend is not None and part.attend.remembers:
+                remembered[index] = part.attend.remember(*self.x)
+        call = LayerCall(Places(torch.arange(self.n)), remembered=tuple(remembered))
         q, k, v = self.qkv
+        gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
         scale = DIM_HEAD**-0.5
-        return attend_by_groups(
-            self.parts, call, q, k, v, None, mask=None, scale=scale, causal=True
-        )
+        return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
 
 
 def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
@@ -155,7 +158,7 @@ def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
 
 def _modules(parts: list[Part]) -> Iterator[nn.Module]:
     for part in parts:
-        for module in (part.rotation, part.bias, part.cope, part.forgetting):
+        for module in (part.rotation, part.bias, part.attend):
             if module is not None:
                 yield module
 
