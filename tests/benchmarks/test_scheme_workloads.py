@@ -1,13 +1,17 @@
 """What is measured of a scheme is the scheme: all of it, and the same on both sides."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import xcope
-from benchmarks.schemes import workloads
-from benchmarks.schemes.workloads import TOKENS, Layer, Plain, memory, position, rivals
+from benchmarks.schemes import costs, workloads
+from benchmarks.schemes.workloads import TOKENS, Layer, Plain, Scale, memory, position, rivals
 from xcope.config import ConfigError
 from xcope.modules import seam
+from xcope.positions import AttendModule, Scheme, Slot, registry
 
 N = 48
 NAMES = list(xcope.schemes())
@@ -80,3 +84,57 @@ def test_a_scheme_without_options_in_its_file(tmp_path, monkeypatch):
     (tmp_path / "schemes" / "rotary.yaml").write_text("model: {dim: 8}\n")
     with pytest.raises(ConfigError, match=r"model\.position: expected a scheme"):
         position("rotary")
+
+
+class Weighed(AttendModule):
+    """a_h (q·g) w: gates' keys of their own, and what each token says of itself."""
+
+    gate_keys = "own"
+    remembers = True
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.full((heads,), 0.3))
+        self.weigh = torch.nn.Linear(dim, heads)
+
+    def remember(self, x):
+        return self.weigh(x).mT
+
+    def forward(self, q, logits, seen, inputs):
+        return self.slope[:, None, None] * (q @ inputs.gate_k.mT) * inputs.remembered[:, :, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedScheme(Scheme):
+    """``position: weighed``."""
+
+    name: ClassVar[str] = "weighed"
+    title: ClassVar[str] = "Weighed"
+    slot: ClassVar[Slot | None] = Slot.ATTEND
+    paper: ClassVar[str] = "none"
+    formula: ClassVar[str] = "q·k + a (q·g) w"
+    oracle: ClassVar[str] = "formula"
+
+    def build(self, geometry):
+        """The module of one layer."""
+        return Weighed(geometry.dim, geometry.heads)
+
+
+def test_a_scheme_of_ones_own_is_measured_like_any_other(tmp_path, monkeypatch):
+    """It is registered and has its options in a file; nothing else knows of it."""
+    monkeypatch.setattr(registry, "_SCHEMES", {**registry._SCHEMES, "weighed": WeighedScheme})
+    monkeypatch.setattr(workloads, "LIBRARY", tmp_path)
+    (tmp_path / "schemes").mkdir()
+    (tmp_path / "schemes" / "weighed.yaml").write_text("model: {position: weighed}\n")
+    layer = Layer("weighed", N)
+    (gradients,) = layer.gradients()
+    shapes = [tuple(t.shape) for t in layer.given]
+    heads = (1, workloads.HEADS, N, workloads.DIM_HEAD)
+    assert shapes[:5] == [heads, heads, heads, (1, N, workloads.DIM), heads]
+    assert sorted(shapes[5:]) == [(8,), (8,), (8, workloads.DIM)]
+    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+
+    monkeypatch.setattr(costs, "memory", lambda name, n, threads: 100 if name is None else 130)
+    (cost,) = costs.costs(["weighed"], Scale(n=16, repeats=1, slow=1), threads=1)
+    assert (cost.scheme, cost.memory, cost.upstream) == ("weighed", 1.3, None)
+    assert cost.time > 0
