@@ -35,17 +35,14 @@ from xcope.ops.biased.cpu.unit import (
 from xcope.ops.tiling import threads
 from xcope.ops.tiling.lines import (
     BLOCK,
-    addresses,
     below,
     exponentiate,
-    lay_out,
     line,
     mine,
     move_to,
     outgrown,
     sum_of,
     unit_of,
-    unit_size,
 )
 from xcope.ops.tiling.numba_runtime import (
     Array,
@@ -59,6 +56,7 @@ from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 QUERIES = 128  # at most `xcope.ops.biased.cpu.unit.ROWS`
 KEYS = 1024
 AREA = 2**20
+BY_KEY = True
 
 # -- one unit ------------------------------------------------------------------------------------
 
@@ -200,7 +198,7 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
     """What both kernels are given first."""
     key_heads, keys, rows = s.shape
     queries = tile.i1 - tile.i0
-    size = unit_size(queries, key_heads * rows)
+    size = threads.unit_size(queries, key_heads * rows)
     free = min(max(0, bias.free - tile.j0), keys)
     first = max(0, tile.j0 - bias.free)
     place = [tile.i0, tile.diagonal, tile.batch0 * bias.heads, first, free]
@@ -209,16 +207,16 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
 
 def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [bias.packed.ctypes.data, *addresses(s, rows.m, rows.total, rows.out)]
-    threads.run(_forward, [*_sizes(s, tile, bias), rows.out.shape[-1], *where])
+    sizes = [*_sizes(s, tile, bias), rows.out.shape[-1], bias.packed.ctypes.data]
+    threads.run(_forward, sizes, s, rows.m, rows.total, rows.out)
 
 
 def backward(
     s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
 ) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [bias.packed.ctypes.data, *addresses(s, dp, rows.m, rows.inverse, rows.D)]
-    threads.run(_backward, [*_sizes(s, tile, bias), *where])
+    sizes = [*_sizes(s, tile, bias), bias.packed.ctypes.data]
+    threads.run(_backward, sizes, s, dp, rows.m, rows.inverse, rows.D)
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

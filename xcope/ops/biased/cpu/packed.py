@@ -9,7 +9,7 @@ from torch import Tensor
 from xcope.ops.biased.cpu.unit import BY_DISTANCE, FREE, MARGIN, PACKED, PIECEWISE, ROWS, SEPARABLE
 from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, placed
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.tiling.lines import SMALLEST
+from xcope.ops.tiling.threads import SMALLEST
 
 NUMBERS = {type(None): FREE, Separable: SEPARABLE, ByDistance: BY_DISTANCE, Piecewise: PIECEWISE}
 

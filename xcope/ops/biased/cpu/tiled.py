@@ -93,14 +93,14 @@ def _call(
 ) -> tuple[Heads, Body]:
     body, heads = body_for(q.dtype, q.device), q.shape[1]
     q, k, v, hidden = sorted_by_key_head(q, k, v, mask)
-    call = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=heads, sizes=body)
+    call = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=heads, body=body)
     return call, body
 
 
 def call_by_definition(
     qkv: tuple[Tensor, ...], vectors: Sequence[Tensor], form: str, mask: Tensor | None,
     scale: float, causal: bool,
-) -> nonfinite.Call:  # fmt: skip
+) -> nonfinite.Repair:  # fmt: skip
     """What `xcope.ops.nonfinite` is told of a call."""
     tensors = dict(zip((*"qkv", *names(form)), (*qkv, *vectors), strict=True))
 
@@ -110,7 +110,7 @@ def call_by_definition(
             cut["q"], cut["k"], cut["v"], bias, scale=scale, mask=mask, causal=causal
         )
 
-    return nonfinite.Call(tensors=tensors, mask=mask, causal=causal, definition=definition)
+    return nonfinite.Repair(tensors=tensors, mask=mask, causal=causal, definition=definition)
 
 
 def _forward(

@@ -30,7 +30,6 @@ from xcope.ops.tiling.tiles import (
     Sizes,
     Tile,
     finish,
-    product,
     rows_of,
 )
 
@@ -76,8 +75,8 @@ def forward(call: Heads, body: Body, bias: Bias) -> Result:
     out = call.q.new_empty(*shape, call.v.shape[-1])
     result = Result(out, call.q.new_empty(shape), call.q.new_empty(shape))
     for units, part in call.parts():
-        for i0, i1, seen in part.query_tiles():
-            rows = _forward_rows(part, body, bias, i0, i1, seen)
+        for i0, i1, tiles in part.query_tiles():
+            rows = _forward_rows(part, body, bias, i0, i1, tiles)
             inverse = finish(rows)
             for whole, value in (
                 (result.out, rows.out),
@@ -89,7 +88,9 @@ def forward(call: Heads, body: Body, bias: Bias) -> Result:
     return result
 
 
-def _forward_rows(call: Heads, body: Body, bias: Bias, i0: int, i1: int, seen: int) -> ForwardRows:
+def _forward_rows(
+    call: Heads, body: Body, bias: Bias, i0: int, i1: int, tiles: list[Tile]
+) -> ForwardRows:
     """One tile of queries against all the keys it sees."""
     q = rows_of(call.q, i0, i1).mul_(call.scale)
     u, R = q.shape[:2]
@@ -98,8 +99,8 @@ def _forward_rows(call: Heads, body: Body, bias: Bias, i0: int, i1: int, seen: i
         total=q.new_zeros(u, R),
         out=q.new_zeros(u, R, call.v.shape[-1]),
     )
-    for tile in reversed(call.key_tiles(i0, i1, seen)):
-        s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
+    for tile in reversed(tiles):
+        s = call.product("s", call.k[:, tile.keys], q)
         call.mask(tile, s)
         body.forward(s, rows, tile, call, bias)
         rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
@@ -120,8 +121,8 @@ def backward(call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor) 
     for units, part in call.parts():
         kept = Result(result.out[units], result.m[units], result.inverse[units])
         dq, dk, dv = grads.q[units], KeySums(part), KeySums(part)
-        for i0, i1, seen in part.query_tiles():
-            rows = _backward_rows(part, body, bias, kept, dout[units], dk, dv, i0, i1, seen)
+        for i0, i1, tiles in part.query_tiles():
+            rows = _backward_rows(part, body, bias, kept, dout[units], dk, dv, i0, i1, tiles)
             dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
         dk.move_to(grads.k[units])
         dv.move_to(grads.v[units])
@@ -130,7 +131,7 @@ def backward(call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor) 
 
 def _backward_rows(
     call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor, dk: KeySums, dv: KeySums,
-    i0: int, i1: int, seen: int,
+    i0: int, i1: int, tiles: list[Tile],
 ) -> Tensor:  # fmt: skip
     """One tile of queries against all the keys it sees; their dq (u R d)."""
     q, dout = rows_of(call.q, i0, i1).mul_(call.scale), rows_of(dout, i0, i1)
@@ -140,11 +141,11 @@ def _backward_rows(
         D=(dout * rows_of(result.out, i0, i1)).sum(-1),
     )
     dq = torch.zeros_like(q)
-    for tile in call.key_tiles(i0, i1, seen):
+    for tile in tiles:
         k, v = call.k[:, tile.keys], call.v[:, tile.keys]
-        s = product(k, q.mT, call.room(tile, "s"))
+        s = call.product("s", k, q)
         call.mask(tile, s)
-        dp = product(v, dout.mT, call.room(tile, "dp"))
+        dp = call.product("dp", v, dout)
         body.backward(s, dp, rows, tile, call, bias)
         dv.add(tile, s, dout)
         dk.add(tile, dp, q)
