@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from xcope.errors import FlagError
 from xcope.ops.biased import dense
-from xcope.ops.biased.forms import flatten
+from xcope.ops.biased.terms import flatten
 from xcope.ops.cope import cope_attention, position_bias
 from xcope.ops.cope.cpu import eager, tiled
 from xcope.ops.cope.operator import cope

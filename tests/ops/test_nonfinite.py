@@ -10,8 +10,8 @@ from biased_terms import leaves, make_terms
 from by_rows import biased_by_rows, cope_by_rows
 
 from xcope.ops.biased import biased_attention, dense
+from xcope.ops.biased import operator as biased_tiled
 from xcope.ops.biased.cpu import eager as biased_eager
-from xcope.ops.biased.cpu import tiled as biased_tiled
 from xcope.ops.cope import cope_attention
 from xcope.ops.cope.cpu import eager, tiled
 from xcope.ops.seen import scores, weighted_sums

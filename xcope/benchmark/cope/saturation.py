@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xcope.benchmark.cope.workloads import Scale, forward_backward, ours, sdpa, tensors
 from xcope.benchmark.measure import ratio
-from xcope.ops.biased.forms import flatten
+from xcope.ops.biased.terms import flatten
 from xcope.ops.cope.cpu import tiled
 
 

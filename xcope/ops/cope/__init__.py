@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.forms import flatten
-from xcope.ops.biased.terms import Terms
+from xcope.ops.biased.terms import Terms, check_bias, flatten
 from xcope.ops.cope.cpu.tiled import MAX_TEMPERATURE, cope_attention_tiled
 from xcope.ops.cope.gpu.attention import cope_attention_triton
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions

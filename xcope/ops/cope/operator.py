@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import like_gradients, unflatten, with_gradient
+from xcope.ops.biased.terms import like_gradients, unflatten, with_gradient
 from xcope.ops.cope.reference import cope_attention_reference
 from xcope.ops.transforms import second_gradients
 
@@ -56,7 +56,7 @@ def cope(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """out (b h i dv), and four tensors for the backward.
 
-    Vectors and form of a bias as of `xcope.ops.biased.forms.flatten`; documents: cu_seqlens.
+    Vectors and form of a bias as of `xcope.ops.biased.terms.flatten`; documents: cu_seqlens.
     """
     with torch.autocast(q.device.type, enabled=False):  # both passes must count alike
         return behind(kernels).run(

@@ -11,16 +11,18 @@ Backward, with D = Σ dout·out and prob_ij = exp(y_ij − m) / Σ:
 
 No pass keeps anything larger than a tile. What is elementwise is the *body*'s work (`Body`):
 `xcope.ops.biased.cpu.eager` or `xcope.ops.biased.cpu.numba`.
+
+Shape notation: (b h i d) of the call, and as in `xcope.ops.tiling.tiles`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.terms import Terms
 from xcope.ops.tiling.tiles import (
     BackwardRows,
@@ -32,6 +34,7 @@ from xcope.ops.tiling.tiles import (
     finish,
     product,
     rows_of,
+    sorted_by_key_head,
 )
 
 
@@ -62,91 +65,84 @@ class Body(Sizes, Protocol):
         """Turns ``s`` into prob, ``dp`` = v doutᵀ into ds, and gathers the gradient of b."""
 
 
-@dataclass
-class Result:
-    """What the forward gives: out (u r i dv); the others (u r i), see `BackwardRows`."""
+def forward(inputs: BiasedInputs, body: Body) -> tuple[Tensor, Tensor, Tensor]:
+    """out (b h i dv); m and 1 / Σ exp(y − m), (b h i), which is 0 in rows that see no key.
 
-    out: Tensor
-    m: Tensor
-    inverse: Tensor
+    Tensors are float32 or float64, and finite; the mask has 4 dimensions.
+    """
+    (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
+    whole, bias = _sorted(inputs, body), body.Bias(inputs.bias, (b, h, i, j))
+    of_rows = whole.q.shape[:3]
+    out = whole.q.new_empty(*of_rows, dv)
+    m, inverse = out.new_empty(of_rows), out.new_empty(of_rows)
+    for units, call in whole.parts():
+        for i0, i1, seen in call.query_tiles():
+            q = rows_of(call.q, i0, i1).mul_(call.scale)
+            rows = ForwardRows(
+                m=q.new_full(q.shape[:2], -torch.inf),
+                total=q.new_zeros(q.shape[:2]),
+                out=q.new_zeros(*q.shape[:2], dv),
+            )
+            for tile in reversed(call.key_tiles(i0, i1, seen)):
+                s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
+                call.mask(tile, s)
+                body.forward(s, rows, tile, call, bias)
+                rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
+            inverse_rows = finish(rows)
+            for t, of_tile in ((out, rows.out), (m, rows.m), (inverse, inverse_rows)):
+                place = t[units, :, i0:i1]
+                place.copy_(of_tile.view(place.shape))
+    return out.view(b, h, i, dv), m.view(b, h, i), inverse.view(b, h, i)
 
 
-def forward(call: Heads, body: Body, bias: Bias) -> Result:
-    shape = call.q.shape[:3]
-    out = call.q.new_empty(*shape, call.v.shape[-1])
-    result = Result(out, call.q.new_empty(shape), call.q.new_empty(shape))
-    for units, part in call.parts():
-        for i0, i1, seen in part.query_tiles():
-            rows = _forward_rows(part, body, bias, i0, i1, seen)
-            inverse = finish(rows)
-            for whole, value in (
-                (result.out, rows.out),
-                (result.m, rows.m),
-                (result.inverse, inverse),
-            ):
-                place = whole[units, :, i0:i1]
-                place.copy_(value.view(place.shape))
-    return result
+def backward(
+    inputs: BiasedInputs, body: Body, dout: Tensor, saved: tuple[Tensor, ...], of_vectors: bool
+) -> dict[str, Tensor]:
+    """The gradients by name, of vectors if ``of_vectors``; ``saved`` is what `forward` gave."""
+    (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
+    whole, bias = _sorted(inputs, body), body.Bias(inputs.bias, (b, h, i, j), of_vectors)
+    u, r = whole.q.shape[:2]
+    out, m, inverse = (t.view(u, r, i, *t.shape[3:]) for t in saved)
+    dout = dout.contiguous().view(out.shape)
+    dq, dk, dv = (torch.empty_like(t) for t in (whole.q, whole.k, whole.v))
+    for units, call in whole.parts():
+        dk_sums, dv_sums = KeySums(call), KeySums(call)
+        for i0, i1, seen in call.query_tiles():
+            q, dout_rows = rows_of(call.q, i0, i1).mul_(call.scale), rows_of(dout[units], i0, i1)
+            rows = BackwardRows(
+                m=rows_of(m[units], i0, i1),
+                inverse=rows_of(inverse[units], i0, i1),
+                D=(dout_rows * rows_of(out[units], i0, i1)).sum(-1),
+            )
+            dq_rows = torch.zeros_like(q)
+            for tile in call.key_tiles(i0, i1, seen):
+                k, v = call.k[:, tile.keys], call.v[:, tile.keys]
+                s = product(k, q.mT, call.room(tile, "s"))
+                call.mask(tile, s)
+                dp = product(v, dout_rows.mT, call.room(tile, "dp"))
+                body.backward(s, dp, rows, tile, call, bias)
+                dv_sums.add(tile, s, dout_rows)
+                dk_sums.add(tile, dp, q)
+                dq_rows.baddbmm_(dp.mT, k)
+            place = dq[units, :, i0:i1]
+            place.copy_(dq_rows.mul_(call.scale).view(place.shape))
+        dk_sums.move_to(dk[units])
+        dv_sums.move_to(dv[units])
+    like = inputs.q, inputs.k, inputs.v
+    grads = {n: t.view(of.shape) for n, t, of in zip("qkv", (dq, dk, dv), like, strict=True)}
+    return grads | bias.gradients()
 
 
-def _forward_rows(call: Heads, body: Body, bias: Bias, i0: int, i1: int, seen: int) -> ForwardRows:
-    """One tile of queries against all the keys it sees."""
-    q = rows_of(call.q, i0, i1).mul_(call.scale)
-    u, R = q.shape[:2]
-    rows = ForwardRows(
-        m=q.new_full((u, R), -torch.inf),
-        total=q.new_zeros(u, R),
-        out=q.new_zeros(u, R, call.v.shape[-1]),
+def _sorted(inputs: BiasedInputs, body: Body) -> Heads:
+    """The call by key head, cut as the body likes."""
+    q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
+    return Heads(
+        q=q,
+        k=k,
+        v=v,
+        hidden=hidden,
+        scale=inputs.scale,
+        causal=inputs.causal,
+        heads=inputs.q.shape[1],
+        sizes=body,
     )
-    for tile in reversed(call.key_tiles(i0, i1, seen)):
-        s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
-        call.mask(tile, s)
-        body.forward(s, rows, tile, call, bias)
-        rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
-    return rows
-
-
-@dataclass
-class Gradients:
-    """Like the tensors of the call that they belong to."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-def backward(call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor) -> Gradients:
-    grads = Gradients(*map(torch.empty_like, (call.q, call.k, call.v)))
-    for units, part in call.parts():
-        kept = Result(result.out[units], result.m[units], result.inverse[units])
-        dq, dk, dv = grads.q[units], KeySums(part), KeySums(part)
-        for i0, i1, seen in part.query_tiles():
-            rows = _backward_rows(part, body, bias, kept, dout[units], dk, dv, i0, i1, seen)
-            dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
-        dk.move_to(grads.k[units])
-        dv.move_to(grads.v[units])
-    return grads
-
-
-def _backward_rows(
-    call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor, dk: KeySums, dv: KeySums,
-    i0: int, i1: int, seen: int,
-) -> Tensor:  # fmt: skip
-    """One tile of queries against all the keys it sees; their dq (u R d)."""
-    q, dout = rows_of(call.q, i0, i1).mul_(call.scale), rows_of(dout, i0, i1)
-    rows = BackwardRows(
-        m=rows_of(result.m, i0, i1),
-        inverse=rows_of(result.inverse, i0, i1),
-        D=(dout * rows_of(result.out, i0, i1)).sum(-1),
-    )
-    dq = torch.zeros_like(q)
-    for tile in call.key_tiles(i0, i1, seen):
-        k, v = call.k[:, tile.keys], call.v[:, tile.keys]
-        s = product(k, q.mT, call.room(tile, "s"))
-        call.mask(tile, s)
-        dp = product(v, dout.mT, call.room(tile, "dp"))
-        body.backward(s, dp, rows, tile, call, bias)
-        dv.add(tile, s, dout)
-        dk.add(tile, dp, q)
-        dq.baddbmm_(dp.mT, k)
-    return dq.mul_(call.scale)

@@ -17,8 +17,7 @@ from torch import Tensor
 from xcope.errors import FlagError
 from xcope.ops import nonfinite
 from xcope.ops.biased.cpu.eager import Bias
-from xcope.ops.biased.forms import cast_to, first_part, flatten, names, unflatten
-from xcope.ops.biased.terms import Terms
+from xcope.ops.biased.terms import Terms, cast_to, first_part, flatten, names, unflatten
 from xcope.ops.cope.cpu import eager, few, walk
 from xcope.ops.cope.cpu.tiles import SPARE, Body, Call
 from xcope.ops.cope.operator import Saved, cope
