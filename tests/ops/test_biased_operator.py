@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from xcope.errors import FlagError
 from xcope.ops import biased, fallback
 from xcope.ops.biased import ByDistance, Piecewise, Separable, biased_attention, operator
-from xcope.ops.biased.cpu import eager
+from xcope.ops.biased.cpu import eager, walk
 from xcope.ops.biased.gpu import flex, flex_tiles
 from xcope.ops.biased.terms import flatten
 from xcope.ops.inputs import FEW
@@ -142,20 +142,20 @@ def test_without_bias_the_rest_is_tiled(change):
 
 
 def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
-    operator.compiled_body.cache_clear()
+    walk.compiled_body.cache_clear()
     monkeypatch.setitem(sys.modules, "xcope.ops.biased.cpu.numba", None)
     try:
         with caplog.at_level(logging.INFO, "xcope"):
-            assert operator.body_for(torch.float32, torch.device("cpu")) is eager
-            assert operator.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
         assert len(caplog.records) == 1
     finally:
-        operator.compiled_body.cache_clear()
+        walk.compiled_body.cache_clear()
 
 
 def test_float64_and_other_devices_are_eager():
-    assert operator.body_for(torch.float64, torch.device("cpu")) is eager
-    assert operator.body_for(torch.float32, torch.device("mps")) is eager
+    assert walk.body_for(torch.float64, torch.device("cpu")) is eager
+    assert walk.body_for(torch.float32, torch.device("mps")) is eager
 
 
 # -- FlexAttention -------------------------------------------------------------------------------

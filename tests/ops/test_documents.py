@@ -10,7 +10,7 @@ from torch.profiler import profile
 
 from xcope.errors import FlagError
 from xcope.ops import biased, cope
-from xcope.ops.biased import biased_attention, operator
+from xcope.ops.biased import biased_attention
 from xcope.ops.biased.gpu import flex_tiles
 from xcope.ops.cope import cope_attention
 from xcope.ops.documents import document_of, lengths
@@ -165,13 +165,13 @@ def test_without_bias_pytorchs_flash_attention_does_each():
 def test_nothing_is_computed_between_documents(monkeypatch):
     """As many logits as the documents have alone."""
     seen = []
-    tiled = operator.biased_tiled
+    tiled = biased.biased_tiled
 
     def watched(q, k, *rest):
         seen.append((q.shape[2], k.shape[2]))
         return tiled(q, k, *rest)
 
-    monkeypatch.setattr(operator, "biased_tiled", watched)
+    monkeypatch.setattr(biased, "biased_tiled", watched)
     compare("tiled", "separable", COUNTS["empty ones"])
     assert seen == [(20, 20), (1, 1), (29, 29)]
 

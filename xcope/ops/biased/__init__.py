@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcope.ops.biased.cpu.few import biased_attention_few
 from xcope.ops.biased.gpu.flex import biased_attention_flex, refusal
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.operator import biased_attention_tiled, definition, each_document, rows_of
-from xcope.ops.biased.reference import biased_attention_reference, dense
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, flatten
+from xcope.ops.biased.operator import biased_tiled, repair
+from xcope.ops.biased.reference import biased_attention_reference, definition, dense
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
-from xcope.ops.inputs import autocast, few_queries, require_backend
-from xcope.ops.nonfinite import all_finite, noticed
+from xcope.ops.inputs import few_queries, require_backend
+from xcope.ops.nonfinite import Tensors, all_finite, noticed
 from xcope.ops.transforms import by_definition, differentiable_again
 
-BACKENDS = {
-    "reference": biased_attention_reference,
-    "tiled": biased_attention_tiled,
-    "flex": biased_attention_flex,
-}
-"""Each takes `BiasedInputs` that have been checked."""
+Attention: TypeAlias = Callable[[BiasedInputs], Tensor]
 
 
 def biased_attention(
@@ -75,21 +74,13 @@ def biased_attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
-    q, k, v = autocast(q, k, v)
-    inputs = BiasedInputs(
-        q=q,
-        k=k,
-        v=v,
-        bias=bias,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        mask=mask,
-        causal=causal,
-        cu_seqlens=cu_seqlens,
+    inputs = BiasedInputs.checked(
+        q, k, v, bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
     )
-    inputs.check()
-    require_backend(backend, ["auto", *BACKENDS], "biased attention")
-    vectors = flatten(bias)[1]
-    if by_definition(q, k, v, *vectors):
+    if backend != "auto":
+        require_backend(backend, ["auto", *BACKENDS], "biased attention")
+    tensors = inputs.named().values()
+    if by_definition(*tensors):
         backend = "reference"
     if backend == "auto":
         # what PyTorch's fast attention does, in O(n d) memory: it aligns no queries
@@ -98,15 +89,53 @@ def biased_attention(
         if plain and cu_seqlens is None:
             return _plain(inputs)
         # for documents, few tokens too: the loop over them would wait for the device
-        few = cu_seqlens is None and few_queries(q, k, v, *vectors)
-        flex = not few and _flex_takes(q, k, v)
+        few = cu_seqlens is None and few_queries(*tensors)
+        flex = not few and _flex_takes(inputs.q, inputs.k, inputs.v)
         if plain and not flex and not torch.compiler.is_compiling():
-            return each_document(_plain, inputs)
+            return _each_document(_plain, inputs)
         backend = "flex" if flex else "tiled"
-    out = BACKENDS[backend](inputs)
-    if backend != "flex":
-        return out
-    return differentiable_again(out, partial(definition, inputs), *inputs.tensors.values())
+    return BACKENDS[backend](inputs)
+
+
+def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
+    """Tile by tile: exact, O(n d) memory, on CPUs and any other device.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
+    computed one by one.
+    """
+    if inputs.cu_seqlens is not None:
+        return _each_document(biased_attention_tiled, inputs)
+    dtype, bias, mask, tensors = inputs.q.dtype, inputs.bias, inputs.mask, inputs.named()
+    for name, t in tensors.items():
+        if t.is_floating_point():
+            tensors[name] = t.to(torch.promote_types(dtype, torch.float32))
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    if few_queries(*tensors.values()):
+        inputs = replace(inputs.with_named(tensors), mask=mask)
+        out = biased_attention_few(inputs)
+        if noticed(out):
+
+            def attend(given: Tensors) -> tuple[Tensor]:
+                return (biased_attention_few(inputs.with_named(given)),)
+
+            (out,) = repair(inputs).forward(attend)
+    else:
+        form = "" if bias is None else type(bias).__name__
+        q, k, v, *vectors = tensors.values()
+        out, *_ = biased_tiled(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
+    return out.to(dtype)
+
+
+def _each_document(attention: Attention, inputs: BiasedInputs) -> Tensor:
+    """Attention of each packed document by itself."""
+
+    def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
+        return attention(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
+
+    its: dict[str, Any] = {"mask": inputs.mask, "bias": inputs.bias}
+    its["cu_seqlens"] = inputs.cu_seqlens
+    return one_by_one(alone, inputs.q, inputs.k, inputs.v, **its)
 
 
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -131,12 +160,19 @@ def _plain(inputs: BiasedInputs) -> Tensor:
     tensors = inputs.q, inputs.k, inputs.v
     out = attend(*tensors)
     if noticed(out):
-        by_row = rows_of(inputs)
-        rows = by_row.meeting() | ~attend(*by_row.finite().values()).isfinite().all(-1)
+        its = repair(inputs)
+        rows = its.meeting() | ~attend(*its.finite().values()).isfinite().all(-1)
         if rows.any() or not all_finite(*tensors):  # else they are values of 0
             theirs = biased_attention_tiled(inputs)
-            out = torch.where(rows[..., None], theirs, attend(*by_row.finite(rows).values()))
+            out = torch.where(rows[..., None], theirs, attend(*its.finite(rows).values()))
     return differentiable_again(out, partial(definition, inputs), *tensors)
+
+
+BACKENDS: dict[str, Attention] = {
+    "reference": biased_attention_reference,
+    "tiled": biased_attention_tiled,
+    "flex": biased_attention_flex,
+}
 
 
 __all__ = [

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from xcope.ops.biased.terms import Terms, check_bias, named, replaced
+from xcope.ops.biased.terms import Terms, check_bias, replaced
 from xcope.ops.documents import check_documents
-from xcope.ops.inputs import check_attention
+from xcope.ops.inputs import autocast, check_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +40,39 @@ class BiasedInputs:
     causal: bool = True
     cu_seqlens: Tensor | None = None
 
-    def check(self) -> None:
-        """Raise a `FlagError` unless shapes, dtypes and devices fit each other."""
-        check_attention(self.q, self.k, self.v, self.mask)
-        if self.bias is not None:
-            check_bias(self.bias, self.q, self.k)
-        if self.cu_seqlens is not None:
-            check_documents(self.cu_seqlens, self.q, self.k)
+    @classmethod
+    def checked(
+        cls, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, *, scale: float | None,
+        mask: Tensor | None, causal: bool, cu_seqlens: Tensor | None,
+    ) -> BiasedInputs:  # fmt: skip
+        """Of a user's call, in autocast's dtype where that is on.
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """By name: q, k, v and the vectors of the bias."""
-        vectors = {} if self.bias is None else named(self.bias)
-        return {"q": self.q, "k": self.k, "v": self.v} | vectors
+        Args:
+            scale: None: ``d ** -0.5``.
 
-    def of(self, tensors: Mapping[str, Tensor]) -> BiasedInputs:
-        """The same call of other `tensors`."""
+        Raises:
+            FlagError: shapes, dtypes or devices that do not fit.
+        """
+        q, k, v = autocast(q, k, v)
+        check_attention(q, k, v, mask)
+        if bias is not None:
+            check_bias(bias, q, k)
+        if cu_seqlens is not None:
+            check_documents(cu_seqlens, q, k)
+        if scale is None:
+            scale = q.shape[-1] ** -0.5
+        return cls(
+            q=q, k=k, v=v, bias=bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
+        )
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that may have gradients, by name: q, k, v and the vectors of the bias."""
+        vectors = {} if self.bias is None else vars(self.bias)
+        return {"q": self.q, "k": self.k, "v": self.v, **vectors}
+
+    def with_named(self, tensors: Mapping[str, Tensor]) -> BiasedInputs:
+        """The inverse of `named`: the same with these tensors."""
         bias = self.bias
         if bias is not None:
-            bias = replaced(bias, {name: tensors[name] for name in named(bias)})
+            bias = replaced(bias, {name: tensors[name] for name in vars(bias)})
         return replace(self, q=tensors["q"], k=tensors["k"], v=tensors["v"], bias=bias)

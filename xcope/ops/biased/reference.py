@@ -80,3 +80,9 @@ def biased_attention_reference(inputs: BiasedInputs) -> Tensor:
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return weighted_sums(attn, v, seen).to(dtype)
+
+
+def definition(inputs: BiasedInputs, *tensors: Tensor) -> Tensor:
+    """The reference as a function of the tensors in `BiasedInputs.named`, in their order."""
+    given = dict(zip(inputs.named(), tensors, strict=True))
+    return biased_attention_reference(inputs.with_named(given))

@@ -149,7 +149,7 @@ def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
         "q_pos": ((), i),
         "k_pos": ((), None),
     }
-    vectors = named(bias)
+    vectors = vars(bias)
     for name, t in vectors.items():
         first, last = wanted[name]
         by_row = name in OF_QUERIES or name in OF_KEYS

@@ -17,11 +17,13 @@ Shape notation: (b h i d) of the call, and as in `xcope.ops.tiling.tiles`.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from xcope.ops.biased.cpu import eager
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.terms import Terms
 from xcope.ops.tiling.tiles import (
@@ -31,6 +33,7 @@ from xcope.ops.tiling.tiles import (
     KeySums,
     Sizes,
     Tile,
+    compiled_or_none,
     finish,
     product,
     rows_of,
@@ -65,84 +68,86 @@ class Body(Sizes, Protocol):
         """Turns ``s`` into prob, ``dp`` = v doutᵀ into ds, and gathers the gradient of b."""
 
 
-def forward(inputs: BiasedInputs, body: Body) -> tuple[Tensor, Tensor, Tensor]:
-    """out (b h i dv); m and 1 / Σ exp(y − m), (b h i), which is 0 in rows that see no key.
+class Saved(NamedTuple):
+    """What the forward gives."""
 
-    Tensors are float32 or float64, and finite; the mask has 4 dimensions.
-    """
+    out: Tensor  # (b h i dv)
+    m: Tensor  # (b h i), about the largest y; finite
+    inverse: Tensor  # (b h i), 1 / Σ exp(y − m); 0 in rows that see no key
+
+
+def body_for(dtype: torch.dtype, device: torch.device) -> Body:
+    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return compiled_body() or cast(Body, eager)
+    return cast(Body, eager)
+
+
+@cache
+def compiled_body() -> Body | None:
+    """The body compiled by numba, or None where it cannot be had; says so once."""
+    what = "attention with an index bias"
+    return cast(Body | None, compiled_or_none("xcope.ops.biased.cpu.numba", what))
+
+
+def forward(inputs: BiasedInputs) -> Saved:
+    """Tensors are float32 or float64, and finite; the mask has 4 dimensions."""
     (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
-    whole, bias = _sorted(inputs, body), body.Bias(inputs.bias, (b, h, i, j))
-    of_rows = whole.q.shape[:3]
-    out = whole.q.new_empty(*of_rows, dv)
-    m, inverse = out.new_empty(of_rows), out.new_empty(of_rows)
-    for units, call in whole.parts():
-        for i0, i1, seen in call.query_tiles():
-            q = rows_of(call.q, i0, i1).mul_(call.scale)
+    body = body_for(inputs.q.dtype, inputs.q.device)
+    q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
+    scale, causal = inputs.scale, inputs.causal
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, sizes=body)
+    bias = body.Bias(inputs.bias, (b, h, i, j))
+    saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
+    for units, part in heads.parts():
+        for i0, i1, seen in part.query_tiles():
+            q = rows_of(part.q, i0, i1).mul_(scale)
             rows = ForwardRows(
                 m=q.new_full(q.shape[:2], -torch.inf),
                 total=q.new_zeros(q.shape[:2]),
                 out=q.new_zeros(*q.shape[:2], dv),
             )
-            for tile in reversed(call.key_tiles(i0, i1, seen)):
-                s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
-                call.mask(tile, s)
-                body.forward(s, rows, tile, call, bias)
-                rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
-            inverse_rows = finish(rows)
-            for t, of_tile in ((out, rows.out), (m, rows.m), (inverse, inverse_rows)):
-                place = t[units, :, i0:i1]
-                place.copy_(of_tile.view(place.shape))
-    return out.view(b, h, i, dv), m.view(b, h, i), inverse.view(b, h, i)
+            for tile in reversed(part.key_tiles(i0, i1, seen)):
+                s = product(part.k[:, tile.keys], q.mT, part.room(tile, "s"))
+                part.mask(tile, s)
+                body.forward(s, rows, tile, part, bias)
+                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
+            inverse = finish(rows)
+            for whole, value in zip(saved, (rows.out, rows.m, inverse), strict=True):
+                place = whole.view(*heads.q.shape[:3], *whole.shape[3:])[units, :, i0:i1]
+                place.copy_(value.view(place.shape))
+    return saved
 
 
-def backward(
-    inputs: BiasedInputs, body: Body, dout: Tensor, saved: tuple[Tensor, ...], of_vectors: bool
-) -> dict[str, Tensor]:
-    """The gradients by name, of vectors if ``of_vectors``; ``saved`` is what `forward` gave."""
+def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) -> dict[str, Tensor]:
+    """Gradients by name; those of the bias' vectors only ``of_bias``."""
     (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
-    whole, bias = _sorted(inputs, body), body.Bias(inputs.bias, (b, h, i, j), of_vectors)
-    u, r = whole.q.shape[:2]
-    out, m, inverse = (t.view(u, r, i, *t.shape[3:]) for t in saved)
-    dout = dout.contiguous().view(out.shape)
-    dq, dk, dv = (torch.empty_like(t) for t in (whole.q, whole.k, whole.v))
-    for units, call in whole.parts():
-        dk_sums, dv_sums = KeySums(call), KeySums(call)
-        for i0, i1, seen in call.query_tiles():
-            q, dout_rows = rows_of(call.q, i0, i1).mul_(call.scale), rows_of(dout[units], i0, i1)
-            rows = BackwardRows(
-                m=rows_of(m[units], i0, i1),
-                inverse=rows_of(inverse[units], i0, i1),
-                D=(dout_rows * rows_of(out[units], i0, i1)).sum(-1),
-            )
-            dq_rows = torch.zeros_like(q)
-            for tile in call.key_tiles(i0, i1, seen):
-                k, v = call.k[:, tile.keys], call.v[:, tile.keys]
-                s = product(k, q.mT, call.room(tile, "s"))
-                call.mask(tile, s)
-                dp = product(v, dout_rows.mT, call.room(tile, "dp"))
-                body.backward(s, dp, rows, tile, call, bias)
-                dv_sums.add(tile, s, dout_rows)
-                dk_sums.add(tile, dp, q)
-                dq_rows.baddbmm_(dp.mT, k)
-            place = dq[units, :, i0:i1]
-            place.copy_(dq_rows.mul_(call.scale).view(place.shape))
-        dk_sums.move_to(dk[units])
-        dv_sums.move_to(dv[units])
-    like = inputs.q, inputs.k, inputs.v
-    grads = {n: t.view(of.shape) for n, t, of in zip("qkv", (dq, dk, dv), like, strict=True)}
-    return grads | bias.gradients()
-
-
-def _sorted(inputs: BiasedInputs, body: Body) -> Heads:
-    """The call by key head, cut as the body likes."""
+    body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
-    return Heads(
-        q=q,
-        k=k,
-        v=v,
-        hidden=hidden,
-        scale=inputs.scale,
-        causal=inputs.causal,
-        heads=inputs.q.shape[1],
-        sizes=body,
-    )
+    scale, causal = inputs.scale, inputs.causal
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, sizes=body)
+    bias = body.Bias(inputs.bias, (b, h, i, j), of_bias)
+    kept = [t.view(*q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
+    for units, part in heads.parts():
+        dk, dv, its = KeySums(part), KeySums(part), [t[units] for t in kept]
+        for i0, i1, seen in part.query_tiles():
+            q = rows_of(part.q, i0, i1).mul_(scale)
+            dout, out, m, inverse = (rows_of(t, i0, i1) for t in its)
+            rows = BackwardRows(m=m, inverse=inverse, D=(dout * out).sum(-1))
+            dq = torch.zeros_like(q)
+            for tile in part.key_tiles(i0, i1, seen):
+                k, v = part.k[:, tile.keys], part.v[:, tile.keys]
+                s = product(k, q.mT, part.room(tile, "s"))
+                part.mask(tile, s)
+                dp = product(v, dout.mT, part.room(tile, "dp"))
+                body.backward(s, dp, rows, tile, part, bias)
+                dv.add(tile, s, dout)
+                dk.add(tile, dp, q)
+                dq.baddbmm_(dp.mT, k)
+            place = grads["q"][units, :, i0:i1]
+            place.copy_(dq.mul_(scale).view(place.shape))
+        dk.move_to(grads["k"][units])
+        dv.move_to(grads["v"][units])
+    found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+    return found | bias.gradients()

@@ -59,7 +59,7 @@ def biased_attention_flex(inputs: BiasedInputs) -> Tensor:
     q, k, v, bias, mask = inputs.q, inputs.k, inputs.v, inputs.bias, inputs.mask
     on_cuda = q.device.type == "cuda"
     require(
-        on_cuda or not differentiated(*inputs.tensors.values()),
+        on_cuda or not differentiated(*inputs.named().values()),
         "backend",
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
