@@ -26,7 +26,7 @@ from xcope.benchmark.cope.workloads import (
     train_steps,
 )
 from xcope.benchmark.measure import Work
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope.cpu import walk
 from xcope.ops.cope.cpu.tiles import BackwardRows, Body, ForwardRows
 from xcope.ops.tiling.tiles import Tile
 
@@ -61,7 +61,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.QUERIES, self.AREA, self.KEYS = self.body.QUERIES, self.body.AREA, self.body.KEYS
-        self.lay_out = self.body.lay_out
+        self.BY_KEY = self.body.BY_KEY
 
     def _saw(self, **tensors: Tensor) -> None:
         for name, t in tensors.items():
@@ -121,8 +121,8 @@ def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
 @contextmanager
 def watched() -> Iterator[Watched]:
     """Within, the elementwise work of a tile is seen."""
-    body = Watched(tiled.body_for(torch.float32, torch.device("cpu")))
-    with mock.patch.object(tiled, "body_for", return_value=body):
+    body = Watched(walk.body_for(torch.float32, torch.device("cpu")))
+    with mock.patch.object(walk, "body_for", return_value=body):
         yield body
 
 

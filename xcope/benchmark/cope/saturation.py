@@ -11,8 +11,8 @@ from torch import Tensor
 
 from xcope.benchmark.cope.workloads import Scale, forward_backward, ours, sdpa, tensors
 from xcope.benchmark.measure import ratio
-from xcope.ops.biased.terms import flatten
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope import CopeInputs
+from xcope.ops.cope.cpu import walk
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,6 @@ def saturation(scale: Scale) -> Iterator[Saturation]:
 def saturated_share(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> float:
     """Share of the causal (query, key) pairs that the operator treated as saturated."""
     scale = q.shape[-1] ** -0.5
-    form, vectors = flatten(None)  # no bias
-    none = (None,) * 4  # no keys of the gates, no mixing, no mask, no documents
-    start = tiled.run(q, k, v, table, *none, vectors, form, scale, True, 0.0)[-1]
+    start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=table, scale=scale)).start
     seen = torch.arange(1, q.shape[2] + 1)  # by each query
     return float(torch.minimum(start, seen).sum() / seen.expand_as(start).sum())

@@ -16,7 +16,7 @@ from torch import Tensor
 from xcope.benchmark.measure import Work, peak_memory
 from xcope.modules import Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope.cpu import walk
 from xcope.positions import Position
 
 HEADS, DIM = 8, 64
@@ -113,7 +113,7 @@ def forward_backward(attention: Attention, given: list[Tensor]) -> None:
 @contextmanager
 def without_numba() -> Iterator[None]:
     """Within, tiles are computed by torch operations alone."""
-    with mock.patch.object(tiled, "compiled_body", return_value=None):
+    with mock.patch.object(walk, "compiled_body", return_value=None):
         yield
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 
 from xcope.benchmark.cope.workloads import MAX_POS
@@ -15,7 +16,7 @@ from xcope.benchmark.gpu.measure import Timing, timings
 from xcope.benchmark.gpu.workloads import Bench, flash
 from xcope.benchmark.measure import Work
 from xcope.ops import fallback
-from xcope.ops.cope.gpu import attention as gpu
+from xcope.ops.cope import CopeInputs, gpu
 
 FLASH = "SDPA flash, forward"
 
@@ -46,7 +47,7 @@ def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
     from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
 
     q, k, v, table = given
-    call = triton.call_of(q, k, v, table, None, None, None, q.shape[-1] ** -0.5, True, 0.0)
+    inputs = CopeInputs(q=q, k=k, v=v, pos_emb=table, scale=q.shape[-1] ** -0.5)
     launch = tuning.launch
     launches: dict[str, Any] = {}
 
@@ -55,7 +56,8 @@ def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
         launch(name, tiles, grid, arguments)
 
     with mock.patch.object(triton, "launch", watched):
-        triton.backward(call, triton.forward(call), v.new_ones(*q.shape[:3], v.shape[3]))
+        saved = triton.forward(inputs)
+        triton.backward(torch.ones_like(saved.out), saved, inputs)
     return {
         f"{name}, {one}": partial(partial, launch, name, (one,), *rest)
         for name, (tiles, *rest) in launches.items()

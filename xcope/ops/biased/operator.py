@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcope.ops import nonfinite
 from xcope.ops.biased.cpu import walk
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference, definition
 from xcope.ops.biased.terms import first_part, like_gradients, unflatten, with_gradient
-from xcope.ops.nonfinite import Tensors, all_finite
+from xcope.ops.nonfinite import Repair, Tensors, all_finite
 from xcope.ops.transforms import second_gradients
 
 
@@ -123,7 +122,7 @@ biased_tiled.register_autograd(_gradients, setup_context=_save)
 biased_tiled_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)
 
 
-def repair(inputs: BiasedInputs) -> nonfinite.Call:
+def repair(inputs: BiasedInputs) -> Repair:
     """What computes the rows that meet a number that is not finite."""
     form, among = "" if inputs.bias is None else type(inputs.bias).__name__, inputs.k.shape[2]
 
@@ -131,6 +130,6 @@ def repair(inputs: BiasedInputs) -> nonfinite.Call:
         bias = first_part(form, cut, queries, keys, among)
         return biased_attention_reference(replace(inputs.with_named(cut), mask=mask, bias=bias))
 
-    return nonfinite.Call(
+    return Repair(
         tensors=inputs.named(), mask=inputs.mask, causal=inputs.causal, definition=of_rows
     )

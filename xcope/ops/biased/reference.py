@@ -16,7 +16,7 @@ from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, cast_to, placed
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
-from xcope.ops.seen import scores, weighted_sums
+from xcope.ops.nonfinite import scores, weighted_sums
 
 
 def distances(terms: ByDistance | Piecewise) -> Tensor:

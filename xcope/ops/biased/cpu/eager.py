@@ -17,12 +17,13 @@ from xcope.ops.biased.terms import (
     placed,
     replaced,
 )
-from xcope.ops.tiling.eager import exponentiate, hide, lay_out
+from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 
 QUERIES = 128
 KEYS = 512
 AREA = 2**18
+BY_KEY = False
 
 
 class Bias:
@@ -119,4 +120,4 @@ def backward(
     bias.accumulate(call.by_head(dp), tile)
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

@@ -45,22 +45,18 @@ from xcope.ops.biased.terms import (
     Piecewise,
     Separable,
     Terms,
-    named,
 )
 from xcope.ops.tiling import threads
 from xcope.ops.tiling.lines import (
     BLOCK,
-    SMALLEST,
     below,
     exponentiate,
-    lay_out,
     line,
     mine,
     move_to,
     outgrown,
     sum_of,
     unit_of,
-    unit_size,
 )
 from xcope.ops.tiling.numba_runtime import (
     Array,
@@ -76,6 +72,7 @@ from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 QUERIES = 128  # at most `xcope.ops.biased.cpu.numba_forms.ROWS`
 KEYS = 1024
 AREA = 2**20
+BY_KEY = True
 
 # -- the vectors of a bias in memory -----------------------------------------------------------
 
@@ -109,7 +106,7 @@ class Bias:
         packed["wanted"] = differentiated
         if terms is None:
             return
-        vectors = named(terms)
+        vectors = dict(vars(terms))
         if not isinstance(terms, Separable):
             table = vectors.pop("warp") if isinstance(terms, Piecewise) else terms.table
             table = table.view(-1, table.shape[-1])
@@ -119,7 +116,7 @@ class Bias:
             for name in ("q_pos", "k_pos"):
                 packed["consecutive"] &= bool((vectors[name].diff(dim=-1) == 1).all())
                 vectors[name] = vectors[name].clamp(-(2**29), 2**29).int()
-        chunks = 1 if torch.get_num_threads() <= h else ROWS // SMALLEST
+        chunks = 1 if torch.get_num_threads() <= h else ROWS // threads.SMALLEST
         for name, t in vectors.items():
             length = t.shape[-1]
             self.vectors[name] = t.contiguous()
@@ -342,7 +339,7 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
     """What both kernels are given first."""
     key_heads, keys, rows = s.shape
     queries = tile.i1 - tile.i0
-    size = unit_size(queries, key_heads * rows)
+    size = threads.unit_size(queries, key_heads * rows)
     free = min(max(0, bias.free - tile.j0), keys)
     first = max(0, tile.j0 - bias.free)
     place = [tile.i0, tile.diagonal, tile.batch0 * bias.heads, first, free]
@@ -351,18 +348,16 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
 
 def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [s.data_ptr(), rows.m.data_ptr(), rows.total.data_ptr(), rows.out.data_ptr()]
-    sizes = [*_sizes(s, tile, bias), rows.out.shape[-1]]
-    threads.run(_forward, [*sizes, bias.packed.ctypes.data, *where])
+    numbers = [*_sizes(s, tile, bias), rows.out.shape[-1], bias.packed.ctypes.data]
+    threads.run(_forward, numbers, s, rows.m, rows.total, rows.out)
 
 
 def backward(
     s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
 ) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [s.data_ptr(), dp.data_ptr()]
-    where += [rows.m.data_ptr(), rows.inverse.data_ptr(), rows.D.data_ptr()]
-    threads.run(_backward, [*_sizes(s, tile, bias), bias.packed.ctypes.data, *where])
+    numbers = [*_sizes(s, tile, bias), bias.packed.ctypes.data]
+    threads.run(_backward, numbers, s, dp, rows.m, rows.inverse, rows.D)
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

@@ -35,7 +35,6 @@ from xcope.ops.tiling.tiles import (
     Tile,
     compiled_or_none,
     finish,
-    product,
     rows_of,
     sorted_by_key_head,
 )
@@ -96,20 +95,21 @@ def forward(inputs: BiasedInputs) -> Saved:
     body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, sizes=body)
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
     bias = body.Bias(inputs.bias, (b, h, i, j))
     saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
     for units, part in heads.parts():
-        for i0, i1, seen in part.query_tiles():
+        for i0, i1, tiles in part.query_tiles():
             q = rows_of(part.q, i0, i1).mul_(scale)
             rows = ForwardRows(
                 m=q.new_full(q.shape[:2], -torch.inf),
                 total=q.new_zeros(q.shape[:2]),
                 out=q.new_zeros(*q.shape[:2], dv),
             )
-            for tile in reversed(part.key_tiles(i0, i1, seen)):
-                s = product(part.k[:, tile.keys], q.mT, part.room(tile, "s"))
-                part.mask(tile, s)
+            for tile in reversed(tiles):
+                s = part.product("s", part.k[:, tile.keys], q)
+                if hidden is not None:
+                    part.mask(tile, s)
                 body.forward(s, rows, tile, part, bias)
                 rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
             inverse = finish(rows)
@@ -125,22 +125,22 @@ def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) ->
     body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, sizes=body)
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
     bias = body.Bias(inputs.bias, (b, h, i, j), of_bias)
     kept = [t.view(*q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
     grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
     for units, part in heads.parts():
         dk, dv, its = KeySums(part), KeySums(part), [t[units] for t in kept]
-        for i0, i1, seen in part.query_tiles():
+        for i0, i1, tiles in part.query_tiles():
             q = rows_of(part.q, i0, i1).mul_(scale)
             dout, out, m, inverse = (rows_of(t, i0, i1) for t in its)
             rows = BackwardRows(m=m, inverse=inverse, D=(dout * out).sum(-1))
             dq = torch.zeros_like(q)
-            for tile in part.key_tiles(i0, i1, seen):
+            for tile in tiles:
                 k, v = part.k[:, tile.keys], part.v[:, tile.keys]
-                s = product(k, q.mT, part.room(tile, "s"))
-                part.mask(tile, s)
-                dp = product(v, dout.mT, part.room(tile, "dp"))
+                s, dp = part.product("s", k, q), part.product("dp", v, dout)
+                if hidden is not None:
+                    part.mask(tile, s)
                 body.backward(s, dp, rows, tile, part, bias)
                 dv.add(tile, s, dout)
                 dk.add(tile, dp, q)
