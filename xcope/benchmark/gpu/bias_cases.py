@@ -14,7 +14,7 @@ from xcope.benchmark.gpu.cope_cases import edges, mask_of
 from xcope.benchmark.schemes.workloads import position
 from xcope.modules.decoder import Builder
 from xcope.ops.biased import Terms, biased_attention
-from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, replaced
+from xcope.ops.biased.terms import WITHOUT_GRADIENT, named, replaced
 from xcope.positions import Geometry, IndexBias, parse
 
 

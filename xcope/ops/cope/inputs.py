@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.forms import cast_to, flatten, replaced, unflatten
-from xcope.ops.biased.terms import Terms
+from xcope.ops.biased.terms import Terms, cast_to, check_bias, flatten, replaced, unflatten
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention, number, require_device, shape
 

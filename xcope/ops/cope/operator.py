@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import first_part, like_gradients, names, with_gradient
+from xcope.ops.biased.terms import first_part, like_gradients, names, with_gradient
 from xcope.ops.cope.cpu import walk
 from xcope.ops.cope.inputs import DIFFERENTIABLE, SCHEMA, TENSORS, CopeInputs
 from xcope.ops.cope.reference import cope_attention_reference

@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, part, placed, replaced
 from xcope.ops.biased.reference import curve, dense, distances, of_heads
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.biased.terms import (
+    WITHOUT_GRADIENT,
+    ByDistance,
+    Piecewise,
+    Separable,
+    Terms,
+    named,
+    part,
+    placed,
+    replaced,
+)
 from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 
