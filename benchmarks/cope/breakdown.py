@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,9 +27,8 @@ from benchmarks.cope.workloads import (
     train_steps,
 )
 from benchmarks.measure import Work
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope.cpu import walk
 from xcope.ops.cope.cpu.tiles import BackwardRows, Body, ForwardRows
-from xcope.ops.tiling.tiles import Tile
 
 PARTS = ("products", "elementwise", "rest of CoPE", "SDPA", "outside attention")
 PRODUCTS = ("aten::bmm", "aten::baddbmm_", "aten::mm", "aten::addmm_")
@@ -40,7 +40,7 @@ PROFILES = 3
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of one run, whole and by `PARTS`."""
+    """Seconds of one call, whole and by `PARTS`."""
 
     case: str
     what: str
@@ -52,37 +52,41 @@ class Breakdown:
         return f"{self.case}, {self.what}: {1000 * self.whole:.1f} ms: {parts}"
 
 
-@dataclass
 class Watched:
-    """A body whose work the profiler sees, and that keeps how large its tensors were."""
+    """A body of CoPE's tiles whose work the profiler sees, and that keeps the size of its tensors.
 
-    body: Body
-    nbytes: dict[str, int] = field(default_factory=dict)
+    Args:
+        body: does the elementwise work of a tile.
 
-    def __post_init__(self) -> None:
-        self.QUERIES, self.AREA, self.KEYS = self.body.QUERIES, self.body.AREA, self.body.KEYS
-        self.lay_out = self.body.lay_out
+    Attributes:
+        nbytes: by the names of `xcope.ops.cope.cpu.tiles`, the most that there were.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.nbytes: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def forward(self, s: Tensor, a: Tensor, rows: ForwardRows, *rest: Any) -> None:
+        """The body's, seen."""
+        self._saw(s=s, L=rows.L)
+        with record_function(ELEMENTWISE):
+            self._body.forward(s, a, rows, *rest)
+
+    def backward(self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, *rest: Any) -> None:
+        """The body's, seen."""
+        self._saw(s=s, dp=dp, L=rows.L, dL=rows.dL)
+        with record_function(ELEMENTWISE):
+            self._body.backward(s, dp, a, rows, *rest)
 
     def _saw(self, **tensors: Tensor) -> None:
         for name, t in tensors.items():
             self.nbytes[name] = max(self.nbytes.get(name, 0), t.numel() * t.element_size())
 
-    def forward(
-        self, s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float
-    ) -> None:
-        self._saw(s=s, L=rows.L)
-        with record_function(ELEMENTWISE):
-            self.body.forward(s, a, rows, tile, sharpness)
 
-    def backward(
-        self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
-    ) -> None:
-        self._saw(s=s, dp=dp, L=rows.L, dL=rows.dL)
-        with record_function(ELEMENTWISE):
-            self.body.backward(s, dp, a, rows, tile, sharpness)
-
-
-Run = Callable[[Attention, list[Tensor]], None]
+Runner = Callable[[Attention, list[Tensor]], None]
 
 
 def breakdowns(scale: Scale) -> list[Breakdown]:
@@ -103,7 +107,7 @@ def breakdowns(scale: Scale) -> list[Breakdown]:
 def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
     """Case, what is run in it, and the work."""
     usual, n = tensors(scale.n), scale.n
-    cases: list[tuple[str, Run, list[Tensor]]] = [
+    cases: list[tuple[str, Runner, list[Tensor]]] = [
         ("fwd+bwd, max_pos 64", forward_backward, usual),
         ("fwd+bwd, max_pos 64, gates near 0", forward_backward, tensors(n, few_gates=True)),
         (f"fwd+bwd, max_pos {n}", forward_backward, tensors(n, max_pos=n)),
@@ -121,20 +125,20 @@ def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
 @contextmanager
 def watched() -> Iterator[Watched]:
     """Within, the elementwise work of a tile is seen."""
-    body = Watched(tiled.body_for(torch.float32, torch.device("cpu")))
-    with mock.patch.object(tiled, "body_for", return_value=body):
+    body = Watched(walk.body_for(torch.float32, torch.device("cpu")))
+    with mock.patch.object(walk, "body_for", return_value=body):
         yield body
 
 
-def _breakdown(run: FunctionEvent) -> Breakdown:
+def _breakdown(event: FunctionEvent) -> Breakdown:
     parts = dict.fromkeys(PARTS, 0.0)
-    _share_out(run, PARTS[-1], parts)
-    case, what = run.name.split(BESIDE)
-    return Breakdown(case, what, run.cpu_time_total / 1e6, parts)
+    _share_out(event, PARTS[-1], parts)
+    case, what = event.name.split(BESIDE)
+    return Breakdown(case, what, event.cpu_time_total / 1e6, parts)
 
 
 def _share_out(event: FunctionEvent, around: str, parts: dict[str, float]) -> None:
-    """Adds an event's own time, and that of the events in it, to the parts they belong to."""
+    """Add an event's own time, and that of the events in it, to the parts they belong to."""
     part = _part(event.name, around)
     parts[part] += event.self_cpu_time_total / 1e6
     for inner in event.cpu_children:

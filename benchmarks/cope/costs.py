@@ -32,9 +32,8 @@ from benchmarks.cope.workloads import (
     upstream,
 )
 from benchmarks.measure import MEBIBYTE, medians, ratio
-from xcope.ops.biased.forms import flatten
-from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope import CopeInputs, cope_attention
+from xcope.ops.cope.cpu import walk
 
 LINEAR = 0.1  # growth by the factor of the lengths, give or take
 
@@ -221,9 +220,7 @@ def saturation(scale: Scale) -> Iterator[Saturation]:
 def saturated_share(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> float:
     """Share of the causal (query, key) pairs that the operator treated as saturated."""
     scale = q.shape[-1] ** -0.5
-    form, vectors = flatten(None)  # no bias
-    none = (None,) * 4  # no keys of the gates, no mixing, no mask, no documents
-    start = tiled.run(q, k, v, table, *none, vectors, form, scale, True, 0.0)[-1]
+    start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=table, scale=scale)).start
     seen = torch.arange(1, q.shape[2] + 1)  # by each query
     return float(torch.minimum(start, seen).sum() / seen.expand_as(start).sum())
 

@@ -18,7 +18,7 @@ from x_transformers.x_transformers import CoPE as UpstreamCoPE
 from benchmarks.measure import Work, peak_memory
 from xcope.modules import Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import tiled
+from xcope.ops.cope.cpu import walk
 from xcope.positions import Position
 
 HEADS, DIM = 8, 64
@@ -124,7 +124,7 @@ def forward_backward(attention: Attention, given: list[Tensor]) -> None:
 @contextmanager
 def without_numba() -> Iterator[None]:
     """Within, tiles are computed by torch operations only."""
-    with mock.patch.object(tiled, "compiled_body", return_value=None):
+    with mock.patch.object(walk, "compiled_body", return_value=None):
         yield
 
 

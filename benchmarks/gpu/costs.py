@@ -30,7 +30,7 @@ from benchmarks.measure import Timing, Work, timings
 from benchmarks.schemes.workloads import position
 from xcope.ops import fallback
 from xcope.ops.biased import biased_attention
-from xcope.ops.cope.gpu import attention as gpu
+from xcope.ops.cope import CopeInputs, gpu
 from xcope.positions import IndexBias, schemes
 
 SATURATED, UNSATURATED, UPSTREAM, TRAIN, DECODING = 1.5, 3.0, 30.0, 1.2, 1.1
@@ -218,7 +218,7 @@ def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
     from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
 
     q, k, v, table = given
-    call = triton.call_of(q, k, v, table, None, None, None, q.shape[-1] ** -0.5, True, 0.0)
+    inputs = CopeInputs(q=q, k=k, v=v, pos_emb=table, scale=q.shape[-1] ** -0.5)
     launch = tuning.launch
     launches: dict[str, Any] = {}
 
@@ -227,7 +227,8 @@ def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
         launch(name, tiles, grid, arguments)
 
     with mock.patch.object(triton, "launch", watched):
-        triton.backward(call, triton.forward(call), v.new_ones(*q.shape[:3], v.shape[3]))
+        saved = triton.forward(inputs)
+        triton.backward(torch.ones_like(saved.out), saved, inputs)
     return {
         f"{name}, {one}": partial(partial, launch, name, (one,), *rest)
         for name, (tiles, *rest) in launches.items()
