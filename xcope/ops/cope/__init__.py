@@ -103,7 +103,8 @@ def cope_attention(
         bias=bias,
         cu_seqlens=cu_seqlens,
     )
-    require_backend(backend, ["auto", *BACKENDS], "CoPE")
+    if backend != "auto":
+        require_backend(backend, ["auto", *BACKENDS], "CoPE")
     if by_definition(*inputs.named().values()):
         backend = "reference"
     if backend == "auto":
@@ -123,7 +124,8 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
     Raises:
         FlagError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``; an MPS device.
     """
-    inputs.require_nearest()
+    if inputs.soft_onehot:
+        inputs.require_sharp()
     if inputs.q.device.type == "mps":
         raise FlagError(
             "backend",
@@ -163,7 +165,8 @@ def cope_attention_triton(inputs: CopeInputs) -> Tensor:
         FlagError: neither a CUDA device nor Triton's interpreter; a soft one-hot with a
             temperature above ``MAX_TEMPERATURE``.
     """
-    inputs.require_nearest()
+    if inputs.soft_onehot:
+        inputs.require_sharp()
     device = inputs.q.device.type
     if device != "cuda" and not gpu.interpreted():
         raise FlagError(

@@ -75,58 +75,53 @@ class CopeInputs:
         """
         q, k, v, gate_k = autocast(q, k, v, gate_k)
         check_attention(q, k, v, mask)
-        if scale is None:
-            scale = q.shape[-1] ** -0.5
-        if mask is not None and mask.ndim == 2:
-            mask = mask[:, None, None, :]
-        inputs = cls(q=q, k=k, v=v, scale=scale, gate_k=gate_k, mask=mask, **others)
-        inputs._check()
-        return inputs
-
-    def _check(self) -> None:
-        """Of all but q, k, v and mask."""
-        q, k, e, (h, d) = self.q, self.k, self.pos_emb, (self.q.shape[1], self.q.shape[3])
+        inputs = cls(
+            q=q,
+            k=k,
+            v=v,
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            gate_k=gate_k,
+            mask=mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask,
+            **others,
+        )
+        e, head_mix, (h, d) = inputs.pos_emb, inputs.head_mix, (q.shape[1], q.shape[3])
         if e.ndim not in (2, 3) or e.shape[-1] != d:
             where = f"d = {number(d)} as in q {shape(q)}"
             raise FlagError("pos_emb", f"pos_emb {shape(e)} must be (p d) or (h p d) with {where}")
         if e.ndim == 3 and len(e) != h:
-            raise FlagError(
-                "pos_emb",
-                f"pos_emb {shape(e)} has {number(len(e))} tables, but q {shape(q)} has "
-                f"{number(h)} heads",
-            )
+            wrong = f"{number(len(e))} tables, but q {shape(q)} has {number(h)} heads"
+            raise FlagError("pos_emb", f"pos_emb {shape(e)} has {wrong}")
         if e.shape[-2] < 1:
-            raise FlagError(
-                "pos_emb",
-                f"pos_emb {shape(e)} has max_pos {number(e.shape[-2])}; it must be at least 1",
-            )
-        for name, t in (("pos_emb", e), ("gate_k", self.gate_k), ("head_mix", self.head_mix)):
+            wrong = f"max_pos {number(e.shape[-2])}; it must be at least 1"
+            raise FlagError("pos_emb", f"pos_emb {shape(e)} has {wrong}")
+        for name, t in (("pos_emb", e), ("gate_k", gate_k), ("head_mix", head_mix)):
             if t is not None and not t.is_floating_point():
                 raise FlagError(name, f"{name} must be floating point, but is {t.dtype}")
             if t is not None and t.device != q.device:
                 require_device(name, t, q)
-        if not self.soft_onehot_temp > 0:
-            wrong = f"soft_onehot_temp={number(self.soft_onehot_temp)} must be above 0"
+        if not inputs.soft_onehot_temp > 0:
+            wrong = f"soft_onehot_temp={number(inputs.soft_onehot_temp)} must be above 0"
             raise FlagError("soft_onehot_temp", wrong)
-        if self.gate_k is not None and self.gate_k.shape != k.shape:
-            wrong = f"gate_k {shape(self.gate_k)} must have the shape of k {shape(k)}"
+        if gate_k is not None and gate_k.shape != k.shape:
+            wrong = f"gate_k {shape(gate_k)} must have the shape of k {shape(k)}"
             raise FlagError("gate_k", wrong)
-        if self.head_mix is not None and self.head_mix.shape != (h, h):
-            wrong = f"head_mix {shape(self.head_mix)} must be ({number(h)} {number(h)})"
+        if head_mix is not None and head_mix.shape != (h, h):
+            wrong = f"head_mix {shape(head_mix)} must be ({number(h)} {number(h)})"
             raise FlagError("head_mix", wrong)
-        if self.bias is not None:
-            check_bias(self.bias, q, k)
-        if self.cu_seqlens is not None:
-            check_documents(self.cu_seqlens, q, k)
+        if inputs.bias is not None:
+            check_bias(inputs.bias, q, k)
+        if inputs.cu_seqlens is not None:
+            check_documents(inputs.cu_seqlens, q, k)
+        return inputs
 
     @property
     def sharpness(self) -> float:
         """Of the soft one-hot, 1 / temperature; 0: positions are interpolated."""
         return 1 / self.soft_onehot_temp if self.soft_onehot else 0.0
 
-    def require_nearest(self) -> None:
-        """Raise a `FlagError` where the two nearest integers are not all that matters."""
-        if self.soft_onehot and self.soft_onehot_temp > MAX_TEMPERATURE:
+    def require_sharp(self) -> None:
+        """Raise a `FlagError` where a soft one-hot weighs more than the two nearest integers."""
+        if self.soft_onehot_temp > MAX_TEMPERATURE:
             raise FlagError(
                 "soft_onehot_temp",
                 f"soft_onehot_temp={self.soft_onehot_temp} is above {MAX_TEMPERATURE}, where "

@@ -141,14 +141,14 @@ def _backward_in_tiles(
     dout: Tensor, saved: Sequence[Tensor], inputs: CopeInputs, of_bias: bool = False
 ) -> Tensors:
     """By name."""
+    kept = walk.Saved(*saved)
+    if all_finite(dout, kept.inverse, *inputs.named().values()):
+        return walk.backward(dout, kept, inputs, of_bias)
 
     def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
         return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
 
-    given = inputs.named()
-    if all_finite(dout, saved[2], *given.values()):
-        return tiled(dout, saved, given)
-    return repair(inputs).backward(dout, tuple(saved), tiled)
+    return repair(inputs).backward(dout, kept, tiled)
 
 
 def repair(inputs: CopeInputs) -> Repair:

@@ -116,42 +116,33 @@ def empty(inputs: CopeInputs) -> Saved:
 
 def forward(inputs: CopeInputs) -> Saved:
     heads, saved = sorted_heads(inputs), empty(inputs)
-    by_key_head = heads.q.shape[:3]
+    by_key_head, dv = heads.q.shape[:3], heads.v.shape[-1]
     for units, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
-            rows = _forward_rows(part, i0, i1, tiles)
-            inverse = finish(rows)
-            start = rows.start.clamp_(min=0)
-            for whole, value in zip(
-                saved, (rows.out, rows.m, inverse, rows.count, start), strict=True
-            ):
+            q = rows_of(part.q, i0, i1)
+            L, _, last = _table_logits(part, q, tiles[-1].j1 + 1 if tiles else 1)
+            rows = ForwardRows(
+                L=L,
+                last=last,
+                m=q.new_full(q.shape[:2], -torch.inf),
+                total=q.new_zeros(q.shape[:2]),
+                out=q.new_zeros(*q.shape[:2], dv),
+                count=q.new_zeros(q.shape[:2], dtype=torch.float64),
+                start=q.new_full(q.shape[:2], -1, dtype=torch.int32),
+            )
+            q = q * part.scale
+            for tile in reversed(tiles):  # from the diagonal to the start
+                s, _, a = _logits(part, q, tile)
+                if part.hidden is not None:
+                    part.mask(tile, s, a)
+                part.body.forward(s, a, rows, tile, part.sharpness)
+                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
+            inverse, start = finish(rows), rows.start.clamp_(min=0)
+            found = (rows.out, rows.m, inverse, rows.count, start)
+            for whole, value in zip(saved, found, strict=True):
                 place = whole.view(*by_key_head, *whole.shape[3:])[units, :, i0:i1]
                 place.copy_(value.view(place.shape))
     return saved
-
-
-def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> ForwardRows:
-    """One tile of queries against all the keys it sees, from the diagonal to the start."""
-    q = rows_of(heads.q, i0, i1)
-    u, R = q.shape[:2]
-    L, _, last = _table_logits(heads, q, tiles[-1].j1 + 1 if tiles else 1)
-    rows = ForwardRows(
-        L=L,
-        last=last,
-        m=q.new_full((u, R), -torch.inf),
-        total=q.new_zeros(u, R),
-        out=q.new_zeros(u, R, heads.v.shape[-1]),
-        count=q.new_zeros(u, R, dtype=torch.float64),
-        start=q.new_full((u, R), -1, dtype=torch.int32),
-    )
-    q = q * heads.scale
-    for tile in reversed(tiles):
-        s, _, a = _logits(heads, q, tile)
-        if heads.hidden is not None:
-            heads.mask(tile, s, a)
-        heads.body.forward(s, a, rows, tile, heads.sharpness)
-        rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
-    return rows
 
 
 def backward(
