@@ -44,7 +44,7 @@ def few_queries(q: Tensor, *tensors: Tensor | None) -> bool:
 
     An exported program does not: it is for any number of queries.
     """
-    return q.shape[2] <= FEW and not exporting() and not differentiated(q, *tensors)
+    return not exporting() and q.shape[2] <= FEW and not differentiated(q, *tensors)
 
 
 def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
