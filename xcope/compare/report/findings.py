@@ -129,7 +129,8 @@ def _steps(outcomes: Sequence[Outcome]) -> Statement:
 
 
 def _parameters(outcomes: Sequence[Outcome]) -> Statement:
-    counts = {bare_params(o.run.config) for o in outcomes}
+    configs = {repr((o.run.config.model, o.run.config.task)): o.run.config for o in outcomes}
+    counts = set(map(bare_params, configs.values()))
     known = sorted(count for count in counts if count is not None)
     if len(counts) == 1 and known:
         return Statement(
