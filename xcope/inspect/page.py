@@ -51,7 +51,7 @@ def page(trace: Trace, row: int = 0, title: str = "What attention looks at") -> 
         "title": escape(title),
         "style": _asset("page.css"),
         "data": "\n".join([_script("facts", "application/json", described), *numbers]),
-        "code": _asset("numbers.js") + _asset("page.js"),
+        "code": _asset("page.js"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("page.html"))
 

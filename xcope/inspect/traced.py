@@ -1,4 +1,4 @@
-"""What `xcope.inspect.trace` found, as named tensors.
+"""What `xcope.inspect.trace` found: named tensors, and each head in numbers and in a notebook.
 
 Shape notation: b batch, h query heads, i queries, j keys. Learned memories stand before the
 tokens, so that queries are the last i of the keys; query ``i`` of ``n`` is key ``j_total − n + i``.
@@ -6,10 +6,18 @@ tokens, so that queries are the last i of the keys; query ``i`` of ``n`` is key 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
+
+from xcope.inspect.labels import visible
+
+HEADS, TOKENS = 32, 40
+"""What a notebook shows at most: heads, and tokens before the last query."""
+HUE = "0 114 178"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,133 @@ class Trace:
         return (*(f"mem{m + 1}" for m in range(memories)), *self.labels[row])
 
     def _repr_html_(self) -> str:
-        from xcope.inspect.notebook import as_html  # noqa: PLC0415  it knows traces
+        return _as_html(self)
 
-        return as_html(self)
+
+@dataclass(frozen=True)
+class HeadSummary:
+    """A head in numbers, over all pairs of a query and a key that it sees.
+
+    Args:
+        layer: from 0.
+        head: from 0.
+        scheme: label of its schemes.
+        mean_gate: None without CoPE, as the next two.
+        counted: labels whose gates are widest open on average, with that average.
+        saturated: share of pairs at the last position of the table.
+        attended: labels that get most of a query's attention, with their mean share.
+        distance: how many tokens attention looks back on average.
+        bias: smallest and largest; None where nothing is added to the logits.
+    """
+
+    layer: int
+    head: int
+    scheme: str
+    mean_gate: float | None
+    counted: tuple[tuple[str, float], ...]
+    saturated: float | None
+    attended: tuple[tuple[str, float], ...]
+    distance: float
+    bias: tuple[float, float] | None
+
+
+def summary(trace: Trace, most: int = 3) -> list[HeadSummary]:
+    """Every head of every layer.
+
+    Args:
+        most: how many labels are named.
+    """
+    names, index = _keys(trace)
+    return [
+        _head(layer, number, head, names, index, most)
+        for number, layer in enumerate(trace.layers)
+        for head in range(len(layer.schemes))
+    ]
+
+
+def _keys(trace: Trace) -> tuple[list[str], Tensor]:
+    """The different labels, and which of them each key has, (b j)."""
+    rows = [trace.key_labels(row) for row in range(len(trace.ids))]
+    names = list(dict.fromkeys(label for row in rows for label in row))
+    number = {name: index for index, name in enumerate(names)}
+    return names, torch.tensor([[number[label] for label in row] for row in rows])
+
+
+def _head(
+    layer: LayerTrace, number: int, head: int, names: Sequence[str], index: Tensor, most: int
+) -> HeadSummary:
+    seen, attention = layer.seen[:, head], layer.attention[:, head].float()
+    of_label = torch.nn.functional.one_hot(index, len(names)).float()  # (b j labels)
+    pairs = torch.einsum("bij,bjl->l", seen.float(), of_label)
+    queries = seen.any(-1).sum().clamp(min=1)
+    attended = torch.einsum("bij,bjl->l", attention, of_label) / queries
+    i, j = seen.shape[-2:]
+    distance = torch.arange(j - i, j)[:, None] - torch.arange(j)
+    mean_gate = saturated = None
+    counted: tuple[tuple[str, float], ...] = ()
+    if layer.gates is not None and layer.saturated is not None and layer.max_pos[head] is not None:
+        gates = layer.gates[:, head].float()
+        opened = torch.einsum("bij,bjl->l", gates, of_label)
+        counted = _top(opened / pairs.clamp(min=1), names, most)
+        mean_gate = float(gates[seen].mean())
+        saturated = float(layer.saturated[:, head][seen].float().mean())
+    bias = None
+    if layer.bias is not None:
+        values = layer.bias.expand_as(layer.seen)[:, head][seen]
+        bias = (float(values.min()), float(values.max()))
+    return HeadSummary(
+        number, head, layer.schemes[head], mean_gate, counted, saturated,
+        _top(attended, names, most), float((attention * distance).sum() / queries), bias,
+    )  # fmt: skip
+
+
+def _top(values: Tensor, names: Sequence[str], most: int) -> tuple[tuple[str, float], ...]:
+    best = values.topk(min(most, len(names)))
+    return tuple((names[i], v) for v, i in zip(best.values.tolist(), best.indices, strict=True))
+
+
+def _as_html(trace: Trace, row: int = 0) -> str:
+    """A small table that needs nothing from elsewhere."""
+    heads = summary(trace)
+    lines = "".join(_line(trace, one, row) for one in heads[:HEADS])
+    left_out = len(heads) - HEADS
+    more = f"<p>… and {left_out} more heads: see <code>trace.layers</code></p>" * (left_out > 0)
+    texts, n = trace.ids.shape
+    return (
+        f"<p><b>Trace</b> of {texts} × {n} tokens, {len(trace.layers)} layers. The last tokens of "
+        f"text {row} as its last query sees them, shaded by gate (in heads without CoPE by the "
+        "root of attention); hold the pointer over one for its numbers.</p>"
+        '<table style="font-size:12px"><thead><tr><th>layer, head</th><th>scheme</th>'
+        "<th>mean gate</th><th>saturated</th><th>looks back</th><th>last query</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table>{more}"
+    )
+
+
+def _line(trace: Trace, one: HeadSummary, row: int) -> str:
+    layer = trace.layers[one.layer]
+    if layer.gates is None or layer.positions is None or one.mean_gate is None:
+        shades, places = layer.attention[row, one.head, -1].tolist(), None
+    else:
+        shades = layer.gates[row, one.head, -1].tolist()
+        places = layer.positions[row, one.head, -1].tolist()
+    labels = trace.key_labels(row)
+    spans = []
+    for key in range(max(0, len(labels) - TOKENS), len(labels)):
+        note, shade = f"attention {shades[key]:.3f}", shades[key] ** 0.5
+        if places is not None:
+            shade = shades[key]
+            note = f"gate {shades[key]:.2f}, position {places[key]:.2f}"
+        # 0.7: text stays readable on the darkest shade, in light and dark notebooks
+        spans.append(
+            f'<span title="{note}" style="background:rgb({HUE}/{0.7 * shade:.2f});'
+            f'padding:0 2px;margin:1px">{escape(visible(labels[key]))}</span>'
+        )
+    numbers = "".join(
+        f"<td>{'–' if value is None else format(value, '.2f')}</td>"
+        for value in (one.mean_gate, one.saturated)
+    )
+    return (
+        f"<tr><td>{one.layer}, {one.head}</td><td>{escape(one.scheme)}</td>{numbers}"
+        f"<td>{one.distance:.1f} tokens</td>"
+        f'<td style="text-align:left;font-family:monospace">{"".join(spans)}</td></tr>'
+    )
