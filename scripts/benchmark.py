@@ -31,10 +31,10 @@ from xcope.benchmark.cope.breakdown import breakdowns, buffers
 from xcope.benchmark.cope.curves import curves
 from xcope.benchmark.cope.saturation import saturation
 from xcope.benchmark.cope.variants import variants
-from xcope.benchmark.measure import processor, versions
 from xcope.benchmark.schemes import report as schemes_report
 from xcope.benchmark.schemes import workloads as schemes_workloads
 from xcope.benchmark.schemes.costs import costs
+from xcope.environment import TIMED, processor, versions
 from xcope.errors import FlagError
 from xcope.positions import parse, schemes
 
@@ -130,7 +130,7 @@ def command() -> str:
 def announce(threads: int) -> None:
     """Use so many threads, and say on what it runs."""
     torch.set_num_threads(threads)
-    print(f"{processor()}; threads: {threads}; {versions()}", flush=True)
+    print(f"{processor()}; threads: {threads}; {versions(TIMED)}", flush=True)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -28,12 +28,13 @@ from xcope.benchmark.gpu.compare import Case, reason
 from xcope.benchmark.gpu.curve import curve
 from xcope.benchmark.gpu.figures import Figures
 from xcope.benchmark.gpu.kernels import kernels
-from xcope.benchmark.gpu.measure import device_name, folder_name, versions
+from xcope.benchmark.gpu.measure import folder_name, versions
 from xcope.benchmark.gpu.model_cases import model_cases
 from xcope.benchmark.gpu.more import more
 from xcope.benchmark.gpu.processes import side_by_side
 from xcope.benchmark.gpu.record import OutOfTimeError, Record
 from xcope.benchmark.gpu.workloads import Bench
+from xcope.environment import device_name
 from xcope.errors import FlagError
 
 EXAMPLES = """

@@ -14,12 +14,11 @@ from rich.console import Console
 from xcope.compare import summarise, terminal_table
 from xcope.compare.report import svg
 from xcope.compare.report.curves import Line
-from xcope.compare.report.findings import Findings
+from xcope.compare.report.findings import Circumstances, Findings
 from xcope.compare.report.palette import looks
 from xcope.compare.report.wording import markdown
 from xcope.compare.report.write import write
 from xcope.compare.run.plan import folder_names
-from xcope.compare.run.versions import Circumstances
 
 LABELS = {
     "dollars": "$x$ costs $5_0$ \\frac",

@@ -8,9 +8,8 @@ import pytest
 from compare_runs import outcome
 
 from xcope.compare import Outcome, summarise
-from xcope.compare.report.findings import Findings
+from xcope.compare.report.findings import Circumstances, Findings
 from xcope.compare.report.page import breakable, page
-from xcope.compare.run.versions import Circumstances
 from xcope.config import load_config
 
 COMMAND = "python scripts/compare.py 'a & b.yaml' --out <here>"

@@ -8,12 +8,11 @@ from compare_runs import outcomes
 from matplotlib.image import imread
 
 from xcope.compare import Outcome, plan, summarise
-from xcope.compare.report.findings import Findings
+from xcope.compare.report.findings import Circumstances, Findings
 from xcope.compare.report.line_plots import plot_learning, plot_lengths, plot_positions
 from xcope.compare.report.markdown import report
 from xcope.compare.report.palette import looks
 from xcope.compare.report.plots import plot_splits
-from xcope.compare.run.versions import Circumstances
 from xcope.config import load_config
 
 

@@ -1,14 +1,12 @@
-"""Time side by side, peak memory in processes of their own, and what machine it was."""
+"""Time side by side, and peak memory in processes of their own."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -78,21 +76,3 @@ def peak_memory(warm: Work, work: Work, threads: int) -> int:
         raise RuntimeError(f"the measuring process ended with {process.exitcode}") from None
     finally:
         process.join()
-
-
-def processor() -> str:
-    """The name of this machine's processor and how many there are."""
-    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in cpus if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
-
-
-def versions() -> str:
-    """Of Python and of the packages that the figures depend on."""
-    found = {"Python": platform.python_version(), "torch": torch.__version__}
-    for package in ("numba", "x-transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return ", ".join(f"{name} {number}" for name, number in found.items())

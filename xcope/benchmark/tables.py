@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from xcope.benchmark.measure import processor, versions
+from xcope.environment import TIMED, processor, versions
 
 Cells = Sequence[object]
 
@@ -18,7 +18,7 @@ QUICK_RUN = "**A quick run: too short to judge the bars by.**"
 def machine(seconds: float) -> str:
     """On what it ran, and for how long, as a paragraph."""
     return (
-        f"{processor()}; threads: {torch.get_num_threads()}; {versions()}. The run took "
+        f"{processor()}; threads: {torch.get_num_threads()}; {versions(TIMED)}. The run took "
         f"{seconds / 60:.1f} minutes."
     )
 

@@ -8,11 +8,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.config import Config, build_task, check_data
+from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
 from xcope.training.device import accelerated, deterministic, seed_everything
@@ -230,7 +230,5 @@ def measure(state: TrainingState, task: Task, run: RunFolder) -> None:
         steps_per_second=state.step / state.seconds,
         evaluate_seconds=time.perf_counter() - began,
         peak_bytes=state.peak_bytes,
-        device=str(state.accelerator.device),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **noted(state.accelerator.device),
     )

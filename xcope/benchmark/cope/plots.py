@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from xcope.benchmark.cope.curves import Point
 from xcope.benchmark.cope.saturation import Saturation
 from xcope.benchmark.pictures import COLOURS, INK, plain
-from xcope.png import save
+from xcope.plotting import save_png
 
 
 def plot_curves(points: Sequence[Point], path: Path) -> None:
@@ -36,7 +36,7 @@ def plot_curves(points: Sequence[Point], path: Path) -> None:
         panels[0].plot(n, [1000 * p.seconds for p in mine], **style)
         panels[1].plot(n, [p.mebibytes for p in mine], **style)
     panels[0].legend(frameon=False, fontsize=10)
-    save(figure, path)
+    save_png(figure, path)
 
 
 def plot_saturation(found: Sequence[Saturation], path: Path) -> None:
@@ -59,4 +59,4 @@ def plot_saturation(found: Sequence[Saturation], path: Path) -> None:
     panel.set_xlabel("saturated (query, key) pairs, %")
     panel.set_ylabel("time over SDPA")
     plain(panel)
-    save(figure, path)
+    save_png(figure, path)

@@ -7,12 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from xcope.benchmark import measure
+from xcope import environment
 from xcope.benchmark.gpu.compare import reason
 from xcope.benchmark.measure import Work
 
@@ -100,11 +99,6 @@ def peak_memory(device: torch.device, work: Work) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else measure.processor()
-
-
 def folder_name(device: torch.device) -> str:
     """For a folder: ``h100-80gb-hbm3``, or ``cpu``."""
     if device.type != "cuda":
@@ -115,11 +109,5 @@ def folder_name(device: torch.device) -> str:
 
 def versions() -> str:
     """Of what the figures depend on."""
-    found = [measure.versions()]
-    try:
-        found.append(f"triton {version('triton')}")
-    except PackageNotFoundError:
-        found.append("triton not installed")
-    if torch.version.cuda is not None:
-        found.append(f"CUDA {torch.version.cuda}")
-    return ", ".join(found)
+    found = environment.versions((*environment.TIMED, "triton"))
+    return found if torch.version.cuda is None else f"{found}, CUDA {torch.version.cuda}"

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from xcope.benchmark.gpu.figures import MILLISECONDS, Figure
 from xcope.benchmark.pictures import COLOURS, INK, plain
-from xcope.png import save
+from xcope.plotting import save_png
 
 FOUR = (*COLOURS, "#009E73")
 
@@ -32,7 +32,7 @@ def plot_curve(figures: Sequence[Figure], path: Path) -> None:
         for panel, points in ((time, times), (memory, peaks)):
             panel.plot([n for n, _ in points], [y for _, y in points], **style)
     time.legend(frameon=False, fontsize=10)
-    save(canvas, path)
+    save_png(canvas, path)
 
 
 def _frame(panel: Axes, title: str, lengths: Sequence[int]) -> None:

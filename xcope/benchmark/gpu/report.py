@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from xcope.benchmark.gpu.compare import FACTOR, FLOORS, Compared
 from xcope.benchmark.gpu.figures import Figure, milliseconds
-from xcope.benchmark.gpu.measure import device_name, versions
+from xcope.benchmark.gpu.measure import versions
 from xcope.benchmark.gpu.plots import plot_curve
 from xcope.benchmark.gpu.record import Record, worst
-from xcope.benchmark.measure import processor
 from xcope.benchmark.tables import table
+from xcope.environment import device_name, processor
 
 QUICK_RUN = "**A quick run: whether it works, not what it costs.**"
 

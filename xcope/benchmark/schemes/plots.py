@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from xcope.benchmark.pictures import COLOURS, INK, plain
 from xcope.benchmark.schemes.costs import MEMORY_LIMIT, Cost
-from xcope.png import save
+from xcope.plotting import save_png
 
 
 def plot_costs(costs: Sequence[Cost], path: Path) -> None:
@@ -30,7 +30,7 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     panels[0].set_yticks(range(len(costs)), [c.scheme for c in costs])
     panels[0].set_ylim(len(costs) - 0.4, -0.6)
     panels[0].legend(loc="lower right", frameon=False, fontsize=9)
-    save(figure, path)
+    save_png(figure, path)
 
 
 def _bars(

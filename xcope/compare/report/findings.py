@@ -10,9 +10,34 @@ from xcope.compare.report.wording import words
 from xcope.compare.run.protocol import Statement, protocol
 from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick
-from xcope.compare.run.versions import Circumstances
 from xcope.compare.stats.summary import Summary
 from xcope.config import Config
+from xcope.environment import system
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How a comparison was run.
+
+    Args:
+        command: what to type to run it again.
+        device: ``cpu`` or ``cuda``.
+        jobs: runs side by side.
+        threads: torch threads of each run.
+    """
+
+    command: str
+    device: str
+    jobs: int
+    threads: int
+
+    @property
+    def machine(self) -> str:
+        """Device, runs side by side, cores."""
+        return (
+            f"device {self.device}; {self.jobs} runs at a time, torch threads of each: "
+            f"{self.threads}; {system()}"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from xcope.compare.report.palette import FAINT, INK, Look, looks
 from xcope.compare.report.plots import COLUMNS, DPI, plain
 from xcope.compare.report.wording import PERCENT, in_picture, words
 from xcope.compare.stats.summary import Summary
-from xcope.png import save
+from xcope.plotting import save_png
 
 PANEL = (3.6, 3.2)
 
@@ -111,4 +111,4 @@ def _finish(figure: Figure, panel: Axes, path: Path) -> None:
     panel.margins(x=0.01)
     if panel.lines:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    save(figure, path, DPI)
+    save_png(figure, path, DPI)

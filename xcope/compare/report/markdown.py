@@ -12,10 +12,10 @@ from xcope.compare.report.notes import about_costs, about_results, about_test
 from xcope.compare.report.wording import NOTHING, interval_text, markdown, words
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.tuning import Candidate, Pick
-from xcope.compare.run.versions import versions
 from xcope.compare.stats.costs import costs
 from xcope.compare.stats.summary import Row, Summary, spread_text
 from xcope.config import Config, build_task
+from xcope.environment import versions
 
 SETTINGS = {
     "model": ("dim", "depth", "heads"),
@@ -187,7 +187,7 @@ def _again(found: Findings) -> Iterator[str]:
     tuning = "; [tuning.csv](tuning.csv)" if found.picks else ""
     yield "\n".join(
         [
-            f"- {', '.join(versions())}",
+            f"- {versions()}",
             f"- {found.how.machine}",
             "- [report.html](report.html): the same as one page, with every run's config; "
             "[summary.csv](summary.csv): means, intervals, tests; [results.csv](results.csv): "

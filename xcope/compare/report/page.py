@@ -21,10 +21,10 @@ from xcope.compare.report.wording import interval_text, words
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick
-from xcope.compare.run.versions import versions
 from xcope.compare.stats.costs import costs
 from xcope.compare.stats.summary import Row, Summary, spread_text
 from xcope.config import build_task
+from xcope.environment import versions
 
 
 def breakable(label: str) -> Markup:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from xcope.compare.report.palette import FAINT, INK, looks
 from xcope.compare.report.wording import PERCENT, in_picture, words
 from xcope.compare.stats.summary import Summary
-from xcope.png import save
+from xcope.plotting import save_png
 
 COLUMNS, DPI = 3, 140
 
@@ -35,7 +35,7 @@ def plot_splits(summary: Summary, path: Path) -> None:
     figure.suptitle(
         f"{in_picture(words(summary.task))}: {summary.unit} (lower is better)", color=INK
     )
-    save(figure, path, DPI)
+    save_png(figure, path, DPI)
 
 
 def _bars(panel: Axes, summary: Summary, split: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from xcope.compare.report.findings import Findings
+from xcope.compare.report.findings import Circumstances, Findings
 from xcope.compare.report.write import write
 from xcope.compare.run.display import Display, display
 from xcope.compare.run.errors import CompareError, CompareInterruptedError
@@ -19,7 +19,6 @@ from xcope.compare.run.plan import Run, plan
 from xcope.compare.run.pool import run_all
 from xcope.compare.run.results import Outcome, outcome
 from xcope.compare.run.tuning import Pick, picks, plan_tuning, with_picks
-from xcope.compare.run.versions import Circumstances
 from xcope.compare.stats.summary import Summary, summarise
 from xcope.config import Config, check_data, expand_sweep, expand_tuning
 from xcope.reading import read_text
