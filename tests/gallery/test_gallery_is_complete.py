@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import xcope
-from xcope.gallery.write import pages
+from gallery.pages import pages
 from xcope.positions import parse
 
 ROOT = Path(__file__).parents[2]

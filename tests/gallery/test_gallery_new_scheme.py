@@ -16,9 +16,10 @@ from typing import ClassVar
 
 import pytest
 
+from gallery.examples import described, meanings
+from gallery.pages import pages
+from gallery.pictures import write_pictures
 from xcope.errors import FlagError
-from xcope.gallery.docstring import described, meanings
-from xcope.gallery.write import pages, write_pictures
 from xcope.positions import Slot, registry
 from xcope.positions.alibi import Alibi
 

@@ -14,9 +14,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from xcope.gallery.example import GEOMETRY, built
-from xcope.gallery.style import BLUE, FAINT, INK, RISING, Panel, scale
+from gallery.examples import GEOMETRY, built
+from gallery.panel import RISING, Panel, scale
 from xcope.ops.cope import positions
+from xcope.plotting import BLUE, FAINT, INK
 from xcope.positions import IndexBias, Rotation, Scheme
 from xcope.positions.cope import CoPE
 

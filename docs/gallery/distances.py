@@ -1,4 +1,4 @@
-"""Schemes of the rotation slot: what is left of q·k at a distance."""
+"""Schemes of the input, rotation and bias slots: what they do at a distance of query and key."""
 
 from __future__ import annotations
 
@@ -10,23 +10,61 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from xcope.gallery.example import GEOMETRY, TRAINED_LEN, built
-from xcope.gallery.style import (
-    BLUE,
-    GREY,
-    MAX_DISTANCE,
-    ORANGE,
-    SIGNED,
-    Panel,
-    legend,
-    log_distance,
-    scale,
-)
+from gallery.examples import GEOMETRY, TRAINED_LEN, built
+from gallery.panel import MAX_DISTANCE, SIGNED, Panel, legend, log_distance, scale, shades
+from xcope.plotting import BLUE, GREY, ORANGE
 from xcope.positions import Scheme, scheme
 
 PLAIN = "rotary"
-"""The scheme of this slot that the others are compared with."""
+"""The rotation that the others are compared with."""
 VECTORS = 64
+"""Random queries, over which a rotation's kernel is a mean."""
+LARGE = 100.0
+"""Biases beyond it are shown on a logarithmic axis."""
+
+
+# -- input ---------------------------------------------------------------------------------------
+
+
+def input_panels(one: Scheme) -> list[Panel]:
+    """The kernel against the distance, and the vectors."""
+    vectors = added(one)
+
+    def draw_likeness(axes: Axes) -> None:
+        axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
+        axes.plot(likeness(vectors).numpy(), color=BLUE, linewidth=1.6)
+        axes.set_xlim(-4, len(vectors))
+
+    def draw_vectors(axes: Axes) -> None:
+        most = float(vectors.abs().max())
+        shown = vectors.numpy()
+        image = axes.imshow(
+            shown, SIGNED, aspect="auto", vmin=-most, vmax=most, interpolation="nearest"
+        )
+        scale(axes, image)
+        axes.grid(visible=False)
+
+    return [
+        Panel("likeness of two places, ⟨e_i, e_j⟩ / ⟨e_i, e_i⟩", draw_likeness, "distance i − j"),
+        Panel("what is added", draw_vectors, "channel", "place"),
+    ]
+
+
+def added(one: Scheme) -> Tensor:
+    """The vectors of all places up to ``max_seq_len``, (n dim)."""
+    with torch.no_grad():
+        vectors: Tensor = built(one)(torch.zeros(1, GEOMETRY.max_seq_len, dtype=torch.long))
+    return vectors.reshape(-1, GEOMETRY.dim)
+
+
+def likeness(vectors: Tensor) -> Tensor:
+    """⟨e_i, e_j⟩ averaged over the pairs of each distance, over its value at distance 0; (n)."""
+    products = vectors @ vectors.mT
+    mean = torch.stack([products.diagonal(-distance).mean() for distance in range(len(vectors))])
+    return mean / mean[0]
+
+
+# -- rotation ------------------------------------------------------------------------------------
 
 
 def rotation_panels(one: Scheme) -> list[Panel]:
@@ -137,3 +175,55 @@ def _on_linear(draw: Callable[[Axes], None]) -> Callable[[Axes], None]:
 
 def _numpy(*tensors: Tensor) -> list[Any]:
     return [tensor.numpy() for tensor in tensors]
+
+
+# -- bias ----------------------------------------------------------------------------------------
+
+
+def bias_panels(one: Scheme) -> list[Panel]:
+    """The bias, and the share of attention within a distance where q·k is the same everywhere."""
+    module = built(one)
+    far = bias(module, MAX_DISTANCE)
+    near = bias(module, TRAINED_LEN - 1)
+    # a query near the start may see other biases at the same distances
+    moves = not torch.allclose(near, far[:, : near.shape[-1]], atol=1e-4)
+
+    def draw_bias(axes: Axes) -> None:
+        for h, colour in enumerate(shades(len(far))):
+            axes.plot(far[h].numpy(), color=colour, linewidth=1.5, label=f"head {h + 1}")
+            if moves:
+                axes.plot(near[h].numpy(), color=colour, linewidth=1.1, linestyle=":")
+        log_distance(axes)
+        if far.abs().max() > LARGE:
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_ylim(min(1.3 * float(far.min()), -0.5), max(1.3 * float(far.max()), 0.5))
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+            axes.minorticks_off()
+        legend(axes, columns=2)
+
+    def draw_share(axes: Axes) -> None:
+        within = far.softmax(-1).cumsum(-1)
+        uniform = torch.arange(1, far.shape[-1] + 1) / far.shape[-1]
+        axes.plot(uniform.numpy(), color=GREY, linewidth=1, linestyle="--", label="without bias")
+        for share, colour in zip(within, shades(len(far)), strict=True):
+            axes.plot(share.numpy(), color=colour, linewidth=1.5)
+        log_distance(axes)
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
+        legend(axes)
+
+    title = "bias of each head"
+    if moves:
+        title += f", query at place {MAX_DISTANCE} (line), {TRAINED_LEN - 1} (dots)"
+    return [
+        Panel(title, draw_bias, "distance i − j"),
+        Panel("attention up to a distance, if q·k is 0", draw_share, "distance i − j"),
+    ]
+
+
+def bias(module: Any, last: int) -> Tensor:
+    """b at distances 0 … ``last`` of one query at place ``last``, (h last + 1)."""
+    k_pos = torch.arange(last + 1)
+    with torch.no_grad():
+        dense: Tensor = module.dense(k_pos[-1:], k_pos)
+    return dense.reshape(-1, last + 1).flip(-1)

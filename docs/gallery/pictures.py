@@ -8,13 +8,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from xcope.gallery.attends import attend_panels, nothing_panels
-from xcope.gallery.biases import bias_panels
-from xcope.gallery.example import beginning, numbers
-from xcope.gallery.inputs import input_panels
-from xcope.gallery.rotations import rotation_panels
-from xcope.gallery.style import GREY, INK, Panel, show, show_small
-from xcope.plotting import save_png
+from gallery.distances import bias_panels, input_panels, rotation_panels
+from gallery.examples import beginning, named, numbers
+from gallery.panel import Panel, show, show_small
+from gallery.sentence import attend_panels, nothing_panels
+from xcope.plotting import GREY, INK, save_png
 from xcope.positions import Scheme, Slot
 
 COLUMNS = 4
@@ -26,6 +24,24 @@ PANELS = {
     Slot.BIAS: bias_panels,
     Slot.ATTEND: attend_panels,
 }
+
+
+def write_pictures(out: Path, root: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write the pictures of these schemes, or of all, and then the contact sheet; the files.
+
+    Raises:
+        FlagError: an unknown name; a scheme without a YAML file.
+    """
+    examples = named(names, root / "configs")
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for one in examples:
+        draw(one, out / f"{one.name}.png")
+        files.append(out / f"{one.name}.png")
+    if not names:
+        contact_sheet(examples, out / "contact-sheet.png")
+        files.append(out / "contact-sheet.png")
+    return files
 
 
 def panels(one: Scheme) -> list[Panel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Sequence
 
-from xcope.gallery.markdown import code, table
+from xcope.markdown import code, table
 from xcope.positions import Scheme, Slot, clash
 
 WHERE = {
@@ -90,7 +90,7 @@ def _pairs(chosen: Sequence[Scheme]) -> Iterator[str]:
     rows = [
         (str(n), code(one.name), *(cell(one, other) for other in chosen)) for n, one in numbered
     ]
-    yield table(("", "", *(str(n) for n, _ in numbered)), rows, centred=True)
+    yield table(("", "", *(str(n) for n, _ in numbered)), rows, "--c")
     yield "\n".join(f"- {letter}: {reason}" for reason, letter in letters.items())
 
 
