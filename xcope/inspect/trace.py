@@ -1,8 +1,8 @@
 """Run a model once and keep what its attention computed.
 
 Attention runs with its logits materialised (`xcope.modules.seam.logits_kept`), and hooks note what
-each layer worked with. Only gates, and biases of places, are computed a second time, from the same
-inputs.
+each layer works with. Only biases of places, and what schemes tell of themselves, are computed a
+second time, from the same inputs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,9 @@ from torch import Tensor, nn
 
 from xcope.inspect.traced import LayerTrace, Trace
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper, seam
-from xcope.modules.attend import Call, Part, dense_of
-from xcope.ops.cope import positions
+from xcope.modules.attention import LayerCall, Part, bias_of, turned
 from xcope.ops.inputs import require
-from xcope.positions import Plan
-from xcope.positions.cope import CoPE
+from xcope.positions import AttendInputs, Plan
 
 
 @torch.no_grad()
@@ -122,29 +121,31 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What CoPE did with a group of heads; each (b h i j)."""
+class Noted:
+    """What a module of the attend slot did in one call; each (b h i j).
 
-    gates: Tensor
-    positions: Tensor
-    bias: Tensor
+    Args:
+        maps: its `xcope.positions.AttendModule.trace`.
+        added: what it added to the logits; None: a bias that the layer added for it.
+    """
+
+    maps: dict[str, Tensor]
+    added: Tensor | None
 
 
 @contextmanager
 def recorded(model: Any) -> Iterator[list[LayerTrace]]:
     """Within, every call of a self-attention layer adds its trace to the list."""
     layers: list[LayerTrace] = []
-    plan: Plan = model.plan
     with ExitStack() as stack:
         stack.enter_context(seam.logits_kept(model.attn_layers))
         for index, attention in enumerate(seam.self_attentions(model.attn_layers)):
-            attend = attention.attend
-            counted: dict[nn.Module, Counted] = {}
+            attend, noted = attention.attend, dict[nn.Module, Noted]()
             for part in attend.parts:
-                if part.cope is not None:
-                    stack.enter_context(_hook(part.cope, _cope_hook(counted)))
-            schemes = labels_of_heads(plan, index, attend.parts)
-            stack.enter_context(_hook(attend, _attend_hook(layers, schemes, counted)))
+                if part.attend is not None:
+                    stack.enter_context(_hook(part.attend, partial(_note, noted)))
+            schemes = schemes_of_heads(model.plan, index, attend.parts)
+            stack.enter_context(_hook(attend, partial(_keep, layers, schemes, noted)))
         yield layers
 
 
@@ -157,7 +158,7 @@ def _hook(module: nn.Module, function: Callable[..., None]) -> Iterator[None]:
         handle.remove()
 
 
-def labels_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str, ...]:
+def schemes_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str, ...]:
     """The schemes of each head of attention layer ``index``, in the order of its heads."""
     groups = dict.fromkeys(plan.layers[index % len(plan.layers)])
     labels = [Plan(((group,),)).label() for group in groups]
@@ -166,85 +167,99 @@ def labels_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str,
     )
 
 
-def _cope_hook(counted: dict[nn.Module, Counted]) -> Callable[..., None]:
-    def hook(cope: CoPE, args: Any, kwargs: Any, bias: Tensor) -> None:
-        gates = gates_of(cope, *args)
-        counted[cope] = Counted(gates, positions(gates, cope.max_pos), bias)
-
-    return hook
+def _note(
+    noted: dict[nn.Module, Noted], module: Any, args: Any, kwargs: Any, added: Tensor
+) -> None:
+    noted[module] = Noted(module.trace(*args), added)
 
 
-def gates_of(cope: CoPE, query: Tensor, attn_logits: Tensor) -> Tensor:
-    """g_ij as `CoPE.forward` makes them from the same arguments, (b h i j)."""
-    logits, seen = cope.gate_logits(query, attn_logits)
-    return logits.sigmoid().masked_fill(~seen, 0.0)
-
-
-def _attend_hook(
-    layers: list[LayerTrace], schemes: tuple[str, ...], counted: dict[nn.Module, Counted]
-) -> Callable[..., None]:
-    def hook(attend: Any, args: Any, kwargs: Any, output: Any) -> None:
-        _, inter = output
-        logits = inter.qk_similarities
-        j = logits.shape[-1]
-        # a learned sink stands before the keys
-        seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
-        attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
-        parts: tuple[Part, ...] = attend.parts
-        found = [None if part.cope is None else counted.pop(part.cope) for part in parts]
-        call = seam.call_of(kwargs.get("flash_pack_seq_kwargs"), kwargs.get("attn_bias"))
-        bias = _bias(parts, call, found, logits)
-        gates = _of_heads(parts, [None if one is None else one.gates for one in found], torch.nan)
-        pos = _of_heads(parts, [None if one is None else one.positions for one in found], torch.nan)
-        tables = [None if part.cope is None else part.cope.max_pos for part in parts]
-        max_pos = tuple(
-            size for part, size in zip(parts, tables, strict=True) for _ in range(part.heads)
+def _keep(
+    layers: list[LayerTrace],
+    schemes: tuple[str, ...],
+    noted: dict[nn.Module, Noted],
+    attend: Any,
+    args: Any,
+    kwargs: Any,
+    output: Any,
+) -> None:
+    """Make a layer's trace of what its attention was given, and of what it gave back."""
+    _, inter = output
+    logits = inter.qk_similarities
+    j = logits.shape[-1]
+    # a learned sink stands before the keys
+    seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
+    attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
+    parts: tuple[Part, ...] = attend.parts
+    call = seam.call_of(kwargs)
+    found: list[Noted | None] = []
+    first = 0
+    for index, part in enumerate(parts):
+        heads = slice(first, first + part.heads)
+        first += part.heads
+        one = None if part.attend is None else noted.pop(part.attend, None)
+        if part.attend is not None and one is None and call is not None:
+            # nothing has called it: the layer wrote out what it adds, see `AttendModule.terms`
+            q, keys = args[0][:, heads], args[1].shape[2]
+            q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], keys, q.shape[3]), None)
+            left = None if call.remembered is None else call.remembered[index]
+            inputs = AttendInputs(scale=attend.scale or q.shape[-1] ** -0.5, remembered=left)
+            given = (q, logits[:, heads], seen[:, heads], inputs.of_keys(j))
+            one = Noted(part.attend.trace(*given), None)
+        found.append(one)
+    maps = {
+        name: _of_heads(parts, [one.maps.get(name) if one else None for one in found], torch.nan)
+        for name in dict.fromkeys(name for one in found if one for name in one.maps)
+    }
+    layers.append(
+        LayerTrace(
+            schemes,
+            logits.cpu(),
+            seen.cpu(),
+            attention.cpu(),
+            _bias(parts, call, [one.added if one else None for one in found], logits),
+            gates=maps.pop("gates", None),
+            positions=maps.pop("positions", None),
+            max_pos=tuple(
+                getattr(part.attend, "max_pos", None) if one and "positions" in one.maps else None
+                for part, one in zip(parts, found, strict=True)
+                for _ in range(part.heads)
+            ),
+            maps={name: table for name, table in maps.items() if table is not None},
         )
-        bias, gates, pos = (None if t is None else t.cpu() for t in (bias, gates, pos))
-        layers.append(
-            LayerTrace(
-                schemes, logits.cpu(), seen.cpu(), attention.cpu(), bias, gates, pos, max_pos
-            )
-        )
-
-    return hook
+    )
 
 
 def _bias(
-    parts: Sequence[Part], call: Any, found: Sequence[Counted | None], logits: Tensor
+    parts: Sequence[Part],
+    call: LayerCall | None,
+    added: Sequence[Tensor | None],
+    logits: Tensor,
 ) -> Tensor | None:
-    """All that is added to the logits (b h i j); without b where it is the same for all."""
+    """All that is added to the logits, (b h i j), or (h i j) where it is the same for all."""
     i, j = logits.shape[-2:]
-    placed = isinstance(call, Call)
-    pieces = [
-        _sum(dense_of(part, call, i, j) if placed else None, None if one is None else one.bias)
-        for part, one in zip(parts, found, strict=True)
-    ]
-    bias = _of_heads(parts, pieces, 0.0)
-    if not placed or call.bias is None:
-        return bias
-    # what the caller added does not know of x-transformers' key of zeros before the others
-    return _sum(bias, F.pad(call.bias, (j - call.bias.shape[-1], 0)).expand_as(logits))
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+    biases = [_of_heads(parts, added, 0.0)]
+    if call is not None:
+        biases.append(bias_of(parts, call, i, j))
+        if call.bias is not None:
+            # it does not know of x-transformers' key of zeros before the others
+            biases.append(F.pad(call.bias, (j - call.bias.shape[-1], 0)).expand_as(logits))
+    given = [bias.cpu() for bias in biases if bias is not None]
+    return sum(given[1:], given[0]) if given else None
 
 
 def _of_heads(
     parts: Sequence[Part], pieces: Sequence[Tensor | None], without: float
 ) -> Tensor | None:
-    """(… h i j) of each group as one tensor, ``without`` in groups that have none."""
-    given = [piece for piece in pieces if piece is not None]
-    if not given:
+    """(b h i j) of each group as one tensor on the CPU, ``without`` in groups that have none."""
+    given = next((piece for piece in pieces if piece is not None), None)
+    if given is None:
         return None
-    widest = max(given, key=lambda piece: piece.ndim)
-    batch, size = widest.shape[:-3], widest.shape[-2:]
-    empty = widest.new_full((), without)
+    b, _, i, j = given.shape
+    empty = torch.tensor(without)
     return torch.cat(
         [
-            (empty if piece is None else piece).expand(*batch, part.heads, *size)
+            (empty if piece is None else piece.cpu()).expand(b, part.heads, i, j)
             for part, piece in zip(parts, pieces, strict=True)
         ],
-        dim=-3,
+        dim=1,
     )

@@ -6,8 +6,8 @@ tokens, so that queries are the last i of the keys; query ``i`` of ``n`` is key 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 import torch
@@ -32,12 +32,14 @@ class LayerTrace:
         logits: scale · q·k, of turned queries and keys where a scheme turns them, (b h i j).
         seen: bool, whether the query may attend to the key, (b h i j).
         attention: (b h i j), 0 where not seen.
-        bias: all that is added to the logits, from places and from CoPE's table, (b h i j), or
+        bias: all that is added to the logits, by schemes and by who called the model, (b h i j), or
             (h i j) where it is the same for every row of the batch; None: nothing is added.
-        gates: CoPE's g_ij, (b h i j), 0 where not seen, NaN in heads without CoPE; None: no head
-            has it.
-        positions: CoPE's p_ij, as ``gates``.
-        max_pos: size of each head's table; None in heads without CoPE.
+        gates: g_ij of schemes that have gates, as CoPE, (b h i j), 0 where not seen, NaN in heads
+            without; None: no head has any.
+        positions: p_ij that the gates are counted to, as ``gates``.
+        max_pos: size of each head's table of positions; None in heads without.
+        maps: what else schemes tell of themselves (`xcope.positions.AttendModule.trace`), each
+            (b h i j), NaN in heads whose scheme has no such map.
     """
 
     schemes: tuple[str, ...]
@@ -48,21 +50,35 @@ class LayerTrace:
     gates: Tensor | None
     positions: Tensor | None
     max_pos: tuple[int | None, ...]
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def saturated(self) -> Tensor | None:
         """bool (b h i j): seen keys whose position is the table's last, p_ij ≥ max_pos − 1."""
-        if self.positions is None:
+        if self.positions is None or not any(self.max_pos):
             return None
         last = torch.tensor([torch.inf if p is None else p - 1 for p in self.max_pos])
         return (self.positions >= last[:, None, None]) & self.seen
 
     @property
     def named(self) -> dict[str, Tensor]:
-        """Name → tensor, of those that the layer has."""
+        """Name → tensor, of those that the layer has, ``maps`` included."""
         names = ("logits", "seen", "attention", "bias", "gates", "positions", "saturated")
         found = {name: getattr(self, name) for name in names}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {n: t for n, t in found.items() if t is not None} | dict(self.maps)
+
+    def counts(self, head: int) -> bool:
+        """Whether the head counts gates to the positions of a table, as CoPE does."""
+        return self.gates is not None and self.max_pos[head] is not None
+
+    def further_maps(self, row: int, head: int) -> dict[str, Tensor]:
+        """Name → (i j), what a head's scheme tells of itself beside counting to a table."""
+        maps = {} if self.counts(head) else {"gates": self.gates, "positions": self.positions}
+        return {
+            name: table[row, head]
+            for name, table in (maps | dict(self.maps)).items()
+            if table is not None and not table[row, head].isnan().all()
+        }
 
 
 @dataclass(frozen=True)
@@ -96,9 +112,9 @@ class HeadSummary:
         layer: from 0.
         head: from 0.
         scheme: label of its schemes.
-        mean_gate: None without CoPE, as the next two.
+        mean_gate: None without gates.
         counted: labels whose gates are widest open on average, with that average.
-        saturated: share of pairs at the last position of the table.
+        saturated: share of pairs at the last position of the table; None without one.
         attended: labels that get most of a query's attention, with their mean share.
         distance: how many tokens attention looks back on average.
         bias: smallest and largest; None where nothing is added to the logits.
@@ -149,11 +165,12 @@ def _head(
     distance = torch.arange(j - i, j)[:, None] - torch.arange(j)
     mean_gate = saturated = None
     counted: tuple[tuple[str, float], ...] = ()
-    if layer.gates is not None and layer.saturated is not None and layer.max_pos[head] is not None:
+    if layer.gates is not None and not layer.gates[:, head].isnan().all():
         gates = layer.gates[:, head].float()
         opened = torch.einsum("bij,bjl->l", gates, of_label)
         counted = _top(opened / pairs.clamp(min=1), names, most)
         mean_gate = float(gates[seen].mean())
+    if layer.counts(head) and layer.saturated is not None:
         saturated = float(layer.saturated[:, head][seen].float().mean())
     bias = None
     if layer.bias is not None:
@@ -179,7 +196,7 @@ def _as_html(trace: Trace, row: int = 0) -> str:
     texts, n = trace.ids.shape
     return (
         f"<p><b>Trace</b> of {texts} × {n} tokens, {len(trace.layers)} layers. The last tokens of "
-        f"text {row} as its last query sees them, shaded by gate (in heads without CoPE by the "
+        f"text {row} as its last query sees them, shaded by gate (in heads without gates by the "
         "root of attention); hold the pointer over one for its numbers.</p>"
         '<table style="font-size:12px"><thead><tr><th>layer, head</th><th>scheme</th>'
         "<th>mean gate</th><th>saturated</th><th>looks back</th><th>last query</th></tr></thead>"
@@ -188,19 +205,21 @@ def _as_html(trace: Trace, row: int = 0) -> str:
 
 
 def _line(trace: Trace, one: HeadSummary, row: int) -> str:
-    layer = trace.layers[one.layer]
-    if layer.gates is None or layer.positions is None or one.mean_gate is None:
-        shades, places = layer.attention[row, one.head, -1].tolist(), None
-    else:
+    layer, labels = trace.layers[one.layer], trace.key_labels(row)
+    attention = layer.attention[row, one.head, -1]
+    shades, noted = attention.sqrt().tolist(), {"attention {:.3f}": attention.tolist()}
+    if layer.gates is not None and one.mean_gate is not None:
         shades = layer.gates[row, one.head, -1].tolist()
-        places = layer.positions[row, one.head, -1].tolist()
-    labels = trace.key_labels(row)
+        noted = {"gate {:.2f}": shades}
+    if layer.positions is not None and layer.counts(one.head):
+        noted["position {:.2f}"] = layer.positions[row, one.head, -1].tolist()
+    for name, table in layer.further_maps(row, one.head).items():
+        if name != "gates":
+            noted[escape(name) + " {:.3g}"] = table[-1].tolist()
     spans = []
     for key in range(max(0, len(labels) - TOKENS), len(labels)):
-        note, shade = f"attention {shades[key]:.3f}", shades[key] ** 0.5
-        if places is not None:
-            shade = shades[key]
-            note = f"gate {shades[key]:.2f}, position {places[key]:.2f}"
+        shade = shades[key]
+        note = ", ".join(words.format(values[key]) for words, values in noted.items())
         # 0.7: text stays readable on the darkest shade, in light and dark notebooks
         spans.append(
             f'<span title="{note}" style="background:rgb({HUE}/{0.7 * shade:.2f});'

@@ -13,8 +13,13 @@ from xcope.errors import FlagError, did_you_mean
 from xcope.modules import seam
 from xcope.modules.decoder import Decoder, random_numbers_of_its_own
 from xcope.modules.flags import wrapper_flags
-from xcope.modules.packed import documents_of, packed_places
-from xcope.modules.places import check_masks, is_places, tokens_only_cached
+from xcope.modules.places import (
+    check_masks,
+    documents_of,
+    is_places,
+    packed_places,
+    tokens_only_cached,
+)
 from xcope.positions import (
     Geometry,
     Plan,
@@ -25,11 +30,15 @@ from xcope.positions import (
     scheme,
     single,
 )
-from xcope.positions.base import AddedToInput, IndexBias, Rotation, fill_constants
-from xcope.positions.cope import CoPE
-from xcope.positions.forgetting import Forgetting
+from xcope.positions.base import (
+    AddedToInput,
+    AttendModule,
+    IndexBias,
+    Rotation,
+    fill_constants,
+)
 
-SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, CoPE, Forgetting)
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]

@@ -3,6 +3,8 @@
 from xcope.discovery import discover
 from xcope.positions.base import (
     AddedToInput,
+    AttendInputs,
+    AttendModule,
     Geometry,
     IndexBias,
     IndexedScheme,
@@ -19,6 +21,8 @@ discover(__name__, __path__)
 
 __all__ = [
     "AddedToInput",
+    "AttendInputs",
+    "AttendModule",
     "Geometry",
     "IndexBias",
     "IndexedScheme",

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
+from xcope.ops.definition import attention_by_definition
 from xcope.options import is_a
 
 
@@ -28,7 +30,7 @@ class Slot(enum.Enum):
     BIAS = "bias"
     """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
-    """the attention operation itself"""
+    """the attention operation itself (`AttendModule`)"""
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,143 @@ class IndexBias(WithConstants, ABC):
             k_pos: as for `dense`.
             span: no key that is seen stands this many places before its query.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendInputs:
+    """What attention of a group of heads gets beside q, k and v.
+
+    Args:
+        scale: of the logits q·k.
+        mask: bool, True where a key may be attended; broadcasts to (b h i j).
+        causal: query i sees keys up to its own place; queries are the last of the keys.
+        bias: of the logits, from a scheme of the bias slot at the same heads.
+        cu_seqlens: int (m + 1), where each of m documents begins that are packed in one row.
+        gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
+        remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
+        heads: int64 (h), which head of the group each head of q is; None: they are in order.
+    """
+
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = True
+    bias: Terms | None = None
+    cu_seqlens: Tensor | None = None
+    gate_k: Tensor | None = None
+    remembered: Tensor | None = None
+    heads: Tensor | None = None
+
+    def of_keys(self, j: int) -> AttendInputs:
+        """With zeros in ``gate_k`` and ``remembered`` for keys that stand before theirs."""
+
+        def filled(t: Tensor | None, after: int) -> Tensor | None:
+            return None if t is None else F.pad(t, (0, 0) * after + (j - t.shape[2], 0))
+
+        gate_k, remembered = self.gate_k, self.remembered
+        after = 0 if remembered is None else remembered.ndim - 3
+        return dataclasses.replace(
+            self, gate_k=filled(gate_k, 1), remembered=filled(remembered, after)
+        )
+
+
+class AttendModule(nn.Module, ABC):
+    """A module of the attend slot: the attention operation of a group of a layer's heads.
+
+    Its definition is `forward`, what is added to the logits before the softmax. That is enough:
+    `attend` follows from it in (b h i j) memory, and so do cache, padding, packed documents,
+    groups of heads and layers, traces and pictures. A scheme overrides `attend` where it knows a
+    faster way, or gives `terms` where what it adds follows from `remember` alone.
+    """
+
+    upstream_name: str = "attend.cope"
+    """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
+    gate_keys: str | None = None
+    """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
+    ``"values"``; None: there is none."""
+    gate_flag: str = "position"
+    """The keyword flag that asks for ``gate_keys``, for errors."""
+    remembers: bool = False
+    """Whether `remember` gives something that is cached beside each token's key and value."""
+
+    def remember(self, x: Tensor) -> Tensor:
+        """What later queries need of each token beside its key and value; 0 means nothing.
+
+        Args:
+            x: (b n dim), what the layer's attention reads.
+
+        Returns:
+            (b h n) or (b h n c).
+        """
+        raise NotImplementedError
+
+    def terms(self, remembered: Tensor, i: int) -> Terms | None:
+        """All that is added, for the last ``i`` of j queries, if it follows from ``remembered``.
+
+        Args:
+            remembered: (b h j) or (b h j c), of all keys.
+            i: number of queries.
+        """
+        return None
+
+    @abstractmethod
+    def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
+        """The definition: what is added to the logits, (b h i j).
+
+        Args:
+            q: queries as they meet the keys, unscaled, (b h i d), all heads in order.
+            logits: (b h i j), with the bias of other schemes; without meaning where not seen.
+            seen: bool (b h i j), whether the query sees the key.
+            inputs: here ``gate_k`` is (b h j d), and ``remembered`` has zeros for keys of no token.
+        """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
+        """Attention of the group's heads; here by the definition, in (b h i j) memory.
+
+        Args:
+            q: (b h i d).
+            k: (b hk j d); query head ``a`` uses key head ``a // (h / hk)``.
+            v: (b hk j dv).
+            inputs: the rest.
+
+        Returns:
+            (b h i dv), dtype of ``q``, heads in the order of ``q``.
+        """
+        h, j = q.shape[1], k.shape[2]
+        # parameters of heads are in the group's order
+        order = torch.arange(h, device=q.device) if inputs.heads is None else inputs.heads
+        place = order.argsort()
+        key_heads = torch.arange(h, device=q.device)[place] // (h // k.shape[1])
+        mask, bias = inputs.mask, inputs.bias
+        if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
+            mask = mask[:, place]
+        gate_k = inputs.gate_k if inputs.gate_k is None else inputs.gate_k[:, key_heads]
+        inputs = dataclasses.replace(inputs, gate_k=gate_k).of_keys(j)
+
+        def added(q: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
+            out: Tensor = self(q, logits, seen.expand_as(logits), inputs)
+            return out
+
+        out = attention_by_definition(
+            q[:, place],
+            k[:, key_heads],
+            v[:, key_heads],
+            None if bias is None else bias.of_heads(place),
+            scale=inputs.scale,
+            mask=mask,
+            causal=inputs.causal,
+            cu_seqlens=inputs.cu_seqlens,
+            added=added,
+        )
+        return out[:, order]
+
+    def trace(
+        self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs
+    ) -> dict[str, Tensor]:
+        """Name → (b h i j), what `forward` computes on its way and people want to see.
+
+        CoPE's ``gates`` and ``positions``, say. Arguments as of `forward`.
+        """
+        return {}
 
 
 class AddedToInput(WithConstants, ABC):

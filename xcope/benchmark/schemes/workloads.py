@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from xcope.benchmark.measure import peak_memory
 from xcope.config.compose import LIBRARY, compose
 from xcope.config.errors import ConfigError
-from xcope.modules.attend import Call, Part
+from xcope.modules.attention import LayerCall, Part, attend_groups
 from xcope.modules.decoder import Builder
-from xcope.modules.groups import attend_by_groups
 from xcope.modules.places import Places
 from xcope.positions import Geometry, Plan, Position, Slot, parse
 
@@ -106,7 +105,7 @@ class Layer:
         plan = parse(position(name))
         self.parts, self.added = _built(plan, n)
         self.qkv = tensors(n)
-        forgets = any(part.forgetting is not None for part in self.parts)
+        forgets = any(part.attend is not None and part.attend.remembers for part in self.parts)
         self.x = [torch.randn(1, n, DIM).requires_grad_()] if forgets or self.added else []
         attention = nn.ModuleList(_modules(self.parts))
         self.given = [*self.qkv, *(self.x if forgets else []), *attention.parameters()]
@@ -126,14 +125,17 @@ class Layer:
             yield _gradients(x, self.given_before)
 
     def _attention(self) -> Tensor:
-        call = Call(Places(torch.arange(self.n)))
-        for part in self.parts:
-            if part.forgetting is not None:
-                call = dataclasses.replace(call, log_gates=part.forgetting.log_gates(*self.x))
+        remembered = [
+            part.attend.remember(*self.x)
+            if part.attend is not None and part.attend.remembers
+            else None
+            for part in self.parts
+        ]
+        call = LayerCall(Places(torch.arange(self.n)), remembered=tuple(remembered))
         q, k, v = self.qkv
         scale = DIM_HEAD**-0.5
-        return attend_by_groups(
-            self.parts, call, q, k, v, None, mask=None, scale=scale, causal=True
+        return attend_groups(
+            self.parts, call, q, k, v, {None: None}, mask=None, scale=scale, causal=True
         )
 
 
@@ -152,7 +154,7 @@ def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
 
 def _modules(parts: list[Part]) -> Iterator[nn.Module]:
     for part in parts:
-        for module in (part.rotation, part.bias, part.cope, part.forgetting):
+        for module in (part.rotation, part.bias, part.attend):
             if module is not None:
                 yield module
 
