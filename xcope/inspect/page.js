@@ -263,12 +263,13 @@ const Numbers = (() => {
     const has = { gates: "gates" in about, positions: "gates" in about, attention: true, bias: "bias" in about };
     const maps = about.maps.map(([name]) => [`map:${name}`, name[0].toUpperCase() + name.slice(1)]);
     maps.forEach(([view]) => { has[view] = true; });
+    const usual = Object.entries(SHOWN).filter(([k]) => has[k] || !has[`map:${k}`]);
     if (!has[state.view]) state.view = has.gates ? "gates" : "attention";
     // a choice is drawn again, and keeps the keyboard's focus
     const focused = document.activeElement, group = focused && focused.name;
     choices("layers", facts.layers.map((_, k) => [k, k]), state.layer, (k) => { state.layer = k; show(); });
     choices("heads", heads.map((_, k) => [k, k]), state.head, (k) => { state.head = k; show(); });
-    choices("views", [...Object.entries(SHOWN), ...maps].map(([k, word]) => [k, word, has[k]]), state.view,
+    choices("views", [...usual, ...maps].map(([k, word]) => [k, word, has[k]]), state.view,
       (k) => { state.view = k; show(); });
     if (group) document.querySelector(`input[name="${group}"]:checked`).focus();
     $("scheme").textContent = `Layer ${state.layer}, head ${state.head}: ${about.scheme}`;

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,17 +119,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@dataclass(frozen=True)
-class Noted:
-    """What a module of the attend slot did in one call; each (b h i j).
-
-    Args:
-        maps: its `xcope.positions.AttendModule.trace`.
-        added: what it added to the logits; None: a bias that the layer added for it.
-    """
-
-    maps: dict[str, Tensor]
-    added: Tensor | None
+Noted = dict[nn.Module, tuple[Any, Tensor]]
+"""Module of the attend slot → what it was called with, and what it gave back."""
 
 
 @contextmanager
@@ -140,7 +130,7 @@ def recorded(model: Any) -> Iterator[list[LayerTrace]]:
     with ExitStack() as stack:
         stack.enter_context(seam.logits_kept(model.attn_layers))
         for index, attention in enumerate(seam.self_attentions(model.attn_layers)):
-            attend, noted = attention.attend, dict[nn.Module, Noted]()
+            attend, noted = attention.attend, Noted()
             for part in attend.parts:
                 if part.attend is not None:
                     stack.enter_context(_hook(part.attend, partial(_note, noted)))
@@ -167,16 +157,14 @@ def schemes_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str
     )
 
 
-def _note(
-    noted: dict[nn.Module, Noted], module: Any, args: Any, kwargs: Any, added: Tensor
-) -> None:
-    noted[module] = Noted(module.trace(*args), added)
+def _note(noted: Noted, module: nn.Module, args: Any, kwargs: Any, added: Tensor) -> None:
+    noted[module] = args, added
 
 
 def _keep(
     layers: list[LayerTrace],
     schemes: tuple[str, ...],
-    noted: dict[nn.Module, Noted],
+    noted: Noted,
     attend: Any,
     args: Any,
     kwargs: Any,
@@ -189,73 +177,70 @@ def _keep(
     # a learned sink stands before the keys
     seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
     attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
+    call = cast(LayerCall, seam.call_of(kwargs))  # decoders tell every self-attention
     parts: tuple[Part, ...] = attend.parts
-    call = seam.call_of(kwargs)
-    found: list[Noted | None] = []
+    added = [noted[part.attend][1] if part.attend in noted else None for part in parts]
+    told: list[dict[str, Tensor]] = []
     first = 0
     for index, part in enumerate(parts):
         heads = slice(first, first + part.heads)
         first += part.heads
-        one = None if part.attend is None else noted.pop(part.attend, None)
-        if part.attend is not None and one is None and call is not None:
-            # nothing has called it: the layer wrote out what it adds, see `AttendModule.terms`
+        if part.attend is None:
+            told.append({})
+            continue
+        if part.attend in noted:
+            given, _ = noted[part.attend]
+        else:  # the layer wrote out what it adds, see `AttendModule.terms`
             q, keys = args[0][:, heads], args[1].shape[2]
             q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], keys, q.shape[3]), None)
             left = None if call.remembered is None else call.remembered[index]
             inputs = AttendInputs(scale=attend.scale or q.shape[-1] ** -0.5, remembered=left)
             given = (q, logits[:, heads], seen[:, heads], inputs.of_keys(j))
-            one = Noted(part.attend.trace(*given), None)
-        found.append(one)
-    maps = {
-        name: _of_heads(parts, [one.maps.get(name) if one else None for one in found], torch.nan)
-        for name in dict.fromkeys(name for one in found if one for name in one.maps)
-    }
+        told.append(part.attend.trace(*given))
+    noted.clear()
+    names = dict.fromkeys(name for maps in told for name in maps)
+    maps = {name: _of_heads(parts, [maps.get(name) for maps in told], torch.nan) for name in names}
+    tables = [
+        getattr(part.attend, "max_pos", None) if "positions" in its else None
+        for part, its in zip(parts, told, strict=True)
+    ]
     layers.append(
         LayerTrace(
             schemes,
             logits.cpu(),
             seen.cpu(),
             attention.cpu(),
-            _bias(parts, call, [one.added if one else None for one in found], logits),
+            _bias(parts, call, added, logits),
             gates=maps.pop("gates", None),
             positions=maps.pop("positions", None),
             max_pos=tuple(
-                getattr(part.attend, "max_pos", None) if one and "positions" in one.maps else None
-                for part, one in zip(parts, found, strict=True)
-                for _ in range(part.heads)
+                size for part, size in zip(parts, tables, strict=True) for _ in range(part.heads)
             ),
-            maps={name: table for name, table in maps.items() if table is not None},
+            maps=maps,
         )
     )
 
 
 def _bias(
-    parts: Sequence[Part],
-    call: LayerCall | None,
-    added: Sequence[Tensor | None],
-    logits: Tensor,
+    parts: Sequence[Part], call: LayerCall, added: Sequence[Tensor | None], logits: Tensor
 ) -> Tensor | None:
     """All that is added to the logits, (b h i j), or (h i j) where it is the same for all."""
     i, j = logits.shape[-2:]
-    biases = [_of_heads(parts, added, 0.0)]
-    if call is not None:
-        biases.append(bias_of(parts, call, i, j))
-        if call.bias is not None:
-            # it does not know of x-transformers' key of zeros before the others
-            biases.append(F.pad(call.bias, (j - call.bias.shape[-1], 0)).expand_as(logits))
+    biases = [bias_of(parts, call, i, j)]
+    if any(piece is not None for piece in added):
+        biases.append(_of_heads(parts, added, 0.0))
+    if call.bias is not None:
+        # it does not know of x-transformers' key of zeros before the others
+        biases.append(F.pad(call.bias, (j - call.bias.shape[-1], 0)).expand_as(logits))
     given = [bias.cpu() for bias in biases if bias is not None]
     return sum(given[1:], given[0]) if given else None
 
 
-def _of_heads(
-    parts: Sequence[Part], pieces: Sequence[Tensor | None], without: float
-) -> Tensor | None:
+def _of_heads(parts: Sequence[Part], pieces: Sequence[Tensor | None], without: float) -> Tensor:
     """(b h i j) of each group as one tensor on the CPU, ``without`` in groups that have none."""
-    given = next((piece for piece in pieces if piece is not None), None)
-    if given is None:
-        return None
-    b, _, i, j = given.shape
-    empty = torch.tensor(without)
+    given = next(piece for piece in pieces if piece is not None)
+    (b, _, i, j), floating = given.shape, given.is_floating_point()
+    empty = torch.tensor(without, dtype=given.dtype if floating else torch.float32)
     return torch.cat(
         [
             (empty if piece is None else piece.cpu()).expand(b, part.heads, i, j)
