@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gallery.examples import described, linked, meanings, named, needs_options
+from gallery.examples import built, described, linked, meanings, named, needs_options
 from gallery.together import reason, refusal, together, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
@@ -39,14 +39,16 @@ CAPTIONS = {
         "Beside it the share of attention that a query at place 4096 gives to the keys up to a "
         "distance, if q·k is the same for all.",
     ),
-    Slot.ATTEND: (
-        "Letters of a sentence: each row is a query, each column a key. Gates are learned; those "
-        "that the picture calls 'by hand' are set to show what they do: CoPE's are open at "
-        "spaces and closed elsewhere, forgetting's partly closed at spaces and open elsewhere.",
-        "",
-    ),
 }
 """Of the first diagram, and of the others."""
+LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
+BY_HAND = {
+    False: "What a model selects is learned; here q·k is set by hand to 8 where the key is a space "
+    "and to −8 elsewhere, so that gates are open at spaces only.",
+    True: "What a token leaves behind for later queries is learned; by hand it is −1.5 at spaces "
+    "and 0 elsewhere.",
+}
+"""Of schemes of the attend slot: whether they remember tokens → what is not learned."""
 
 
 def pages(root: Path, names: Sequence[str] = ()) -> dict[str, str]:
@@ -122,8 +124,8 @@ def index_page(examples: Sequence[Scheme]) -> str:
             table(("name", "title", "where it enters", "formula", "paper"), rows),
             "## What each does to attention",
             "Biases and rotations against the distance of query and key, vectors of the input by "
-            "their likeness, CoPE and forgetting on a sentence; heads from dark to light. The page "
-            "of each scheme explains its picture.",
+            "their likeness, attention itself on a sentence; heads from dark to light. The page of "
+            "each scheme explains its picture.",
             "![contact sheet of all schemes](contact-sheet.png)",
             "## What goes together",
             *together(examples),
@@ -135,11 +137,13 @@ def caption(one: Scheme) -> Iterator[str]:
     """Paragraphs that say what `gallery.pictures.panels` draws."""
     parts = [part for part in one.parts() if part.slot is not None]
     for part in parts:
-        if part.slot is not None:
+        if part.slot is Slot.ATTEND:
+            yield f"{LETTERS} {BY_HAND[built(part).remembers]}"
+        elif part.slot is not None:
             first, others = CAPTIONS[part.slot]
             yield first if len(parts) > 1 else f"{first} {others}".rstrip()
     if len(parts) > 1 and {Slot.ROTATION, Slot.BIAS} & {part.slot for part in parts}:
-        yield "The gates are made from logits on which the other part has acted; head 1 is drawn."
+        yield "The scheme of attention itself reads logits on which the other part has acted."
     if not parts:
         yield NOTHING
 

@@ -70,11 +70,15 @@ def log_distance(axes: Axes, last: int = MAX_DISTANCE) -> None:
     axes.minorticks_off()
 
 
-def scale(axes: Axes, image: ScalarMappable) -> None:
-    """What the colours mean, beside the axes."""
+def scale(axes: Axes, image: ScalarMappable, numbers: str | None = None) -> None:
+    """What the colours mean, beside the axes.
+
+    Args:
+        numbers: how they are written, ``"%g"``; None: as matplotlib does.
+    """
     figure = axes.get_figure(root=True)
     if figure is not None:
-        colour_bar(figure, image, ax=axes, shrink=0.8, pad=0.02)
+        colour_bar(figure, image, ax=axes, shrink=0.8, pad=0.02, format=numbers)
 
 
 def shades(n: int) -> Sequence[tuple[float, ...]]:

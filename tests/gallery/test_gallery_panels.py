@@ -66,15 +66,21 @@ def test_sinusoidal_kernel_is_the_mean_cosine(drawn):
     torch.testing.assert_close(kernel, formula, atol=1e-4, rtol=0)
 
 
-def test_cope_counts_the_words_back_from_the_last_query():
-    gates = sentence.word_gates([])
-    p = xcope.ops.cope.positions(gates, 16)[0, 0, -1]
+def gates_of_cope(drawn, *beside):
+    """Of the sentence, (h n n)."""
+    maps, _ = sentence.read(built(drawn("cope")), [drawn(name) for name in beside])
+    return maps["gates"]
+
+
+def test_cope_counts_the_words_back_from_the_last_query(drawn):
+    gates = gates_of_cope(drawn)
+    p = xcope.ops.cope.positions(gates, 16)[0, -1]
     words = [5] * 4 + [4] * 4 + [3] * 4 + [2] * 3 + [1] * 4 + [0] * 3  # t h e ␣, c a t ␣, …
     torch.testing.assert_close(p, torch.tensor(words).float(), atol=0.02, rtol=0)
 
 
 def test_beside_alibi_far_words_count_less(drawn):
-    alone, beside = (sentence.word_gates(others)[0, :, -1] for others in ([], [drawn("alibi")]))
+    alone, beside = gates_of_cope(drawn)[:, -1], gates_of_cope(drawn, "alibi")[:, -1]
     first_space, last_space = 3, 18
     assert alone[0, first_space] > 0.99
     assert beside[0, first_space] < 0.5
@@ -82,7 +88,7 @@ def test_beside_alibi_far_words_count_less(drawn):
 
 
 def test_beside_rotary_gates_come_from_turned_queries_and_keys(drawn):
-    alone, beside = (sentence.word_gates(others) for others in ([], [drawn("rotary")]))
+    alone, beside = gates_of_cope(drawn), gates_of_cope(drawn, "rotary")
     assert not torch.equal(alone, beside)
     torch.testing.assert_close(alone, beside, atol=0.05, rtol=0)
 
