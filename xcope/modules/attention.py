@@ -31,7 +31,7 @@ class Part:
         attend: the attention operation, of this layer.
         rotation_max: the rotation's ``random_max``.
         bias_max: the bias' ``random_max``.
-        own_bias: whether the bias is of this layer alone.
+        own_bias: whether the bias is of this layer only.
         attend_name: of the scheme in the attend slot.
     """
 

@@ -86,7 +86,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
         distance. Memories before the padding keep their places and are seen.
 
-        Beside a ``cache``, ``x`` is all tokens or the last ``cache_age`` alone. ``pos``, whole
+        Beside a ``cache``, ``x`` is all tokens or only the last ``cache_age``. ``pos``, whole
         numbers (n) or (b n), are the places of all tokens, cached ones too; a bias of the logits
         takes them for each head, (b h n).
 
@@ -307,7 +307,7 @@ def _check_layers(plan: Plan, attentions: int) -> None:
 def random_numbers_of_its_own() -> Iterator[None]:
     """Within, a scheme draws its weights; all other weights stay those of the seed.
 
-    So models of one seed that differ in the scheme alone begin from the same weights.
+    So models of one seed that differ only in the scheme begin from the same weights.
     """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))

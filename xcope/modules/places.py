@@ -321,7 +321,7 @@ def _of_upstream(spelled: dict[str, Any]) -> Tensor:
 
 
 def _same(q: Tensor, k: Tensor) -> bool:
-    """Values are looked at on CPUs alone: elsewhere that would wait for the device."""
+    """Values are looked at on CPUs only: elsewhere that would wait for the device."""
     if q.shape != k.shape:
         return False
     seen = q.device.type == k.device.type == "cpu" and not torch.compiler.is_compiling()

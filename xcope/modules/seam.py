@@ -318,7 +318,7 @@ def keep_shared(layers: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def forget_cache(layers: Any) -> None:
-    """Generation computes everything anew for each token."""
+    """Generation computes everything again for each token."""
     layers.can_cache_kv = False
     # ContinuousTransformerWrapper asks the attentions
     for attention in (*self_attentions(layers), *cross_attentions(layers)):
@@ -330,7 +330,8 @@ def needs_all_tokens(attention: Attention) -> bool:
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
     # a scheme that x-transformers builds itself knows nothing of its cache
-    foreign = attention.data_dependent_alibi is not None
+    alibi = attention.data_dependent_alibi
+    foreign = alibi is not None and not isinstance(alibi, AttendModule)
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
@@ -354,7 +355,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 class MaskedShiftTokens(ShiftTokens):  # type: ignore[misc]
     """x-transformers' shift, to which tokens that stand before a row are zeros.
 
-    x-transformers gives its masks to attention alone.
+    x-transformers gives its masks to attention only.
     """
 
     inside: Tensor | None = None
@@ -375,7 +376,7 @@ def fill_meetings(layers: nn.Module) -> None:
 
 @contextmanager
 def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
-    """Within, tokens are shifted among those of ``inside``, (b n) bool, alone; None: among all."""
+    """Within, tokens are shifted only among those of ``inside``, (b n) bool; None: among all."""
     shifts = [module for module in layers.modules() if isinstance(module, MaskedShiftTokens)]
     for module in shifts:
         module.inside = inside
@@ -739,7 +740,7 @@ def _check_gates(attention: Attention, module: AttendModule) -> None:
 
 
 class _KeysAndGateKeys(nn.Linear):
-    """Projects to the keys and, as further heads behind them, to the keys of the gates.
+    """Projects to the keys and, as further heads after them, to the keys of the gates.
 
     So the gates' keys share the keys' way through x-transformers: split, normalised, rotated,
     cached.
@@ -778,12 +779,6 @@ _PLAIN_OFF = (
 
 class PlacedAttention(Attention):  # type: ignore[misc]
     """x-transformers' attention, whose positions are left to `SchemeAttend`."""
-
-    @property
-    def data_dependent_alibi(self) -> nn.Module | None:
-        """x-transformers' own; a module of ours that has this name acts in `SchemeAttend`."""
-        module = self._modules.get("data_dependent_alibi")
-        return None if isinstance(module, AttendModule) else module
 
     def forward(
         self,
@@ -939,7 +934,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             call = LayerCall(Places(torch.arange(0, device=k.device)))
             parts = tuple(Part(part.heads, attend=part.attend) for part in parts)
         if attn_bias is not None:
-            call = replace(call, bias=attn_bias if call.bias is None else call.bias + attn_bias)
+            call = _with_bias(call, attn_bias)
         gates: dict[str | None, Tensor | None] = {None: None, "values": v}
         if self.own_gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
@@ -1047,9 +1042,13 @@ def for_each_query_head(t: Any, h: int) -> Any:
 
 def call_of(kwargs: Mapping[str, Any]) -> LayerCall | None:
     """What `SchemeAttend` was told, from the keywords of its call."""
-    call: LayerCall | None = kwargs.get(_CALL_AS)
-    bias = kwargs.get("attn_bias")
-    if call is None or bias is None:
+    call, bias = kwargs.get(_CALL_AS), kwargs.get("attn_bias")
+    return call if call is None or bias is None else _with_bias(call, bias)
+
+
+def _with_bias(call: LayerCall, bias: Tensor) -> LayerCall:
+    """The call with one more bias, (… i j); (1) is what `Forgetting.forward` says."""
+    if bias.ndim <= 1:
         return call
     return replace(call, bias=bias if call.bias is None else call.bias + bias)
 

@@ -44,7 +44,7 @@ SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
     """A decoder with its token embedding and output layer.
 
-    As x-transformers' wrapper, with one difference: choosing a scheme means that scheme alone.
+    As x-transformers' wrapper, with one difference: choosing a scheme means that scheme only.
     Learned absolute positions stand beside it only when asked for.
 
     Args:

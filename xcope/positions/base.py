@@ -153,7 +153,7 @@ class IndexedScheme(Scheme):
 
     Args:
         random_max: in training, n tokens stand at n places drawn without repetition from
-            0 … random_max − 1, in order, anew for each batch; in evaluation at 0 … n − 1. None:
+            0 … random_max − 1, in order, again for each batch; in evaluation at 0 … n − 1. None:
             always at 0 … n − 1.
     """
 
@@ -166,7 +166,7 @@ class IndexedScheme(Scheme):
 
 
 class WithConstants(nn.Module):
-    """A module with buffers that follow from its options alone: frequencies, slopes.
+    """A module with buffers that follow from its options only: frequencies, slopes.
 
     They are float32, or float64 after ``.double()``, whatever else happens: the default dtype has
     no say; ``.bfloat16()`` and a checkpoint in a narrower dtype leave them as they are, for with a
@@ -307,12 +307,12 @@ class IndexBias(WithConstants, ABC):
             k_pos: int64 places of the keys, (j) or (b j).
 
         Returns:
-            (h i j) or (b h i j); also where a key stands behind its query.
+            (h i j) or (b h i j); also where a key stands after its query.
         """
 
     @abstractmethod
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Terms:
-        """The same wherever no key stands behind its query, as vectors for tiled attention.
+        """The same wherever no key stands after its query, as vectors for tiled attention.
 
         Args:
             q_pos: as for `dense`.
@@ -364,7 +364,7 @@ class AttendModule(nn.Module, ABC):
     Its definition is `forward`, what is added to the logits before the softmax. That is enough:
     `attend` follows from it in (b h i j) memory, and so do cache, padding, packed documents,
     groups of heads and layers, traces and pictures. A scheme overrides `attend` where it knows a
-    faster way, or gives `terms` where what it adds follows from `remember` alone.
+    faster way, or gives `terms` where what it adds follows from `remember` only.
     """
 
     upstream_name: str = "attend.cope"
@@ -511,8 +511,8 @@ def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
 def draw_places_of_documents(cu_seqlens: Tensor, random_max: int) -> Tensor:
     """`draw_places` for the longest of several documents in one row; int64 (random_max).
 
-    Where in a document tokens stand is the index: behind the longest document it means nothing.
-    Does not wait for the device, so it looks for what is wrong on CPUs alone.
+    Where in a document tokens stand is the index: after the longest document it means nothing.
+    Does not wait for the device, so it looks for what is wrong on CPUs only.
 
     Raises:
         FlagError: as there.

@@ -215,7 +215,7 @@ class ContextualPosition(Scheme):
     init_std: float = 0.0
     backend: str = "auto"
 
-    def alone(self) -> ContextualPosition:
+    def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""
         options = ContextualPosition.options()
         return ContextualPosition(**{name: getattr(self, name) for name in options})

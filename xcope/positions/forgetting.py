@@ -82,10 +82,19 @@ class Forgetting(AttendModule):
         """The same written out, (b h i j); also where a key stands after its query."""
         return dense(self.terms(remembered, i))
 
-    def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
-        """See `AttendModule`."""
-        if inputs.remembered is None:
-            raise ValueError("forgetting attention needs what `remember` made of the tokens")
+    def forward(
+        self,
+        q: Tensor,
+        logits: Tensor | None = None,
+        seen: Tensor | None = None,
+        inputs: AttendInputs | None = None,
+    ) -> Tensor:
+        """See `AttendModule`; with one argument, 0.
+
+        So x-transformers calls what has this name, for a bias that is added elsewhere.
+        """
+        if inputs is None or inputs.remembered is None:
+            return q.new_zeros(1)
         return self.dense(inputs.remembered, q.shape[2])
 
 

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE): queries and keys are rotated by their place.
 
 Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, arXiv 2104.09864.
-Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance alone:
+Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance only:
 
     (q_2m, q_2m+1) ← R(i ω_m) (q_2m, q_2m+1),  ω_m = base^(−2m/dim)
 
