@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SCHEME,…",
         help="these schemes' pictures and pages, without the contact sheet and the README",
     )
-    parser.add_argument("--pages", action="store_true", help="the Markdown alone")
+    parser.add_argument("--pages", action="store_true", help="only the Markdown")
     return parser
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gallery.examples import built, described, linked, meanings, named, needs_options
+from gallery.sentence import read
 from gallery.together import reason, refusal, together, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
@@ -42,13 +43,14 @@ CAPTIONS = {
 }
 """Of the first diagram, and of the others."""
 LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
-BY_HAND = {
-    False: "What a model selects is learned; here q·k is set by hand to 8 where the key is a space "
-    "and to −8 elsewhere, so that gates are open at spaces only.",
-    True: "What a token leaves behind for later queries is learned; by hand it is −1.5 at spaces "
-    "and 0 elsewhere.",
-}
-"""Of schemes of the attend slot: whether they remember tokens → what is not learned."""
+LOGITS_BY_HAND = (
+    "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
+    "−8 elsewhere, so that gates are open at spaces only."
+)
+LEFT_BY_HAND = (
+    "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
+    "space and 0 elsewhere."
+)
 
 
 def pages(root: Path, names: Sequence[str] = ()) -> dict[str, str]:
@@ -138,7 +140,11 @@ def caption(one: Scheme) -> Iterator[str]:
     parts = [part for part in one.parts() if part.slot is not None]
     for part in parts:
         if part.slot is Slot.ATTEND:
-            yield f"{LETTERS} {BY_HAND[built(part).remembers]}"
+            module = built(part)
+            maps, _ = read(module)
+            by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
+            by_tokens = LEFT_BY_HAND if module.remembers else ""
+            yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
         elif part.slot is not None:
             first, others = CAPTIONS[part.slot]
             yield first if len(parts) > 1 else f"{first} {others}".rstrip()

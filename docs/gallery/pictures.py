@@ -65,11 +65,16 @@ def panels(one: Scheme) -> list[Panel]:
 def draw(one: Scheme, path: Path) -> None:
     """Write the picture of a scheme."""
     drawn = panels(one)
-    wide = [panel.wide for panel in drawn]
-    figure = Figure(figsize=(min(4.3 * sum(wide) + 0.4, WIDTH), HEIGHT), layout="constrained")
-    row = figure.subplots(1, len(drawn), squeeze=False, width_ratios=wide)[0]
-    for panel, axes in zip(drawn, row, strict=True):
+    columns = len(drawn) if len(drawn) <= 3 else 2
+    lines = math.ceil(len(drawn) / columns)
+    wide = [panel.wide for panel in drawn[:columns]]
+    size = (min(4.3 * sum(wide) + 0.4, WIDTH), HEIGHT * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    cells = figure.subplots(lines, columns, squeeze=False, width_ratios=wide).ravel()
+    for panel, axes in zip(drawn, cells, strict=False):
         show(panel, axes)
+    for axes in cells[len(drawn) :]:
+        axes.remove()
     figure.suptitle(title(one), fontsize=12, color=INK, x=0.01, ha="left")
     if numbers(one):
         figure.supxlabel(numbers(one), fontsize=8.5, color=GREY, x=0.01, ha="left")

@@ -57,7 +57,7 @@ def attend_panels(one: Scheme, beside: Sequence[Scheme] = ()) -> list[Panel]:
             _table("before training, random inputs, head 1", fresh),
         ]
     elif added[:, SEEN].any() or not (panels or maps):
-        panels.append(_table("added to the logits before training, head 1", added))
+        panels.append(_table("added to the logits before training", added))
     return [*panels, *(_table(f"{name}, q·k by hand", table) for name, table in maps.items())]
 
 

@@ -172,7 +172,7 @@ def tables(monkeypatch, module):
 def test_what_an_attend_scheme_adds_and_tells_is_drawn(monkeypatch, module):
     drawn = tables(monkeypatch, module)
     maps = ["gates, q·k by hand", "open keys, q·k by hand"]
-    assert list(drawn) == ["added to the logits before training, head 1", *maps]
+    assert list(drawn) == ["added to the logits before training", *maps]
     last = [5] * 4 + [4] * 4 + [3] * 4 + [2] * 3 + [1] * 4 + [0] * 3  # t h e ␣, c a t ␣, …
     added, gates, counts = drawn.values()
     assert counts[-1].tolist() == last
@@ -190,7 +190,7 @@ def test_what_tokens_leave_behind_is_set_by_hand_and_drawn_fresh(monkeypatch):
 
 def test_a_scheme_that_does_nothing_yet_is_drawn_as_such(monkeypatch):
     ((title, added),) = tables(monkeypatch, Idle).items()
-    assert title == "added to the logits before training, head 1"
+    assert title == "added to the logits before training"
     assert added[-1].abs().max() == 0
 
 

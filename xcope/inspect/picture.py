@@ -20,7 +20,7 @@ from xcope.inspect.traced import LayerTrace, Trace
 from xcope.plotting import INK, ORANGE, colour_bar, save_png
 
 # inches
-LABEL = 0.115  # that the label of a key needs; where there is no room, axes have numbers
+LABEL = 0.115  # that the label of a key needs; where it does not fit, axes have numbers
 WIDEST = 24.0  # of all panels together
 GAP, TITLE, BAR = 0.3, 0.4, 0.7
 

@@ -158,7 +158,8 @@ def schemes_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str
 
 
 def _note(noted: Noted, module: nn.Module, args: Any, kwargs: Any, added: Tensor) -> None:
-    noted[module] = args, added
+    if len(args) == 4:  # x-transformers asks what it knows by name with fewer, for nothing
+        noted[module] = args, added
 
 
 def _keep(
