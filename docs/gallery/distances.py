@@ -70,7 +70,7 @@ def likeness(vectors: Tensor) -> Tensor:
 def rotation_panels(one: Scheme) -> list[Panel]:
     """The kernel over a logarithmic and a linear axis, and what each channel adds to it."""
     module = built(one)
-    curves = [(_name(module, last), *kernel(module, last)) for last in text_ends(one, module)]
+    curves = {last: kernel(module, last) for last in text_ends(one, module)}
     plain = kernel(built(scheme(PLAIN)), MAX_DISTANCE)
     trained = getattr(one, "trained_len", None)
 
@@ -78,15 +78,26 @@ def rotation_panels(one: Scheme) -> list[Panel]:
         axes.axhline(1, color=GREY, linewidth=1, linestyle="--", label="not turned")
         if one.name != PLAIN:
             axes.plot(*_numpy(*plain), color=GREY, linewidth=0.8, label=PLAIN)
-        for (label, *curve), colour in zip(curves, (BLUE, ORANGE), strict=False):
-            axes.plot(*_numpy(*curve), color=colour, linewidth=1.1, label=label or one.name)
+        for (last, curve), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
+            label = f"text of {last + 1} tokens" if module.length_dependent else one.name
+            axes.plot(*_numpy(*curve), color=colour, linewidth=1.1, label=label)
         if trained is not None:
             axes.axvline(trained, color=ORANGE, linewidth=1, linestyle=":", label="trained_len")
 
+    def draw_on_log(axes: Axes) -> None:
+        draw(axes)
+        log_distance(axes)
+        legend(axes, where="lower left")
+
+    def draw_on_linear(axes: Axes) -> None:
+        draw(axes)
+        axes.set_xlim(0, MAX_DISTANCE)
+        axes.set_xticks(range(0, MAX_DISTANCE + 1, 1024))
+
     what = "mean q·k over that at 0" if module.widens else "mean q·k"
     panels = [
-        Panel(f"{what}, random unit q = k", _on_log(draw), "distance i − j"),
-        Panel("the same", _on_linear(draw), "distance i − j"),
+        Panel(f"{what}, random unit q = k", draw_on_log, "distance i − j"),
+        Panel("the same", draw_on_linear, "distance i − j"),
     ]
     if not module.widens:
         panels.append(
@@ -99,10 +110,6 @@ def text_ends(one: Scheme, module: Any) -> list[int]:
     """The last places of the texts that are drawn: several where the turn depends on them."""
     trained = getattr(one, "trained_len", None) or TRAINED_LEN
     return [trained - 1, MAX_DISTANCE] if module.length_dependent else [MAX_DISTANCE]
-
-
-def _name(module: Any, last: int) -> str:
-    return f"text of {last + 1} tokens" if module.length_dependent else ""
 
 
 def kernel(module: Any, last: int) -> tuple[Tensor, Tensor]:
@@ -153,24 +160,6 @@ def _channels(module: Any) -> Callable[[Axes], None]:
         scale(axes, image)
 
     return draw
-
-
-def _on_log(draw: Callable[[Axes], None]) -> Callable[[Axes], None]:
-    def on_log(axes: Axes) -> None:
-        draw(axes)
-        log_distance(axes)
-        legend(axes, where="lower left")
-
-    return on_log
-
-
-def _on_linear(draw: Callable[[Axes], None]) -> Callable[[Axes], None]:
-    def on_linear(axes: Axes) -> None:
-        draw(axes)
-        axes.set_xlim(0, MAX_DISTANCE)
-        axes.set_xticks(range(0, MAX_DISTANCE + 1, 1024))
-
-    return on_linear
 
 
 def _numpy(*tensors: Tensor) -> list[Any]:

@@ -12,6 +12,8 @@ from gallery.together import reason, refusal, together, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 
+UP = "../.."
+"""From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
 COSTS = Path("results/schemes-cpu/schemes.csv")
 MEASURED = {
@@ -99,14 +101,15 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
             described(type(one)),
             f"![{one.title}: what it does to attention]({one.name}.png)",
             *caption(one),
-            *_formula(one),
+            f"Where it enters: {where(one)}. In short: `{one.formula}`. "
+            f"Paper: {linked(one.paper)}.",
             *_switching(one),
             *_options(one),
             *_cost(costs),
             *_together(one, examples),
             *_held(one),
-            f"[All schemes](README.md) · [source]({_link(f'xcope/positions/{one.name}.py')}) · "
-            f"[YAML]({_link(f'configs/schemes/{one.name}.yaml')})",
+            f"[All schemes](README.md) · [source]({UP}/xcope/positions/{one.name}.py) · "
+            f"[YAML]({UP}/configs/schemes/{one.name}.yaml)",
         ]
     )
 
@@ -114,7 +117,13 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
 def index_page(examples: Sequence[Scheme]) -> str:
     """The Markdown of ``README.md``."""
     rows = [
-        (f"[`{one.name}`]({one.name}.md)", one.title, where(one), code(one.formula), _paper(one))
+        (
+            f"[`{one.name}`]({one.name}.md)",
+            one.title,
+            where(one),
+            code(one.formula),
+            linked(one.paper),
+        )
         for one in examples
     ]
     return page(
@@ -152,14 +161,6 @@ def caption(one: Scheme) -> Iterator[str]:
         yield "The scheme of attention itself reads logits on which the other part has acted."
     if not parts:
         yield NOTHING
-
-
-def _formula(one: Scheme) -> Iterator[str]:
-    yield f"Where it enters: {where(one)}. In short: `{one.formula}`. Paper: {_paper(one)}."
-
-
-def _paper(one: Scheme) -> str:
-    return linked(one.paper)
 
 
 def _switching(one: Scheme) -> Iterator[str]:
@@ -224,7 +225,7 @@ def _cost(costs: Mapping[str, str]) -> Iterator[str]:
         yield "Not measured."
         return
     yield table(("measured", "ratio"), cells)
-    yield f"How: [results/schemes-cpu]({_link('results/schemes-cpu')})."
+    yield f"How: [results/schemes-cpu]({UP}/{COSTS.parent.as_posix()})."
 
 
 def _together(one: Scheme, examples: Sequence[Scheme]) -> Iterator[str]:
@@ -260,7 +261,7 @@ def _held(one: Scheme) -> Iterator[str]:
     if one.oracle == "x-transformers":
         yield (
             f"x-transformers: the same weights give the same outputs, in "
-            f"[{EQUALITY_TESTS}]({_link(EQUALITY_TESTS)})."
+            f"[{EQUALITY_TESTS}]({UP}/{EQUALITY_TESTS})."
         )
         return
     file = f"tests/positions/oracles/test_{one.name}.py"
@@ -269,9 +270,4 @@ def _held(one: Scheme) -> Iterator[str]:
         if one.oracle == "formula"
         else f"The package `{one.oracle}`"
     )
-    yield f"{held}, in [{file}]({_link(file)})."
-
-
-def _link(path: str) -> str:
-    """From the folder of the pages to a file of the repository."""
-    return f"../../{path}"
+    yield f"{held}, in [{file}]({UP}/{file})."

@@ -22,7 +22,6 @@ PANELS = {
     Slot.INPUT: input_panels,
     Slot.ROTATION: rotation_panels,
     Slot.BIAS: bias_panels,
-    Slot.ATTEND: attend_panels,
 }
 
 
@@ -49,17 +48,13 @@ def panels(one: Scheme) -> list[Panel]:
     parts = one.parts()
     if not parts:
         return nothing_panels()
-    if len(parts) == 1:
-        (part,) = parts
-        return PANELS[part.slot](part) if part.slot is not None else []
-    first = []
+    found = []
     for part in parts:
-        others = [other for other in parts if other is not part]
         if part.slot is Slot.ATTEND:
-            first.append(attend_panels(part, others)[0])
+            found.append(attend_panels(part, [other for other in parts if other is not part]))
         elif part.slot is not None:
-            first.append(PANELS[part.slot](part)[0])
-    return first
+            found.append(PANELS[part.slot](part))
+    return found[0] if len(parts) == 1 else [first for first, *_ in found]
 
 
 def draw(one: Scheme, path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_page_shows_them_under_their_own_names(make, ids, open_page, tmp_pat
 
     def pick(group, word, value):
         opened.locator(f"#{group} label", has_text=word).click()
-        opened.wait_for_function(f"document.body.dataset.ready.includes({value!r})")
+        opened.wait_for_selector(f"body[data-ready='{value}']")
 
     def views():
         return opened.locator("#views label").all_inner_texts()

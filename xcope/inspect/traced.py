@@ -18,6 +18,7 @@ from xcope.inspect.labels import visible
 HEADS, TOKENS = 32, 40
 """What a notebook shows at most: heads, and tokens before the last query."""
 HUE = "0 114 178"
+"""Of a notebook's shades."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _top(values: Tensor, names: Sequence[str], most: int) -> tuple[tuple[str, fl
 
 
 def _as_html(trace: Trace, row: int = 0) -> str:
-    """A small table that needs nothing from elsewhere."""
+    """A small table: a line for each head, the last query's tokens shaded."""
     heads = summary(trace)
     lines = "".join(_line(trace, one, row) for one in heads[:HEADS])
     left_out = len(heads) - HEADS
@@ -206,20 +207,20 @@ def _as_html(trace: Trace, row: int = 0) -> str:
 
 def _line(trace: Trace, one: HeadSummary, row: int) -> str:
     layer, labels = trace.layers[one.layer], trace.key_labels(row)
-    attention = layer.attention[row, one.head, -1]
-    shades, noted = attention.sqrt().tolist(), {"attention {:.3f}": attention.tolist()}
+    attention = layer.attention[row, one.head, -1].float()
+    shades, noted = attention.sqrt().tolist(), [("attention", ".3f", attention.tolist())]
     if layer.gates is not None and one.mean_gate is not None:
         shades = layer.gates[row, one.head, -1].tolist()
-        noted = {"gate {:.2f}": shades}
+        noted = [("gate", ".2f", shades)]
     if layer.positions is not None and layer.counts(one.head):
-        noted["position {:.2f}"] = layer.positions[row, one.head, -1].tolist()
+        noted.append(("position", ".2f", layer.positions[row, one.head, -1].tolist()))
     for name, table in layer.further_maps(row, one.head).items():
         if name != "gates":
-            noted[escape(name) + " {:.3g}"] = table[-1].tolist()
+            noted.append((escape(name), ".3g", table[-1].tolist()))
     spans = []
     for key in range(max(0, len(labels) - TOKENS), len(labels)):
         shade = shades[key]
-        note = ", ".join(words.format(values[key]) for words, values in noted.items())
+        note = ", ".join(f"{name} {values[key]:{digits}}" for name, digits, values in noted)
         # 0.7: text stays readable on the darkest shade, in light and dark notebooks
         spans.append(
             f'<span title="{note}" style="background:rgb({HUE}/{0.7 * shade:.2f});'
