@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xcope.ops.biased import Piecewise, Separable, biased_attention, dense
-from xcope.ops.biased.cpu import eager, tiled
+from xcope.ops.biased.cpu import eager, walk
 
-BODIES = [eager, tiled.compiled_body()]
+BODIES = [eager, walk.compiled_body()]
 NAMES = ["eager", "compiled"]
 
 
@@ -24,7 +24,7 @@ def body(request, monkeypatch):
     for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
         monkeypatch.setattr(request.param, name, small)
     monkeypatch.setattr(
-        tiled, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
+        walk, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
     )
     return request.param
 

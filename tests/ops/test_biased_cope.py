@@ -11,12 +11,11 @@ from torch.library import opcheck
 
 from xcope.errors import FlagError
 from xcope.ops.biased import dense
-from xcope.ops.biased.forms import flatten
-from xcope.ops.cope import cope_attention, position_bias
-from xcope.ops.cope.cpu import eager, tiled
+from xcope.ops.cope import CopeInputs, cope_attention, position_bias
+from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.cope.operator import cope
 
-BODIES = [eager, tiled.compiled_body()]
+BODIES = [eager, walk.compiled_body()]
 
 
 @pytest.fixture(params=BODIES, ids=["eager", "compiled"])
@@ -27,7 +26,7 @@ def body(request, monkeypatch):
     for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
         monkeypatch.setattr(request.param, name, small)
     monkeypatch.setattr(
-        tiled, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
+        walk, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
     )
     return request.param
 
@@ -129,9 +128,9 @@ def test_a_few_queries_without_gradients(form, gates, i):
 @pytest.mark.parametrize("form", FORMS)
 def test_opcheck(form):
     terms, _ = leaves(make_terms(form, 2, 4, 40, 50, free=2), torch.float32)
-    name, vectors = flatten(terms)
-    given = [t.requires_grad_() for t in inputs(2, 4, 2, 40, 50).values()]
-    opcheck(cope, (*given, None, None, None, None, vectors, name, 0.25, True, 0.0, "tiled"))
+    tensors = {n: t.requires_grad_() for n, t in inputs(2, 4, 2, 40, 50).items()}
+    given = CopeInputs(**tensors, bias=terms, scale=0.25)
+    opcheck(cope, (*given.flat(), "tiled"))
 
 
 def test_compiles_without_a_graph_break():

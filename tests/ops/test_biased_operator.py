@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from xcope.errors import FlagError
 from xcope.ops import biased, fallback
-from xcope.ops.biased import ByDistance, Piecewise, Separable, biased_attention
-from xcope.ops.biased.cpu import blocks, eager, tiled
-from xcope.ops.biased.forms import flatten
+from xcope.ops.biased import ByDistance, Piecewise, Separable, biased_attention, operator
+from xcope.ops.biased.cpu import eager, walk
 from xcope.ops.biased.gpu import flex, flex_tiles
+from xcope.ops.biased.terms import flatten
 from xcope.ops.inputs import FEW
 
 
@@ -53,7 +53,7 @@ def test_opcheck(form, masked):
     name, vectors = flatten(terms)
     mask = torch.rand(2, 1, 1, 50) > 0.3 if masked else None
     given = [t.requires_grad_() for t in tensors()]
-    opcheck(tiled.biased_tiled, (*given, mask, vectors, name, 0.25, True))
+    opcheck(operator.biased_tiled, (*given, mask, vectors, name, 0.25, True))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,20 +142,20 @@ def test_without_bias_the_rest_is_tiled(change):
 
 
 def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
-    tiled.compiled_body.cache_clear()
+    walk.compiled_body.cache_clear()
     monkeypatch.setitem(sys.modules, "xcope.ops.biased.cpu.numba", None)
     try:
         with caplog.at_level(logging.INFO, "xcope"):
-            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
-            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
         assert len(caplog.records) == 1
     finally:
-        tiled.compiled_body.cache_clear()
+        walk.compiled_body.cache_clear()
 
 
 def test_float64_and_other_devices_are_eager():
-    assert tiled.body_for(torch.float64, torch.device("cpu")) is eager
-    assert tiled.body_for(torch.float32, torch.device("mps")) is eager
+    assert walk.body_for(torch.float64, torch.device("cpu")) is eager
+    assert walk.body_for(torch.float32, torch.device("mps")) is eager
 
 
 # -- FlexAttention -------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_tiles_of_flex_divide_its_blocks(dtype, heavy, gpu):
     for dim in flex.DIMS:
         found = dict(flex_tiles.options(dtype, dim, False, heavy, gpu))
         sizes = {name: size for name, size in found.items() if "BLOCK" in name}
-        assert not any(blocks.BLOCK % size for size in sizes.values())
+        assert not any(flex_tiles.BLOCK % size for size in sizes.values())
         assert found["bwd_BLOCK_N1"] % found["bwd_BLOCK_M1"] == 0
         assert found["bwd_BLOCK_M2"] % found["bwd_BLOCK_N2"] == 0
     assert len(flex_tiles.options(dtype, 64, True, heavy, gpu)) == 1

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from xcope import cope_attention
 from xcope.ops.biased import biased_attention
-from xcope.ops.cope import cope_attention_reference, positions
-from xcope.ops.cope.gpu import attention as gpu
+from xcope.ops.cope import CopeInputs, cope_attention_reference, gpu, positions
 from xcope.ops.inputs import FEW
 
 
@@ -56,7 +55,8 @@ def test_equals_the_formula_written_in_loops(b, hk, groups, i, extra, p, masked,
     h, j = hk * groups, i + extra
     q, k, v, e = inputs(b, h, i, j, 4, p, hk)
     mask = torch.rand(b, j) > 0.4 if masked else None
-    out = cope_attention_reference(q, k, v, e, mask=mask, scale=0.7)
+    given = CopeInputs(q=q, k=k, v=v, pos_emb=e, mask=mask, scale=0.7)
+    out = cope_attention_reference(given)
     for row in range(b):
         for head in range(h):
             seen = torch.ones(i, j, dtype=torch.bool).tril(j - i)

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xcope.errors import FlagError
-from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import eager, tiled
+from xcope.ops.cope import CopeInputs, cope_attention
+from xcope.ops.cope.cpu import eager, walk
 
-BODIES = [eager, tiled.compiled_body()]
+BODIES = [eager, walk.compiled_body()]
 NAMES = ["eager", "compiled"]
 
 
@@ -27,7 +27,7 @@ def use(body: ModuleType | None, monkeypatch) -> ModuleType:
     for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
         monkeypatch.setattr(body, name, small)
     monkeypatch.setattr(
-        tiled, "body_for", lambda dtype, _: body if dtype == torch.float32 else eager
+        walk, "body_for", lambda dtype, _: body if dtype == torch.float32 else eager
     )
     return body
 
@@ -245,7 +245,7 @@ def test_saturated_rows_are_not_counted_further(body):
     tensors = inputs(h=2, i=400, p=8)
     tensors["q"].zero_()
     q, k, v, e = tensors.values()
-    *_, count, start = tiled.run(q, k, v, e, None, None, None, None, [], "", 1.0, True, 0.0)
+    *_, count, start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=1.0))
     counted = torch.arange(1, 401) - start
     slack = 16 + 64 + 32  # the other rows of the tile, and what is looked at in one piece
     assert (counted[..., 200:] <= 14 + slack).all()
@@ -255,5 +255,5 @@ def test_saturated_rows_are_not_counted_further(body):
 
 def test_without_saturation_every_key_is_counted(body):
     q, k, v, e = inputs(i=100, p=300).values()
-    *_, start = tiled.run(q, k, v, e, None, None, None, None, [], "", 1.0, True, 0.0)
+    *_, start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=1.0))
     assert not start.any()

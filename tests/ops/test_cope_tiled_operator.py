@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import eager, tiled
+from xcope.ops.cope import CopeInputs, cope_attention
+from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.cope.operator import cope
 from xcope.ops.inputs import FEW
 
@@ -30,9 +31,11 @@ def gradients(function, tensors):
 
 def test_opcheck():
     q, k, v, e = leaves()
-    opcheck(cope, (q, k, v, e, None, None, None, None, [], "", 0.25, True, 0.0, "tiled"))
+    given = CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=0.25)
+    opcheck(cope, (*given.flat(), "tiled"))
     gate_k, mask = torch.randn_like(k).requires_grad_(), torch.rand(2, 1, 1, 50) > 0.3
-    opcheck(cope, (q, k, v, e, gate_k, None, mask, None, [], "", 0.25, False, 20.0, "tiled"))
+    given = replace(given, gate_k=gate_k, mask=mask, causal=False, soft_onehot=True)
+    opcheck(cope, (*given.flat(), "tiled"))
 
 
 def test_gradcheck():
@@ -108,18 +111,18 @@ def test_a_few_queries_without_gradients(i, p, options):
 
 
 def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
-    tiled.compiled_body.cache_clear()
+    walk.compiled_body.cache_clear()
     monkeypatch.setitem(sys.modules, "xcope.ops.cope.cpu.numba", None)
     monkeypatch.delattr("xcope.ops.cope.cpu.numba", raising=False)
     try:
         with caplog.at_level(logging.INFO, "xcope"):
-            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
-            assert tiled.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
+            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
         assert len(caplog.records) == 1
     finally:
-        tiled.compiled_body.cache_clear()
+        walk.compiled_body.cache_clear()
 
 
 def test_float64_and_other_devices_are_eager():
-    assert tiled.body_for(torch.float64, torch.device("cpu")) is eager
-    assert tiled.body_for(torch.float32, torch.device("meta")) is eager
+    assert walk.body_for(torch.float64, torch.device("cpu")) is eager
+    assert walk.body_for(torch.float32, torch.device("meta")) is eager

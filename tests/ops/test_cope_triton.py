@@ -1,6 +1,7 @@
 """The Triton kernels of CoPE equal the definition; interpreted where there is no GPU."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from torch.library import opcheck
 
 from xcope.errors import FlagError
 from xcope.ops import fallback
-from xcope.ops.cope import cope_attention
-from xcope.ops.cope.gpu import attention as gpu
+from xcope.ops.cope import CopeInputs, cope_attention, gpu
 from xcope.ops.cope.operator import cope
 
 triton = pytest.importorskip("xcope.ops.cope.gpu.launch", reason="Triton is not installed")
@@ -208,20 +208,20 @@ def test_queries_in_chunks(monkeypatch, plain):
     if not plain:
         tensors["gate_k"] = torch.randn_like(tensors["k"])
     mask = None if plain else torch.rand(1, 1, 270, 270) > 0.4
-    assert len(list(triton.chunks(call_of(tensors), 400))) == 3
+    assert len(list(triton.chunks(triton.Prepared(given_of(tensors)), 400))) == 3
     assert_exact(tensors, mask=mask)
 
 
-def call_of(tensors):
-    q, k, v, e = (tensors[name] for name in ("q", "k", "v", "pos_emb"))
-    return triton.call_of(q, k, v, e, None, None, None, 0.25, True, 0.0)
+def given_of(tensors):
+    names = ("q", "k", "v", "pos_emb")
+    return CopeInputs(**{name: tensors[name] for name in names}, scale=0.25)
 
 
 def test_a_saturated_row_stops_counting():
     """Gates of one half fill eight positions with fourteen keys, of however many."""
     tensors = inputs(h=1, i=300)
     tensors["q"].zero_()
-    start = triton.forward(call_of(tensors)).start[0, 0]
+    start = triton.forward(given_of(tensors)).start[0, 0]
     counted = torch.arange(1, 301) - start
     slack = 16 + 16 + 32  # other rows of the tile, the keys counted at once, the tile of plain ones
     assert (counted <= 14 + slack).all()
@@ -237,9 +237,11 @@ def test_decoding_one_query_at_a_time():
 
 def test_opcheck():
     q, k, v, e = (t.requires_grad_() for t in inputs(i=10, j=20, p=4).values())
-    opcheck(cope, (q, k, v, e, None, None, None, None, [], "", 0.25, True, 0.0, "triton"))
+    given = CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=0.25)
+    opcheck(cope, (*given.flat(), "triton"))
     gate_k, mask = torch.randn_like(k).requires_grad_(), torch.rand(1, 1, 1, 20) > 0.3
-    opcheck(cope, (q, k, v, e, gate_k, None, mask, None, [], "", 0.25, False, 20.0, "triton"))
+    given = replace(given, gate_k=gate_k, mask=mask, causal=False, soft_onehot=True)
+    opcheck(cope, (*given.flat(), "triton"))
 
 
 def test_a_table_of_a_wider_dtype():

@@ -11,8 +11,7 @@ from torch.profiler import profile
 from xcope.errors import FlagError
 from xcope.ops import biased, cope
 from xcope.ops.biased import biased_attention
-from xcope.ops.biased.cpu import blocks
-from xcope.ops.biased.cpu import tiled as tiled_module
+from xcope.ops.biased.gpu import flex_tiles
 from xcope.ops.cope import cope_attention
 from xcope.ops.documents import document_of, lengths
 
@@ -166,13 +165,13 @@ def test_without_bias_pytorchs_flash_attention_does_each():
 def test_nothing_is_computed_between_documents(monkeypatch):
     """As many logits as the documents have alone."""
     seen = []
-    tiled = tiled_module.biased_tiled
+    tiled = biased.biased_tiled
 
     def watched(q, k, *rest):
         seen.append((q.shape[2], k.shape[2]))
         return tiled(q, k, *rest)
 
-    monkeypatch.setattr(tiled_module, "biased_tiled", watched)
+    monkeypatch.setattr(biased, "biased_tiled", watched)
     compare("tiled", "separable", COUNTS["empty ones"])
     assert seen == [(20, 20), (1, 1), (29, 29)]
 
@@ -198,7 +197,7 @@ def test_flex(form, counts):
 def test_few_tokens_go_to_flex_too(form, monkeypatch):
     """Where it runs: the loop over documents would wait for the device."""
     monkeypatch.setattr(biased, "_flex_takes", lambda *_: True)
-    monkeypatch.setitem(biased.BACKENDS, "flex", lambda *_, **given: given["cu_seqlens"])
+    monkeypatch.setitem(biased.BACKENDS, "flex", lambda inputs: inputs.cu_seqlens)
     terms = make_terms(form, 1, 4, 4, 4) if form else None
     cu_seqlens = edges([1, 3])
     with torch.no_grad():
@@ -232,32 +231,32 @@ def test_blocks_of_documents(n, causal):
             return (of[i] == of[j]) & ((j <= i) if causal else (j >= 0))
 
         truth = create_block_mask(sees, None, None, n, n, device="cpu")
-        assert_same_blocks(blocks.block_mask(n, n, causal, cu_seqlens, CPU), truth)
+        assert_same_blocks(flex_tiles.block_mask(n, n, causal, cu_seqlens, CPU), truth)
 
 
 @pytest.mark.parametrize(("i", "j"), [(1, 1), (129, 129), (150, 500), (500, 150), (256, 512)])
 def test_blocks_of_causality(i, j):
     truth = create_block_mask(lambda b, h, q, k: k <= q + (j - i), None, None, i, j, device="cpu")
-    assert_same_blocks(blocks.block_mask(i, j, True, None, CPU), truth)
+    assert_same_blocks(flex_tiles.block_mask(i, j, True, None, CPU), truth)
 
 
 def test_blocks_are_shared_while_the_documents_are_the_same():
     cu_seqlens = torch.tensor([0, 100, 200, 300])
-    first = blocks.block_mask(300, 300, True, cu_seqlens, CPU)
-    assert blocks.block_mask(300, 300, True, cu_seqlens, CPU) is first
-    assert blocks.block_mask(300, 300, False, cu_seqlens, CPU) is not first
-    assert blocks.block_mask(300, 300, True, cu_seqlens.clone(), CPU) is not first
-    kept = len(blocks.OF_DOCUMENTS)
+    first = flex_tiles.block_mask(300, 300, True, cu_seqlens, CPU)
+    assert flex_tiles.block_mask(300, 300, True, cu_seqlens, CPU) is first
+    assert flex_tiles.block_mask(300, 300, False, cu_seqlens, CPU) is not first
+    assert flex_tiles.block_mask(300, 300, True, cu_seqlens.clone(), CPU) is not first
+    kept = len(flex_tiles.OF_DOCUMENTS)
     cu_seqlens[1] = 150
-    changed = blocks.block_mask(300, 300, True, cu_seqlens, CPU)
+    changed = flex_tiles.block_mask(300, 300, True, cu_seqlens, CPU)
     assert changed.mask_mod(0, 0, torch.tensor(120), torch.tensor(90))
     del cu_seqlens
-    assert len(blocks.OF_DOCUMENTS) < kept
+    assert len(flex_tiles.OF_DOCUMENTS) < kept
 
 
 def test_blocks_of_inference_serve_training_too():
     with torch.inference_mode():
-        made = blocks.block_mask(777, 777, True, None, CPU)
+        made = flex_tiles.block_mask(777, 777, True, None, CPU)
     assert not made.kv_indices.is_inference()
 
 

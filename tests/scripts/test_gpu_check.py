@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu.cope_cases import cope_cases
 
-from xcope.benchmark.gpu.cope_cases import cope_cases
-from xcope.benchmark.gpu.workloads import QUICK
+from benchmarks.gpu.workloads import QUICK
 from xcope.ops import cope
 
 
@@ -59,8 +59,8 @@ def test_a_quick_run_writes_everything(script, tmp_path):
     assert "CoPE, fwd+bwd, max_pos 64 over SDPA flash" in ended.out
 
 
-def wrong(q, k, v, pos_emb, **options):
-    return 1.1 * cope.cope_attention_reference(q, k, v, pos_emb, **options)
+def wrong(inputs):
+    return 1.1 * cope.cope_attention_reference(inputs)
 
 
 def refuses(*tensors, **options):

@@ -13,12 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import cast_to
 from xcope.ops.biased.reference import dense
-from xcope.ops.biased.terms import Terms
+from xcope.ops.biased.terms import Terms, cast_to
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
-from xcope.ops.seen import scores, weighted_sums
+from xcope.ops.nonfinite import scores, weighted_sums
 
 
 def attention_by_definition(

@@ -7,17 +7,14 @@ cu_seqlens[t + 1] − 1; equal neighbours: it is empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xcope.ops.inputs import number, require, require_device, shape
-
-if TYPE_CHECKING:
-    from xcope.ops.biased.terms import Terms
 
 DTYPES = (torch.int32, torch.int64)
 
@@ -25,7 +22,7 @@ DTYPES = (torch.int32, torch.int64)
 def check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
     """Raise a `FlagError` unless the documents fit q (1 h n d) and k (1 hk n d).
 
-    The edges themselves are looked at on CPUs alone: elsewhere that would wait for the device.
+    The edges themselves are looked at on CPUs only: elsewhere that would wait for the device.
     """
     require_device("cu_seqlens", cu_seqlens, q)
     require(
@@ -100,27 +97,26 @@ def one_by_one(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *shared: Any,
+    *,
     cu_seqlens: Tensor,
     mask: Tensor | None = None,
     gate_k: Tensor | None = None,
-    bias: Terms | None = None,
+    bias: Any = None,
     **options: Any,
 ) -> Tensor:
-    """Attention of each document alone, side by side: exact, without work across documents.
+    """Attention of each document by itself, side by side: exact, without work across documents.
 
     Args:
-        attention: takes q, k, v, what is shared, and by their names mask and bias (None: none),
-            gate_k where it is given, and the options.
+        attention: takes q, k, v, and by their names mask and bias (None: none), gate_k where it
+            is given, and the options.
         q: (1 h n d).
         k: (1 hk n d).
         v: (1 hk n dv).
-        shared: what documents have in common, as it is.
         cu_seqlens: see above; checked.
         mask: (1 n), or 4 dimensions that broadcast to (1 h n n).
         gate_k: (1 hk n d).
-        bias: of the logits.
-        options: as they are.
+        bias: of the logits, `xcope.ops.biased.terms.Terms`, or None.
+        options: what documents have in common, as it is.
 
     Returns:
         (1 h n dv).
@@ -128,26 +124,22 @@ def one_by_one(
     gates = {} if gate_k is None else {"gate_k": gate_k}
     if torch.compiler.is_compiling():  # the graph may not depend on how long documents are
         inside = within_documents(mask, cu_seqlens, q.shape[2])
-        return attention(q, k, v, *shared, mask=inside, bias=bias, **gates, **options)
+        return attention(q, k, v, mask=inside, bias=bias, **gates, **options)
     counts = lengths(cu_seqlens) or [0]
     whole = {"q": q, "k": k, "v": v} | gates
     # split, unlike slices one by one, has a backward that writes each gradient once
     parts = {name: torch.split(t, counts, dim=2) for name, t in whole.items()}
     outs = []
-    for at, tokens in enumerate(_spans(counts)):
+    first = 0
+    for at, count in enumerate(counts):
+        tokens = slice(first, first + count)
+        first += count
         given: dict[str, Any] = {name: part[at] for name, part in parts.items()}
         given["mask"] = None if mask is None else _of_tokens(mask, tokens)
         given["bias"] = None if bias is None else bias.of_tokens(tokens)
-        qkv = (given.pop(name) for name in "qkv")
-        outs.append(attention(*qkv, *shared, **given, **options))
+        qkv = [given.pop(name) for name in "qkv"]
+        outs.append(attention(*qkv, **given, **options))
     return torch.cat(outs, dim=2)
-
-
-def _spans(counts: list[int]) -> Iterator[slice]:
-    first = 0
-    for count in counts:
-        yield slice(first, first + count)
-        first += count
 
 
 def _of_tokens(mask: Tensor, tokens: slice) -> Tensor:

@@ -16,11 +16,11 @@ from xcope.errors import FlagError, did_you_mean, listing
 FEW = 8  # queries of a head, at most, that take a path of their own where no gradient is wanted
 
 
-def autocast(*tensors: Tensor | None) -> list[Any]:
+def autocast(q: Tensor, *others: Tensor | None) -> list[Any]:
     """The tensors in autocast's dtype where it is on; float64 stays, as for torch's own ops."""
-    device = next(t for t in tensors if t is not None).device.type
+    device, tensors = q.device.type, [q, *others]
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return list(tensors)
+        return tensors
     dtype = torch.get_autocast_dtype(device)
     casts = (torch.float32, torch.float16, torch.bfloat16)
     return [t.to(dtype) if t is not None and t.dtype in casts else t for t in tensors]
@@ -28,7 +28,11 @@ def autocast(*tensors: Tensor | None) -> list[Any]:
 
 def differentiated(*tensors: Tensor | None) -> bool:
     """Whether a gradient of any of them is wanted."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 # which torch 2.6 lacks
@@ -38,7 +42,7 @@ exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 def few_queries(q: Tensor, *tensors: Tensor | None) -> bool:
     """Whether q (b h i d) takes the path for few queries, without gradients of q or the tensors.
 
-    An exported program does not: it is for any number of them.
+    An exported program does not: it is for any number of queries.
     """
     return not exporting() and q.shape[2] <= FEW and not differentiated(q, *tensors)
 
@@ -59,14 +63,17 @@ def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 
 
 def shape(t: Tensor) -> str:
-    """``(b h n d)`` in numbers; not while compiling, which would begin anew for each length."""
+    """A tensor's shape in an error, ``(2 4 128 64)``.
+
+    Without numbers while compiling, which would begin again for each length.
+    """
     if torch.compiler.is_compiling():
         return "(…)"
     return "(" + " ".join(map(str, t.shape)) + ")"
 
 
 def number(n: float) -> str:
-    """``n``; as `shape`."""
+    """A number in an error; as `shape`, not while compiling."""
     return "…" if torch.compiler.is_compiling() else str(n)
 
 
@@ -95,14 +102,15 @@ def require_device(name: str, t: Tensor, q: Tensor) -> None:
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     """Raise a `FlagError` unless q (b h i d), k (b hk j d), v (b hk j dv) and mask fit."""
-    for name, t in {"q": q, "k": k, "v": v}.items():
+    for name, t in (("q", q), ("k", k), ("v", v)):
         if t.ndim != 4:
             raise FlagError(name, f"{name} must be (b h n d), but has shape {shape(t)}")
         if not t.is_floating_point():
             raise FlagError(name, f"{name} must be floating point, but is {t.dtype} {shape(t)}")
         if t.dtype != q.dtype:
             raise FlagError(name, f"{name} is {t.dtype}, but q is {q.dtype}: they must agree")
-        require_device(name, t, q)
+        if t.device != q.device:
+            require_device(name, t, q)
     (b, h, i, d), (bk, hk, j, dk) = q.shape, k.shape
     if bk != b:
         raise FlagError("k", f"k {shape(k)} and q {shape(q)} differ in batch size")

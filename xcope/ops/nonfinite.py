@@ -1,9 +1,12 @@
-"""Attention in tiles where not all numbers are finite: rows that meet such a number, and others.
+"""Numbers that are not finite: they reach the rows that see them, and no others.
 
-Tiles multiply by 0 what a row does not see, and 0 · NaN is NaN. So once a number of a call is not
-finite, rows that may meet one are computed by the definition, some at a time; all others in tiles,
-as ever, where a 0 stands in place of what is not finite. Gradients likewise: those of the two
-kinds of rows are added. Whether all is finite is a sum of each tensor, far less than attention.
+What is masked is multiplied by 0, and 0 · NaN is NaN. So the definitions multiply with `scores` and
+`weighted_sums`, products over the pairs of a query and a key that is seen.
+
+Tiles multiply as ever. Once a number that they are given is not finite, rows that may meet one are
+computed by the definition, some at a time, and all others in tiles, where a 0 stands in place of
+what is not finite (`Repair`). Gradients likewise: those of the two kinds of rows are added.
+Whether all is finite is a sum of each tensor, far less than attention.
 
 Shape notation as in `xcope.ops.cope.cope_attention`; hk key heads may be fewer than h.
 """
@@ -14,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,9 +33,12 @@ AREA = 2**21  # logits that the definition has at a time
 
 def all_finite(*tensors: Tensor | None) -> bool:
     """Whether all numbers are finite, and no sum of a tensor overflows; waits for the device."""
-    floating = (t for t in tensors if t is not None and t.is_floating_point())
-    wide = torch.promote_types
-    return all(math.isfinite(t.sum(dtype=wide(t.dtype, torch.float32)).item()) for t in floating)
+    for t in tensors:
+        if t is not None and t.is_floating_point():
+            wide = torch.promote_types(t.dtype, torch.float32)
+            if not math.isfinite(t.sum(dtype=wide).item()):
+                return False
+    return True
 
 
 def noticed(out: Tensor, *others: Tensor) -> bool:
@@ -49,8 +56,8 @@ def noticed(out: Tensor, *others: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """A call of an operator, and its two ways to attend.
+class Repair:
+    """One run of an operator in which some numbers are not finite, and its two ways to attend.
 
     Args:
         tensors: by name: q, k and v, gate_k where there is one, and whatever else has gradients
@@ -208,3 +215,77 @@ class Call:
 def _finite_rows(t: Tensor) -> Tensor:
     """(… d) → (…)."""
     return t.isfinite().all(-1)
+
+
+# -- products over the pairs of a query and a key that is seen -------------------------------------
+#
+# In gradients of any order too. Compiled graphs, whose tracer knows no such operators, multiply as
+# ever. Shapes: i queries, j keys, d dimensions, all of them after any others, which broadcast;
+# seen: bool, broadcasts to (… i j).
+
+
+def scores(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+    """q_i·k_j where seen, 0 elsewhere: (… i j) from (… i d) and (… j d), equal but for i and j."""
+    if torch.compiler.is_compiling():
+        return (q @ k.mT).masked_fill(~seen, 0.0)
+    return cast(Tensor, _Scores.apply(q, k, seen.expand(*q.shape[:-1], k.shape[-2])))  # type: ignore[no-untyped-call]
+
+
+def weighted_sums(weights: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Σ_j w_ij v_j over the seen keys: (… i d) from (… i j) and (… j d)."""
+    if torch.compiler.is_compiling():
+        return weights.masked_fill(~seen, 0.0) @ values
+    return cast(Tensor, _WeightedSums.apply(weights, values, seen.expand_as(weights)))  # type: ignore[no-untyped-call]
+
+
+class _OfPairs(torch.autograd.Function):
+    """Keeps its arguments for both directions of differentiation."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+
+class _Scores(_OfPairs):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill(~seen, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, k, seen = ctx.saved_tensors
+        return weighted_sums(ds, k, seen), weighted_sums(ds.mT, q, seen.mT), None
+
+    @staticmethod
+    def jvp(ctx: Any, dq: Tensor, dk: Tensor, _: None) -> Tensor:
+        q, k, seen = ctx.saved_tensors
+        return scores(dq, k, seen) + scores(q, dk, seen)
+
+
+class _WeightedSums(_OfPairs):
+    @staticmethod
+    def forward(weights: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        weights = weights.masked_fill(~seen, 0.0)
+        finite, infinite = values.isfinite(), values.isinf()
+        sums = weights @ values.masked_fill(~finite, 0.0)
+        # infinities of one sign are infinite, of both NaN, and so is one of no weight
+        signs = values.sign().masked_fill(~infinite, 0.0)
+        signed, all_of_them = weights @ signs, weights.abs() @ signs.abs()
+        infinity = torch.where(signed.abs() == all_of_them, signed.sign() * torch.inf, torch.nan)
+        sums = torch.where(all_of_them > 0, sums + infinity, sums)
+        weightless = (seen & (weights == 0)).to(weights.dtype) @ infinite.to(weights.dtype)
+        nan = seen.to(weights.dtype) @ values.isnan().to(weights.dtype)
+        return sums.masked_fill(nan + weightless > 0, torch.nan)
+
+    @staticmethod
+    def backward(ctx: Any, dsums: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, values, seen = ctx.saved_tensors
+        return scores(dsums, values, seen), weighted_sums(weights.mT, dsums, seen.mT), None
+
+    @staticmethod
+    def jvp(ctx: Any, dweights: Tensor, dvalues: Tensor, _: None) -> Tensor:
+        weights, values, seen = ctx.saved_tensors
+        return weighted_sums(dweights, values, seen) + weighted_sums(weights, dvalues, seen)

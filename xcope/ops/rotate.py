@@ -22,7 +22,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> 
     """The first dim = 2·m channels of ``x`` turned in pairs; the others as they are.
 
     Low-precision ``x`` is turned in float32 and rounded once. The backward keeps cos and sin
-    alone, and turns the gradient back; cos and sin get no gradients.
+    only, and turns the gradient back; cos and sin get no gradients.
 
     Args:
         x: (b h n d), d ≥ 2·m.
@@ -71,16 +71,25 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
     """`rotate` as a PyTorch operator."""
     dim = 2 * cos.shape[-1]
     wide = torch.promote_types(x.dtype, cos.dtype)
-    cos, sin = (t.to(wide)[:, None] if t.ndim == 3 else t.to(wide) for t in (cos, sin))
+    cos, sin = cos.to(wide), sin.to(wide)
+    if cos.ndim == 3:
+        cos, sin = cos[:, None], sin[:, None]
     out = torch.empty_like(x)
     out[..., dim:] = x[..., dim:]
 
-    turned, target = x[..., :dim], out[..., :dim]
-    direct = x.dtype == wide and _is_of_pairs(turned) and _is_of_pairs(target)
+    given, target = x[..., :dim], out[..., :dim]
+    direct = x.dtype == wide and _is_of_pairs(given) and _is_of_pairs(target)
     if not direct:
-        turned = turned.to(wide).contiguous()
-        target = torch.empty_like(turned)
-    (_turn_halves if half_split else _turn_neighbours)(turned, cos, sin, target)
+        given = given.to(wide).contiguous()
+        target = torch.empty_like(given)
+    if half_split:
+        (a, b), (turned_a, turned_b) = given.chunk(2, dim=-1), target.chunk(2, dim=-1)
+        torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+        torch.mul(a, sin, out=turned_b).addcmul_(b, cos)
+    else:  # (x_2m + i x_2m+1) · (cos + i sin): one pass over memory
+        pairs = (*given.shape[:-1], dim // 2, 2)
+        z, turned = torch.view_as_complex(given.view(pairs)), target.view(pairs)
+        torch.mul(z, torch.complex(cos, sin), out=torch.view_as_complex(turned))
     if not direct:
         out[..., :dim] = target
     return out
@@ -93,21 +102,10 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 def _is_of_pairs(x: Tensor) -> bool:
     """Whether neighbouring channels of ``x`` can be viewed as complex numbers."""
-    steps = (*x.stride()[:-1], x.storage_offset())
-    return x.stride(-1) == 1 and all(step % 2 == 0 for step in steps)
-
-
-def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """(x_2m + i x_2m+1) · (cos + i sin): one pass over memory."""
-    pairs = (*x.shape[:-1], x.shape[-1] // 2, 2)
-    z, turned = (torch.view_as_complex(t.view(pairs)) for t in (x, out))
-    torch.mul(z, torch.complex(cos, sin), out=turned)
-
-
-def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
-    torch.mul(a, sin, out=turned_b).addcmul_(b, cos)
+    for step in (*x.stride()[:-1], x.storage_offset()):
+        if step % 2:
+            return False
+    return x.stride(-1) == 1
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.cpu.tiled import biased_attention_tiled, call_by_definition
-from xcope.ops.biased.forms import flatten, unflatten
+from xcope.ops.biased.cpu.few import biased_attention_few
 from xcope.ops.biased.gpu.flex import biased_attention_flex, refusal
-from xcope.ops.biased.reference import biased_attention_reference, dense
+from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.operator import biased_tiled, repair
+from xcope.ops.biased.reference import biased_attention_reference, definition, dense
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.documents import check_documents, one_by_one
+from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
-from xcope.ops.inputs import (
-    autocast,
-    check_attention,
-    few_queries,
-    require_backend,
-)
-from xcope.ops.nonfinite import all_finite, noticed
+from xcope.ops.inputs import few_queries, require_backend
+from xcope.ops.nonfinite import Tensors, all_finite, noticed
 from xcope.ops.transforms import by_definition, differentiable_again
 
-BACKENDS = {
-    "reference": biased_attention_reference,
-    "tiled": biased_attention_tiled,
-    "flex": biased_attention_flex,
-}
+Attention: TypeAlias = Callable[[BiasedInputs], Tensor]
 
 
 def biased_attention(
@@ -80,31 +74,68 @@ def biased_attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
-    q, k, v = autocast(q, k, v)
-    check_attention(q, k, v, mask)
-    if bias is not None:
-        check_bias(bias, q, k)
-    if cu_seqlens is not None:
-        check_documents(cu_seqlens, q, k)
-    require_backend(backend, ["auto", *BACKENDS], "biased attention")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    given: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "causal": causal}
-    vectors = flatten(bias)[1]
-    if by_definition(q, k, v, *vectors):
+    inputs = BiasedInputs.checked(
+        q, k, v, bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
+    )
+    if backend != "auto":
+        require_backend(backend, ["auto", *BACKENDS], "biased attention")
+    tensors = inputs.named().values()
+    if by_definition(*tensors):
         backend = "reference"
     if backend == "auto":
-        plain = bias is None and _is_plain(q, k, v, mask, causal)
+        # what PyTorch's fast attention does, in O(n d) memory: it aligns no queries
+        plain = bias is None and mask is None and (not causal or q.shape[2] == k.shape[2])
+        plain = plain and q.shape[-1] == v.shape[-1] and 0 not in k.shape
         if plain and cu_seqlens is None:
-            return _plain(q, k, v, **given)
+            return _plain(inputs)
         # for documents, few tokens too: the loop over them would wait for the device
-        few = cu_seqlens is None and few_queries(q, k, v, *vectors)
-        flex = not few and _flex_takes(q, k, v)
-        if cu_seqlens is not None and plain and not flex and not torch.compiler.is_compiling():
-            return one_by_one(_plain, q, k, v, cu_seqlens=cu_seqlens, **given)
+        few = cu_seqlens is None and few_queries(*tensors)
+        flex = not few and _flex_takes(inputs.q, inputs.k, inputs.v)
+        if plain and not flex and not torch.compiler.is_compiling():
+            return _each_document(_plain, inputs)
         backend = "flex" if flex else "tiled"
-    given["cu_seqlens"] = cu_seqlens
-    out = BACKENDS[backend](q, k, v, **given)
-    return _again(out, q, k, v, **given) if backend == "flex" else out
+    return BACKENDS[backend](inputs)
+
+
+def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
+    """Tile by tile: exact, O(n d) memory, on CPUs and any other device.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
+    computed one by one.
+    """
+    if inputs.cu_seqlens is not None:
+        return _each_document(biased_attention_tiled, inputs)
+    dtype, bias, mask, tensors = inputs.q.dtype, inputs.bias, inputs.mask, inputs.named()
+    for name, t in tensors.items():
+        if t.is_floating_point():
+            tensors[name] = t.to(torch.promote_types(dtype, torch.float32))
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    if few_queries(*tensors.values()):
+        inputs = replace(inputs.with_named(tensors), mask=mask)
+        out = biased_attention_few(inputs)
+        if noticed(out):
+
+            def attend(given: Tensors) -> tuple[Tensor]:
+                return (biased_attention_few(inputs.with_named(given)),)
+
+            (out,) = repair(inputs).forward(attend)
+    else:
+        form = "" if bias is None else type(bias).__name__
+        q, k, v, *vectors = tensors.values()
+        out, *_ = biased_tiled(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
+    return out.to(dtype)
+
+
+def _each_document(attention: Attention, inputs: BiasedInputs) -> Tensor:
+    """Attention of each packed document by itself."""
+
+    def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
+        return attention(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
+
+    its: dict[str, Any] = {"mask": inputs.mask, "bias": inputs.bias}
+    its["cu_seqlens"] = inputs.cu_seqlens
+    return one_by_one(alone, inputs.q, inputs.k, inputs.v, **its)
 
 
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -117,45 +148,36 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return reason is None
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, **_: None) -> Tensor:
+def _plain(inputs: BiasedInputs) -> Tensor:
     """PyTorch's own attention; on CPUs, without the later keys that are not finite."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
-
-    out = attend(q, k, v)
+    grouped = inputs.q.shape[1] != inputs.k.shape[1]
+    attend: Callable[..., Tensor] = partial(
+        F.scaled_dot_product_attention,
+        is_causal=inputs.causal,
+        scale=inputs.scale,
+        enable_gqa=grouped,
+    )
+    tensors = inputs.q, inputs.k, inputs.v
+    out = attend(*tensors)
     if noticed(out):
-        call = call_by_definition((q, k, v), [], "", None, scale, causal)
-        rows = call.meeting() | ~attend(**call.finite()).isfinite().all(-1)
-        if rows.any() or not all_finite(q, k, v):  # else they are values of 0
-            theirs = biased_attention_tiled(q, k, v, None, causal=causal, scale=scale)
-            out = torch.where(rows[..., None], theirs, attend(**call.finite(rows)))
-    return _again(out, q, k, v, None, causal=causal, scale=scale)
+        its = repair(inputs)
+        rows = its.meeting() | ~attend(*its.finite().values()).isfinite().all(-1)
+        if rows.any() or not all_finite(*tensors):  # else they are values of 0
+            theirs = biased_attention_tiled(inputs)
+            out = torch.where(rows[..., None], theirs, attend(*its.finite(rows).values()))
+    return differentiable_again(out, partial(definition, inputs), *tensors)
 
 
-def _again(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, **given: Any
-) -> Tensor:
-    """``out``, with second derivatives, which PyTorch's operators lack."""
-    form, vectors = flatten(bias)
-
-    def definition(q: Tensor, k: Tensor, v: Tensor, *vectors: Tensor) -> Tensor:
-        return biased_attention_reference(q, k, v, unflatten(form, vectors), **given)
-
-    return differentiable_again(out, definition, q, k, v, *vectors)
-
-
-def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
-    """Whether PyTorch's fast attention does it, in O(n d) memory: it aligns no queries."""
-    aligned = not causal or q.shape[2] == k.shape[2]
-    return mask is None and aligned and q.shape[-1] == v.shape[-1] and 0 not in k.shape
+BACKENDS: dict[str, Attention] = {
+    "reference": biased_attention_reference,
+    "tiled": biased_attention_tiled,
+    "flex": biased_attention_flex,
+}
 
 
 __all__ = [
     "BACKENDS",
+    "BiasedInputs",
     "ByDistance",
     "Piecewise",
     "Separable",

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcope.ops.biased.forms import cast_to, placed
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, cast_to, placed
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
-from xcope.ops.seen import scores, weighted_sums
+from xcope.ops.nonfinite import scores, weighted_sums
 
 
 def distances(terms: ByDistance | Piecewise) -> Tensor:
@@ -60,29 +60,29 @@ def dense(terms: Terms, keys: int | None = None) -> Tensor:
     return F.pad(bias, (free, 0)) if free else bias
 
 
-def biased_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Terms | None,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    causal: bool = True,
-    cu_seqlens: Tensor | None = None,
-) -> Tensor:
-    """The definition on whole tensors. Arguments as of `biased_attention`, already checked."""
-    dtype = q.dtype
-    q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
+def biased_attention_reference(inputs: BiasedInputs) -> Tensor:
+    """The definition on whole tensors: (b h i dv), dtype of q.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    """
+    dtype, mask = inputs.q.dtype, inputs.mask
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = (t.to(wide) for t in (inputs.q, inputs.k, inputs.v))
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-    if cu_seqlens is not None:
-        mask = within_documents(mask, cu_seqlens, k.shape[2])
-    seen = visible(q, k, mask, causal)
-    s = scale * scores(q, k, seen)
-    if bias is not None:
-        s = s + dense(cast_to(bias, q), k.shape[2])
+    if inputs.cu_seqlens is not None:
+        mask = within_documents(mask, inputs.cu_seqlens, k.shape[2])
+    seen = visible(q, k, mask, inputs.causal)
+    s = inputs.scale * scores(q, k, seen)
+    if inputs.bias is not None:
+        s = s + dense(cast_to(inputs.bias, q), k.shape[2])
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return weighted_sums(attn, v, seen).to(dtype)
+
+
+def definition(inputs: BiasedInputs, *tensors: Tensor) -> Tensor:
+    """The reference as a function of the tensors in `BiasedInputs.named`, in their order."""
+    given = dict(zip(inputs.named(), tensors, strict=True))
+    return biased_attention_reference(inputs.with_named(given))

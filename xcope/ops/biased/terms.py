@@ -2,7 +2,7 @@
 
 A bias b_ij, added to the logit of query i and key j, is never held whole. Each form below says
 how b_ij follows from vectors of length O(n); schemes compute those vectors from their parameters
-with plain autograd, and the operator gives gradients to the vectors.
+with plain autograd, and the operators give gradients to the vectors.
 
 Shape notation: b batch, h query heads, i queries, j keys (queries are aligned to the end of the
 keys), D distances. Vectors over keys may be shorter than the keys: the keys before them (learned
@@ -11,10 +11,15 @@ memories, say) have no place, and their bias is 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
+
+from xcope.errors import FlagError
+from xcope.ops.inputs import shape
 
 
 @dataclass(frozen=True)
@@ -113,3 +118,140 @@ def _keys_of(tokens: slice, of_queries: Tensor, of_keys: Tensor) -> slice:
     """Where these tokens lie in a vector over keys, which lacks the keys before the first place."""
     free = of_queries.shape[-1] - of_keys.shape[-1]
     return slice(max(0, tokens.start - free), max(0, tokens.stop - free))
+
+
+FORMS: dict[str, type[Terms]] = {f.__name__: f for f in (Separable, ByDistance, Piecewise)}
+
+# Vectors with an entry for each query or key: name → dimensions; one more where each row of the
+# batch has its own.
+OF_QUERIES = {"row": 2, "shrink": 1, "q_pos": 1}
+OF_KEYS = {"key": 2, "k_pos": 1}
+
+WITHOUT_GRADIENT = ("knots", "q_pos", "k_pos")
+
+
+def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
+    """Raise a `FlagError` unless the vectors of ``bias`` fit q (b h i d) and k (b hk j d)."""
+    form = type(bias).__name__
+    if form not in FORMS:
+        raise FlagError("bias", f"bias is a {form}: it must be one of {', '.join(FORMS)}")
+    (b, h, i, _), j = q.shape, k.shape[2]
+    heads: tuple[int, ...] = (h,)
+    wanted: dict[str, tuple[tuple[int, ...], int | None]] = {  # first dimensions; last: any if None
+        "row": (heads, i),
+        "key": (heads, None),
+        "table": (heads, None),
+        "slope": (heads, None),
+        "offset": (heads, None),
+        "knots": ((), None),
+        "warp": ((), None),
+        "shrink": ((), i),
+        "q_pos": ((), i),
+        "k_pos": ((), None),
+    }
+    vectors = vars(bias)
+    for name, t in vectors.items():
+        first, last = wanted[name]
+        by_row = name in OF_QUERIES or name in OF_KEYS
+        fits = t.shape[:-1] == first or (by_row and t.shape[:-1] == (b, *first))
+        if not t.ndim or not fits or last not in (None, t.shape[-1]):
+            allowed = [(*first, last or "n"), (b, *first, last or "n")][: 1 + by_row]
+            said = " or ".join("(" + " ".join(map(str, one)) + ")" for one in allowed)
+            raise FlagError("bias", f"{name} {shape(t)} of the bias {form} must be {said}")
+        whole = name in ("q_pos", "k_pos")
+        if t.dtype != torch.int64 if whole else not t.is_floating_point():
+            kind = "int64" if whole else "floating point"
+            raise FlagError("bias", f"{name} of the bias {form} must be {kind}, but is {t.dtype}")
+        if name in ("table", "warp", "slope") and not t.shape[-1]:
+            raise FlagError("bias", f"{name} {shape(t)} of the bias {form} is empty")
+        if t.device != q.device:
+            where = f"is on {t.device}, but q on {q.device}: they must agree"
+            raise FlagError("bias", f"{name} of the bias {form} {where}")
+        if name in OF_KEYS and t.shape[-1] > j:
+            raise FlagError("bias", f"the bias {form} is for {t.shape[-1]} keys, but k has {j}")
+    if "slope" in vectors:
+        slope, offset, knots = vectors["slope"], vectors["offset"], vectors["knots"]
+        if slope.shape != offset.shape or len(knots) != slope.shape[-1] - 1:
+            raise FlagError(
+                "bias",
+                f"slope {shape(slope)}, offset {shape(offset)} and knots {shape(knots)} of the "
+                f"bias {form} must be (h S), (h S) and (S − 1)",
+            )
+
+
+# -- terms as the tensors that an operator takes -------------------------------------------------
+
+
+def named(terms: Terms) -> dict[str, Tensor]:
+    """The vectors by name."""
+    return dict(vars(terms))
+
+
+def flatten(terms: Terms | None) -> tuple[str, list[Tensor]]:
+    """The form's name, empty for None, and its vectors."""
+    return ("", []) if terms is None else (type(terms).__name__, list(vars(terms).values()))
+
+
+def unflatten(form: str, vectors: Sequence[Tensor]) -> Terms | None:
+    """The inverse of `flatten`."""
+    return FORMS[form](*vectors) if form else None
+
+
+def names(form: str) -> list[str]:
+    """Of the vectors of a form; none for no form."""
+    return [f.name for f in fields(FORMS[form])] if form else []
+
+
+def with_gradient(form: str, needed: Sequence[bool]) -> list[bool]:
+    """Which of the vectors get a gradient, of those that need one."""
+    return [
+        need and name not in WITHOUT_GRADIENT
+        for name, need in zip(names(form), needed, strict=True)
+    ]
+
+
+def like_gradients(form: str, vectors: Sequence[Tensor], given: bool) -> list[Tensor | None]:
+    """The vectors, None for those without a gradient, or for all if none are ``given``."""
+    wanted = with_gradient(form, [given] * len(vectors))
+    return [t if want else None for t, want in zip(vectors, wanted, strict=True)]
+
+
+# -- other terms of the same form ----------------------------------------------------------------
+
+
+def replaced(terms: Terms, vectors: Mapping[str, Tensor]) -> Terms:
+    """The same form with some of its vectors exchanged."""
+    form: Any = type(terms)
+    return cast(Terms, form(**(vars(terms) | dict(vectors))))
+
+
+def cast_to(terms: Terms, like: Tensor) -> Terms:
+    """Floating vectors in the dtype of ``like``."""
+    floating = {n: t.to(like.dtype) for n, t in named(terms).items() if t.is_floating_point()}
+    return replaced(terms, floating)
+
+
+def placed(terms: Terms) -> int:
+    """How many keys have a place: the last ones."""
+    return (terms.key if isinstance(terms, Separable) else terms.k_pos).shape[-1]
+
+
+def part(terms: Terms, batch: slice, queries: slice, keys: slice) -> Terms:
+    """Terms of some rows of the batch, queries, and keys that have a place; views."""
+    parts = {}
+    for name, t in named(terms).items():
+        for lengths, cut in ((OF_QUERIES, queries), (OF_KEYS, keys)):
+            if name in lengths:
+                parts[name] = (t if t.ndim == lengths[name] else t[batch])[..., cut]
+    return replaced(terms, parts)
+
+
+def first_part(
+    form: str, tensors: Mapping[str, Tensor], queries: slice, keys: slice, among: int
+) -> Terms | None:
+    """The terms that have these tensors for vectors, of queries and the first of so many keys."""
+    terms = unflatten(form, [tensors[name] for name in names(form)])
+    if terms is None:
+        return None
+    free = among - placed(terms)
+    return part(terms, slice(None), queries, slice(0, max(0, keys.stop - free)))

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from xcope.ops.biased.check import check_bias
-from xcope.ops.biased.forms import flatten
+from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
-from xcope.ops.cope.cpu.tiled import MAX_TEMPERATURE, cope_attention_tiled
-from xcope.ops.cope.gpu.attention import cope_attention_triton
+from xcope.ops.cope import gpu
+from xcope.ops.cope.cpu.few import cope_attention_few
+from xcope.ops.cope.inputs import MAX_TEMPERATURE, CopeInputs
+from xcope.ops.cope.operator import WHAT, cope, repair
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
-from xcope.ops.documents import check_documents
-from xcope.ops.inputs import (
-    autocast,
-    check_attention,
-    number,
-    require,
-    require_backend,
-    require_device,
-    shape,
-)
+from xcope.ops.documents import one_by_one
+from xcope.ops.fallback import warn
+from xcope.ops.inputs import few_queries, require_backend
+from xcope.ops.nonfinite import Tensors, noticed
 from xcope.ops.transforms import by_definition
-
-BACKENDS: dict[str, Any] = {
-    "reference": cope_attention_reference,
-    "tiled": cope_attention_tiled,
-    "triton": cope_attention_triton,
-}
 
 
 def cope_attention(
@@ -80,7 +72,7 @@ def cope_attention(
             of the logits are made of the biased ones; those of ``gate_k`` are not biased.
         cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
-            is 1 and i = j; a query sees, and counts, keys of its own document alone. On a GPU
+            is 1 and i = j; a query sees, and counts, keys of its own document only. On a GPU
             its values are not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n (d + p)) memory; so does
             "triton", for CUDA, which hands to "tiled" what its kernels cannot take, and says so;
@@ -96,26 +88,12 @@ def cope_attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
-    q, k, v, gate_k = autocast(q, k, v, gate_k)
-    check_attention(q, k, v, mask)
-    _check(q, k, pos_emb, soft_onehot_temp, gate_k, head_mix)
-    if bias is not None:
-        check_bias(bias, q, k)
-    if cu_seqlens is not None:
-        check_documents(cu_seqlens, q, k)
-    require_backend(backend, ["auto", *BACKENDS], "CoPE")
-    if by_definition(q, k, v, pos_emb, gate_k, head_mix, *flatten(bias)[1]):
-        backend = "reference"
-    tiled = (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE) and q.device.type != "mps"
-    if backend == "auto":
-        fastest = "triton" if q.device.type == "cuda" else "tiled"
-        backend = fastest if tiled else "reference"
-    out: Tensor = BACKENDS[backend](
+    inputs = CopeInputs.checked(
         q,
         k,
         v,
-        pos_emb,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        pos_emb=pos_emb,
+        scale=scale,
         mask=mask,
         causal=causal,
         soft_onehot=soft_onehot,
@@ -125,57 +103,102 @@ def cope_attention(
         bias=bias,
         cu_seqlens=cu_seqlens,
     )
-    return out
+    if backend != "auto":
+        require_backend(backend, ["auto", *BACKENDS], "CoPE")
+    if by_definition(*inputs.named().values()):
+        backend = "reference"
+    if backend == "auto":
+        device = inputs.q.device.type
+        tiled = device != "mps" and (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE)
+        backend = "reference" if not tiled else "triton" if device == "cuda" else "tiled"
+    return BACKENDS[backend](inputs)
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    pos_emb: Tensor,
-    soft_onehot_temp: float,
-    gate_k: Tensor | None,
-    head_mix: Tensor | None,
-) -> None:
-    h, d = q.shape[1], q.shape[3]
-    require(
-        pos_emb.ndim in (2, 3) and pos_emb.shape[-1] == d,
-        "pos_emb",
-        f"pos_emb {shape(pos_emb)} must be (p d) or (h p d) with d = {number(d)} as in q "
-        f"{shape(q)}",
-    )
-    require(
-        pos_emb.ndim == 2 or pos_emb.shape[0] == h,
-        "pos_emb",
-        f"pos_emb {shape(pos_emb)} has {number(pos_emb.shape[0])} tables, but q {shape(q)} "
-        f"has {number(h)} heads",
-    )
-    require(
-        pos_emb.shape[-2] >= 1,
-        "pos_emb",
-        f"pos_emb {shape(pos_emb)} has max_pos {number(pos_emb.shape[-2])}; it must be at least 1",
-    )
-    for name, t in {"pos_emb": pos_emb, "gate_k": gate_k, "head_mix": head_mix}.items():
-        if t is not None:
-            wrong = f"{name} must be floating point, but is {t.dtype}"
-            require(t.is_floating_point(), name, wrong)
-            require_device(name, t, q)
-    require(
-        soft_onehot_temp > 0,
-        "soft_onehot_temp",
-        f"soft_onehot_temp={number(soft_onehot_temp)} must be above 0",
-    )
-    if gate_k is not None:
-        require(
-            gate_k.shape == k.shape,
-            "gate_k",
-            f"gate_k {shape(gate_k)} must have the shape of k {shape(k)}",
+def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
+    """Tile by tile: exact, O(n (d + P)) memory, on CPUs and any other device.
+
+    float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
+    computed one by one. A soft one-hot is the interpolation with sigmoid((2w − 1)/τ) in place of
+    w: further integers weigh less than e^(−1/τ), so τ must be small.
+
+    Raises:
+        FlagError: a soft one-hot with a temperature above ``MAX_TEMPERATURE``; an MPS device.
+    """
+    if inputs.soft_onehot:
+        inputs.require_sharp()
+    if inputs.q.device.type == "mps":
+        raise FlagError(
+            "backend",
+            "backend='tiled' counts in float64, which MPS devices lack: use backend='reference'",
         )
-    if head_mix is not None:
-        require(
-            head_mix.shape == (h, h),
-            "head_mix",
-            f"head_mix {shape(head_mix)} must be ({number(h)} {number(h)})",
+    if inputs.cu_seqlens is not None:
+
+        def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
+            return cope_attention_tiled(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
+
+        its: dict[str, Any] = {"mask": inputs.mask, "gate_k": inputs.gate_k, "bias": inputs.bias}
+        q, k, v, cu_seqlens = inputs.q, inputs.k, inputs.v, inputs.cu_seqlens
+        return one_by_one(alone, q, k, v, cu_seqlens=cu_seqlens, **its)
+    dtype, inputs = inputs.q.dtype, inputs.widened()
+    if inputs.head_mix is not None:
+        inputs = inputs.with_all_heads()
+    if few_queries(*inputs.named().values()):
+        out = cope_attention_few(inputs)
+        if noticed(out):
+
+            def attend(given: Tensors) -> tuple[Tensor]:
+                return (cope_attention_few(inputs.with_named(given)),)
+
+            (out,) = repair(inputs).forward(attend)
+    else:
+        out, *_ = cope(*inputs.flat(), "tiled")
+    return out.to(dtype)
+
+
+def cope_attention_triton(inputs: CopeInputs) -> Tensor:
+    """By Triton's kernels, on CUDA.
+
+    Products are of the inputs' dtype, sums in float32. What the kernels do not take is computed by
+    the tiled backend, and a warning says so, once for each reason.
+
+    Raises:
+        FlagError: neither a CUDA device nor Triton's interpreter; a soft one-hot with a
+            temperature above ``MAX_TEMPERATURE``.
+    """
+    if inputs.soft_onehot:
+        inputs.require_sharp()
+    device = inputs.q.device.type
+    if device != "cuda" and not gpu.interpreted():
+        raise FlagError(
+            "backend",
+            f"backend='triton' needs a CUDA device, but q is on {device!r}: use 'auto'",
         )
+    reason = gpu.refusal(inputs)
+    if reason is None:
+        from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
+
+        few = few_queries(*inputs.named().values()) and not torch.compiler.is_compiling()
+        try:
+            out, *_ = launch.forward(inputs) if few else cope(*inputs.flat(), "triton")
+        except launch.OutOfResources as error:
+            reason = f"no tiles fit: {error}"
+        else:
+            return out
+    warn(WHAT, reason)
+    return cope_attention_tiled(inputs)
 
 
-__all__ = ["BACKENDS", "cope_attention", "cope_attention_reference", "position_bias", "positions"]
+BACKENDS: dict[str, Callable[[CopeInputs], Tensor]] = {
+    "reference": cope_attention_reference,
+    "tiled": cope_attention_tiled,
+    "triton": cope_attention_triton,
+}
+
+__all__ = [
+    "BACKENDS",
+    "CopeInputs",
+    "cope_attention",
+    "cope_attention_reference",
+    "position_bias",
+    "positions",
+]

@@ -1,158 +1,187 @@
 """The PyTorch operator of CoPE attention, `torch.ops.xcope.cope`: fake tensors and autograd.
 
-Behind it are the tiles in PyTorch operations and numba (`xcope.ops.cope.cpu.tiled`) and the Triton
-kernels (`xcope.ops.cope.gpu.launch`); its argument ``kernels`` says which.
+It is computed by tiles (`xcope.ops.cope.cpu.walk`) or by Triton's kernels
+(`xcope.ops.cope.gpu.launch`); its last argument, ``backend``, says which. It takes the fields of
+`CopeInputs` one by one, see `CopeInputs.flat`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Protocol, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import like_gradients, unflatten, with_gradient
+from xcope.ops.biased.terms import first_part, like_gradients, names, with_gradient
+from xcope.ops.cope.cpu import walk
+from xcope.ops.cope.inputs import DIFFERENTIABLE, SCHEMA, TENSORS, CopeInputs
 from xcope.ops.cope.reference import cope_attention_reference
+from xcope.ops.documents import within_documents
+from xcope.ops.fallback import warn
+from xcope.ops.nonfinite import Repair, Tensors, all_finite
 from xcope.ops.transforms import second_gradients
 
-Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+SAVED = 5  # tensors that the forward gives
+VECTORS = len(TENSORS)  # where the bias' vectors come among the arguments
+WHAT = "CoPE attention"
 
 
-class Kernels(Protocol):
-    """What is behind the operator; arguments as of `cope` and `cope_backward`."""
+@torch.library.custom_op(
+    "xcope::cope",
+    mutates_args=(),
+    schema=f"({SCHEMA}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def cope(*given: Any) -> tuple[Tensor, ...]:
+    """out (b h i dv), and four tensors for the backward, see `walk.Saved` or `launch.Saved`."""
+    inputs, backend = CopeInputs.of(given), given[-1]
+    with torch.autocast(inputs.q.device.type, enabled=False):  # both passes must count alike
+        if backend == "triton":
+            from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
 
-    @staticmethod
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-        mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
-        scale: float, causal: bool, sharpness: float,
-    ) -> Saved: ...  # fmt: skip
-
-    @staticmethod
-    def run_backward(
-        dout: Tensor, saved: Saved, q: Tensor, k: Tensor, v: Tensor, e: Tensor,
-        gate_k: Tensor | None, head_mix: Tensor | None, mask: Tensor | None,
-        documents: Tensor | None, vectors: Sequence[Tensor], form: str, scale: float,
-        causal: bool, sharpness: float, of_vectors: bool,
-    ) -> list[Tensor]: ...  # fmt: skip
-
-    @staticmethod
-    def fake(q: Tensor, v: Tensor) -> Saved: ...
-
-
-def behind(kernels: str) -> Kernels:
-    """The implementation of this name."""
-    where = {"tiled": "cpu.tiled", "triton": "gpu.launch"}[kernels]
-    return cast(Kernels, import_module("xcope.ops.cope." + where))
-
-
-@torch.library.custom_op("xcope::cope", mutates_args=())
-def cope(
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
-    scale: float, causal: bool, sharpness: float, kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """out (b h i dv), and four tensors for the backward.
-
-    Vectors and form of a bias as of `xcope.ops.biased.forms.flatten`; documents: cu_seqlens.
-    """
-    with torch.autocast(q.device.type, enabled=False):  # both passes must count alike
-        return behind(kernels).run(
-            q, k, v, e, gate_k, head_mix, mask, documents, vectors, form, scale, causal, sharpness
-        )
+            return tuple(launch.forward(inputs))
+        return _forward_in_tiles(inputs)
 
 
 @cope.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Saved:
-    return behind(rest[-1]).fake(q, v)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    inputs, backend = CopeInputs.of(given), given[-1]
+    if backend == "triton":
+        from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
+
+        return tuple(launch.empty(inputs))
+    return tuple(walk.empty(inputs))
 
 
-@torch.library.custom_op("xcope::cope_backward", mutates_args=())
-def cope_backward(
-    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
-    scale: float, causal: bool, sharpness: float, kernels: str, of_vectors: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of q, k, v, e, gate_k, head_mix, and ``of_vectors``; empty where there is none."""
-    with torch.autocast(q.device.type, enabled=False):
-        return behind(kernels).run_backward(
-            dout, (out, m, inverse, count, start), q, k, v, e, gate_k, head_mix, mask, documents,
-            vectors, form, scale, causal, sharpness, of_vectors,
-        )  # fmt: skip
+@torch.library.custom_op(
+    "xcope::cope_backward",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor[] saved, {SCHEMA}, str backend, bool of_bias) -> Tensor[]",
+)
+def cope_backward(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
+    """Gradients of the tensors, then those of the bias' vectors; empty where there is none."""
+    inputs, (backend, of_bias) = CopeInputs.of(given), given[-2:]
+    with torch.autocast(dout.device.type, enabled=False):
+        if backend == "triton":
+            grads = _backward_by_kernels(dout, saved, inputs)
+        else:
+            grads = _backward_in_tiles(dout, saved, inputs, of_bias)
+    vectors = [] if inputs.bias is None else names(type(inputs.bias).__name__)
+    return [grads.get(name, dout.new_empty(0)) for name in (*TENSORS, *vectors)]
 
 
 @cope_backward.register_fake
-def _(
-    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, count: Tensor, start: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
-    scale: float, causal: bool, sharpness: float, kernels: str, of_vectors: bool,
-) -> list[Tensor]:  # fmt: skip
-    likes = (q, k, v, e, gate_k, head_mix, *like_gradients(form, vectors, of_vectors))
-    return [q.new_empty(0) if t is None else t.new_empty(t.shape) for t in likes]
+def _(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
+    tensors, vectors, form = given[:VECTORS], *given[VECTORS : VECTORS + 2]
+    likes = [t if n in DIFFERENTIABLE else None for n, t in zip(TENSORS, tensors, strict=True)]
+    likes += like_gradients(form, vectors, given[-1])
+    return [dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in likes]
+
+
+# -- autograd --------------------------------------------------------------------------------------
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, vectors, form, scale, causal, sharpness, kernels = inputs
-    ctx.options = form, scale, causal, sharpness, kernels
+    *tensors, vectors = inputs[: VECTORS + 1]
+    ctx.options = inputs[VECTORS + 1 :]
     ctx.save_for_backward(*output, *tensors, *vectors)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(True)
 
 
 def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
-    saved, vectors = tensors[:13], tensors[13:]
-    *needed, _masked, _packed, of_vectors = ctx.needs_input_grad[:9]
-    of_vectors = with_gradient(ctx.options[0], of_vectors)
-    grads = cope_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
-    return (
-        *(grad if need else None for grad, need in zip(grads[:6], needed, strict=True)),
-        None,
-        None,
-        [grad if need else None for grad, need in zip(grads[6:], of_vectors, strict=True)],
-        *(None,) * 5,
-    )
+    kept = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    saved, tensors = kept[:SAVED], kept[SAVED : SAVED + VECTORS]
+    vectors, options = kept[SAVED + VECTORS :], ctx.options
+    *needed, of_vectors = ctx.needs_input_grad[: VECTORS + 1]
+    of_vectors = with_gradient(options[0], of_vectors)
+    grads = cope_backward(dout, saved, *tensors, vectors, *options, any(of_vectors))
+    wanted = [g if need else None for g, need in zip(grads, (*needed, *of_vectors), strict=True)]
+    return *wanted[:VECTORS], wanted[VECTORS:], *(None,) * len(options)
 
 
 def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    dout, _, _, _, _, _, *tensors, vectors, form, scale, causal, sharpness, _, _ = inputs
-    ctx.options = form, scale, causal, sharpness
+    dout, _, *tensors = inputs[: VECTORS + 2]
+    vectors, ctx.options = inputs[VECTORS + 2], inputs[VECTORS + 3 :]
     ctx.save_for_backward(dout, *tensors, *vectors)
     ctx.set_materialize_grads(False)
 
 
 def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     dout, *tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
-    tensors, (mask, documents), vectors = tensors[:6], tensors[6:8], tensors[8:]
-    form, scale, causal, sharpness = ctx.options
 
-    def definition(
-        q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor, head_mix: Tensor,
-        *vectors: Tensor,
-    ) -> Tensor:  # fmt: skip
-        return cope_attention_reference(
-            q,
-            k,
-            v,
-            e,
-            scale=scale,
-            mask=mask,
-            causal=causal,
-            soft_onehot=sharpness > 0,
-            soft_onehot_temp=1 / (sharpness or 1.0),
-            gate_k=gate_k,
-            head_mix=head_mix,
-            bias=unflatten(form, vectors),
-            cu_seqlens=documents,
-        )
+    def definition(*tensors: Tensor) -> Tensor:
+        flat = (*tensors[:VECTORS], tensors[VECTORS:], *ctx.options)
+        return cope_attention_reference(CopeInputs.of(flat))
 
-    ddout, grads = second_gradients(definition, dout, (*tensors, *vectors), dgrads)
-    return ddout, *(None,) * 5, *grads[:6], None, None, grads[6:], *(None,) * 6
+    ddout, grads = second_gradients(definition, dout, tensors, dgrads)
+    return ddout, [None] * SAVED, *grads[:VECTORS], grads[VECTORS:], *(None,) * len(ctx.options)
 
 
 cope.register_autograd(_gradients, setup_context=_save)
 cope_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)
+
+
+# -- who computes ----------------------------------------------------------------------------------
+
+
+def _forward_in_tiles(inputs: CopeInputs) -> tuple[Tensor, ...]:
+    """Rows that meet numbers that are not finite have NaN for 1 / Σ exp, see `nonfinite`."""
+    if all_finite(*inputs.named().values()):
+        saved = walk.forward(inputs)
+        if all_finite(saved.out) and (
+            bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any()
+        ):
+            return tuple(saved)
+    return repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
+
+
+def _backward_in_tiles(
+    dout: Tensor, saved: Sequence[Tensor], inputs: CopeInputs, of_bias: bool = False
+) -> Tensors:
+    """By name."""
+    kept = walk.Saved(*saved)
+    if all_finite(dout, kept.inverse, *inputs.named().values()):
+        return walk.backward(dout, kept, inputs, of_bias)
+
+    def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
+        return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
+
+    return repair(inputs).backward(dout, kept, tiled)
+
+
+def repair(inputs: CopeInputs) -> Repair:
+    """What computes the rows of CoPE attention that meet a number that is not finite."""
+    given, j = inputs.named(), inputs.k.shape[2]
+
+    def definition(cut: Tensors, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
+        form = "" if inputs.bias is None else type(inputs.bias).__name__
+        bias = first_part(form, cut, queries, keys, j)
+        return cope_attention_reference(replace(inputs.with_named(cut), mask=mask, bias=bias))
+
+    everywhere = [name for name in ("head_mix",) if name in given]
+    return Repair(
+        tensors=given,
+        mask=inputs.mask,
+        causal=inputs.causal,
+        definition=definition,
+        mixed="head_mix" in given,
+        everywhere=(*everywhere, *["pos_emb"] * inputs.soft_onehot),
+    )
+
+
+def _backward_by_kernels(dout: Tensor, saved: Sequence[Tensor], inputs: CopeInputs) -> Tensors:
+    """By name; in tiles, forward and backward, where no kernels fit on this GPU."""
+    from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
+
+    try:
+        return launch.backward(dout.contiguous(), launch.Saved(*saved), inputs)
+    except launch.OutOfResources as error:
+        warn(WHAT, f"no tiles fit: {error}")
+    wide = inputs.widened()
+    if inputs.cu_seqlens is not None:
+        mask = within_documents(inputs.mask, inputs.cu_seqlens, inputs.q.shape[2])
+        wide = replace(wide, mask=mask, cu_seqlens=None)
+    grads = _backward_in_tiles(dout.float(), _forward_in_tiles(wide), wide)
+    return {name: grad.to(getattr(inputs, name).dtype) for name, grad in grads.items()}

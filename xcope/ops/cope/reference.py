@@ -11,7 +11,7 @@ Important*, arXiv 2405.18719. For one head, keys j visible to query i:
     out  = softmax_j(s_ij + b_ij) v_j
 
 A bias of the logits (ALiBi's, say), where there is one, is part of s_ij. Keys of other documents
-are masked: they do not count. Sums are over visible keys alone: where these are finite, so is the
+are masked: they do not count. Sums are over visible keys only: where these are finite, so is the
 row, whatever the others are.
 """
 
@@ -20,12 +20,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import cast_to
 from xcope.ops.biased.reference import dense
-from xcope.ops.biased.terms import Terms
+from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
-from xcope.ops.seen import scores, weighted_sums
+from xcope.ops.nonfinite import scores, weighted_sums
 
 
 def positions(gates: Tensor, max_pos: int) -> Tensor:
@@ -103,54 +102,33 @@ def position_bias(
     return interpolated(table_logits, pos)
 
 
-def cope_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pos_emb: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    causal: bool = True,
-    soft_onehot: bool = False,
-    soft_onehot_temp: float = 0.05,
-    gate_k: Tensor | None = None,
-    head_mix: Tensor | None = None,
-    bias: Terms | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> Tensor:
-    """The definition on whole tensors. Arguments as in `xcope.cope_attention`, already checked.
+def cope_attention_reference(inputs: CopeInputs) -> Tensor:
+    """The definition on whole tensors: (b h i dv), dtype of q.
 
     float16 and bfloat16 are computed in float32 and rounded once, at the end.
     """
-    dtype = q.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    q, k, v, pos_emb = (t.to(wide) for t in (q, k, v, pos_emb))
-    groups = q.shape[1] // k.shape[1]
-    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-
-    if cu_seqlens is not None:
-        mask = within_documents(mask, cu_seqlens, k.shape[2])
-    seen = visible(q, k, mask, causal)
+    dtype, inputs = inputs.q.dtype, inputs.widened().with_all_heads()
+    q, k, v, mask = inputs.q, inputs.k, inputs.v, inputs.mask
+    gate_k, head_mix = inputs.gate_k, inputs.head_mix
+    if inputs.cu_seqlens is not None:
+        mask = within_documents(mask, inputs.cu_seqlens, k.shape[2])
+    seen = visible(q, k, mask, inputs.causal)
     # where heads are mixed, one head's gate needs the logits of all of them
     needed = seen if head_mix is None else seen.any(1, keepdim=True)
-    s = scale * scores(q, k, needed)
-    if bias is not None:
-        s = s + dense(cast_to(bias, q), k.shape[2])
-    gate_logits = s
-    if gate_k is not None:
-        gate_k = gate_k.to(wide).repeat_interleave(groups, dim=1)
-        gate_logits = scale * scores(q, gate_k, needed)
+    s = inputs.scale * scores(q, k, needed)
+    if inputs.bias is not None:
+        s = s + dense(inputs.bias, k.shape[2])
+    gate_logits = s if gate_k is None else inputs.scale * scores(q, gate_k, needed)
     if head_mix is not None:
         gate_logits = gate_logits.masked_fill(~needed, 0.0)
-        gate_logits = torch.einsum("gh,bhij->bgij", head_mix.to(wide), gate_logits)
+        gate_logits = torch.einsum("gh,bhij->bgij", head_mix, gate_logits)
     s = s + position_bias(
         q,
         gate_logits,
-        pos_emb,
+        inputs.pos_emb,
         seen,
-        soft_onehot=soft_onehot,
-        soft_onehot_temp=soft_onehot_temp,
+        soft_onehot=inputs.soft_onehot,
+        soft_onehot_temp=inputs.soft_onehot_temp,
     )
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)

@@ -11,13 +11,8 @@ from torch import Tensor
 from xcope.ops.tiling.tiles import ForwardRows, Tile
 
 
-def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
-    """See `xcope.ops.tiling.tiles.Sizes`."""
-    return flat.view(units, rows, keys).mT
-
-
 def hide(s: Tensor, tile: Tile) -> None:
-    """−∞ where a key (last dimension) stands behind its query."""
+    """−∞ where a key (last dimension) comes after its query."""
     queries, keys = tile.i1 - tile.i0, s.shape[-1]
     if tile.diagonal < keys - 1:
         after = torch.ones(queries, keys, dtype=torch.bool, device=s.device).triu(tile.diagonal + 1)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from xcope.ops.tiling.numba_runtime import (
     Array,
@@ -24,25 +22,9 @@ from xcope.ops.tiling.numba_runtime import (
     this_thread,
 )
 
-SMALLEST = 32  # queries of a unit, at least, where they are shared out among many threads
 BLOCK = 32  # keys between two looks at how far the softmax has come
 HEADROOM = f32(30.0)  # how far above m a biased logit may be before m is moved
 NOTHING = f32(1e-25)  # what is less is 0 when m has moved, see LOWEST in `numba_runtime`
-
-
-def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
-    """See `xcope.ops.tiling.tiles.Sizes`."""
-    return flat.view(units, keys, rows)
-
-
-def unit_size(queries: int, rows: int) -> int:
-    """Queries of a unit, of a tile with so many queries and rows, all heads together."""
-    share = -(-rows // torch.get_num_threads())
-    return min(queries, max(SMALLEST, share))
-
-
-def addresses(*tensors: Tensor) -> list[int]:
-    return [t.data_ptr() for t in tensors]
 
 
 @compiled

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @cache
@@ -35,7 +36,21 @@ def address(symbol: str) -> int:
     return ctypes.cast(getattr(openmp(), symbol), ctypes.c_void_p).value or 0
 
 
-def run(kernel: Any, arguments: list[int]) -> None:
-    """Calls a `machine.kernel` with the packed arguments on each of torch's threads."""
-    packed = (ctypes.c_int64 * len(arguments))(*arguments)
+SMALLEST = 32  # queries of a unit of work, at least, where they are shared out among many threads
+
+
+def unit_size(queries: int, rows: int) -> int:
+    """Queries of a unit of work, in a tile of so many queries and rows, all heads together."""
+    share = -(-rows // torch.get_num_threads())
+    return min(queries, max(SMALLEST, share))
+
+
+def run(kernel: Any, numbers: list[int], *tensors: Tensor) -> None:
+    """Call a `numba_runtime.kernel` on each of torch's threads.
+
+    It gets the numbers and the addresses of the tensors, packed.
+    """
+    packed = (ctypes.c_int64 * (len(numbers) + len(tensors)))(*numbers)
+    for place, t in enumerate(tensors, len(numbers)):
+        packed[place] = t.data_ptr()
     openmp().GOMP_parallel(ctypes.c_void_p(kernel.address), packed, torch.get_num_threads(), 0)

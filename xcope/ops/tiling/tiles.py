@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,23 +20,22 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Queries i0…i1 against keys j0…j1; query i0 + n sees the tile's keys up to diagonal + n.
+class Tile(NamedTuple):
+    """Queries i0 … i1 − 1 against keys j0 … j1 − 1.
 
-    The tile's first row of the batch is ``batch0``.
+    Query i0 + n sees the tile's keys up to diagonal + n. ``keys`` are the same keys as a slice;
+    ``width`` is how many there would be if the diagonal cut none off; ``batch0`` is the tile's
+    first row of the batch.
     """
 
     i0: int
     i1: int
     j0: int
     j1: int
+    keys: slice
+    width: int
     diagonal: int
-    batch0: int = 0
-
-    @property
-    def keys(self) -> slice:
-        return slice(self.j0, self.j1)
+    batch0: int
 
 
 @dataclass
@@ -62,15 +62,12 @@ class Sizes(Protocol):
     QUERIES: int  # queries in a tile
     AREA: int  # logits in a tile, all heads together
     KEYS: int  # keys in a tile, at most
-
-    @staticmethod
-    def lay_out(flat: Tensor, units: int, keys: int, rows: int) -> Tensor:
-        """Memory as a tile of logits (u K R), in the order that the body likes."""
+    BY_KEY: bool  # a tile of logits lies in memory key by key, else row by row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """q, k and v sorted by key head, and how they are cut.
+    """q, k and v sorted by key head, and how they are cut into tiles.
 
     Args:
         q: (u r i d), unscaled.
@@ -80,9 +77,9 @@ class Heads:
         scale: of the logits.
         causal: query i sees keys up to its own place.
         heads: h.
-        sizes: of the tiles; the body.
+        body: who does the elementwise work, and says how large tiles are.
         batch0: the first row of the batch, where this is a part of it.
-        memory: of the tiles, by name.
+        buffers: of the tiles, by name.
     """
 
     q: Tensor
@@ -92,70 +89,63 @@ class Heads:
     scale: float
     causal: bool
     heads: int
-    sizes: Sizes
+    body: Sizes
     batch0: int = 0
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def key_heads(self) -> int:
-        return self.heads // self.q.shape[1]
+    BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     def parts(self) -> Iterator[tuple[slice, Self]]:
-        """The call by parts of the batch, so small that a tile takes all heads of a part."""
-        i, j = self.q.shape[2], self.k.shape[1]
-        one = self.heads * min(i, self.sizes.QUERIES) * min(j, self.sizes.KEYS)
-        batches = max(1, self.sizes.AREA // max(1, one))
-        for first in range(0, len(self.q) // self.key_heads, batches):
-            units = slice(first * self.key_heads, (first + batches) * self.key_heads)
-            yield units, self.of(units, slice(first, first + batches))
+        """Parts of the batch, so small that a tile takes all heads of a part; their key heads."""
+        r, i, j = self.q.shape[1], self.q.shape[2], self.k.shape[1]
+        hk, sizes = self.heads // r, self.body
+        one = self.heads * min(i, sizes.QUERIES) * min(j, sizes.KEYS)
+        batch, size = len(self.q) // hk, max(1, sizes.AREA // max(1, one))
+        for first in range(0, batch, size):
+            units = slice(first * hk, (first + size) * hk)
+            cut: dict[str, Any] = {"batch0": first}
+            for name in self.BY_KEY_HEAD:
+                whole = getattr(self, name)
+                cut[name] = None if whole is None else whole[units]
+            cut["hidden"] = None if self.hidden is None else self.hidden[first : first + size]
+            yield units, replace(self, **cut)
 
-    def of(self, units: slice, batch: slice) -> Self:
-        """The part of the call that these units, rows ``batch`` of the batch, are."""
-        hidden = None if self.hidden is None else self.hidden[batch]
-        q, k, v = self.q[units], self.k[units], self.v[units]
-        return replace(self, q=q, k=k, v=v, hidden=hidden, batch0=batch.start)
+    def query_tiles(self) -> Iterator[tuple[int, int, list[Tile]]]:
+        """Of each tile of queries: i0, i1, and its tiles, from the first keys to the diagonal."""
+        (u, r, i, _), j, sizes = self.q.shape, self.k.shape[1], self.body
+        width = sizes.AREA // max(1, u * r * min(i, sizes.QUERIES)) // 64 * 64
+        width = min(max(width, 64), sizes.KEYS)
+        for i0 in range(0, i, sizes.QUERIES):
+            i1 = min(i, i0 + sizes.QUERIES)
+            seen, place = (max(0, j - i + i1), j - i + i0) if self.causal else (j, j)
+            tiles = []
+            for j0 in range(0, seen, width):
+                j1, uncut = min(seen, j0 + width), min(j, j0 + width) - j0
+                tiles.append(Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0))
+            yield i0, i1, tiles
 
-    def query_tiles(self) -> Iterator[tuple[int, int, int]]:
-        """Of each tile of queries: i0, i1, and how many keys its last one may see."""
-        i, j = self.q.shape[2], self.k.shape[1]
-        for i0 in range(0, i, self.sizes.QUERIES):
-            i1 = min(i, i0 + self.sizes.QUERIES)
-            yield i0, i1, max(0, j - i + i1) if self.causal else j
+    def product(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """x yᵀ for each key head, (u K R) from (u K d) and (u R d), in the buffer of this name."""
+        u, K, R = len(x), x.shape[1], y.shape[1]
+        if self.body.BY_KEY:
+            return torch.bmm(x, y.mT, out=self.buffer(name, u, K, R))
+        return torch.bmm(y, x.mT, out=self.buffer(name, u, R, K)).mT
 
-    def key_tiles(self, i0: int, i1: int, seen: int) -> list[Tile]:
-        """The tiles of the first ``seen`` keys, from the start to the diagonal."""
-        i, j = self.q.shape[2], self.k.shape[1]
-        width, place = self.width, j - i + i0 if self.causal else j
-        return [
-            Tile(i0, i1, j0, min(seen, j0 + width), place - j0, self.batch0)
-            for j0 in range(0, seen, width)
-        ]
-
-    @property
-    def width(self) -> int:
-        """Keys of a tile, but for the last ones."""
-        u, r, i = self.q.shape[:3]
-        width = self.sizes.AREA // max(1, u * r * min(i, self.sizes.QUERIES)) // 64 * 64
-        return min(max(width, 64), self.sizes.KEYS)
-
-    def room(self, tile: Tile, name: str) -> Tensor:
-        """Room for a tile of logits: the same memory for every tile, else the system clears it."""
-        units, rows = self.q.shape[0], self.q.shape[1] * (tile.i1 - tile.i0)
-        size = units * rows * (tile.j1 - tile.j0)
-        return self.sizes.lay_out(self.memory_for(name, size), units, tile.j1 - tile.j0, rows)
-
-    def memory_for(self, name: str, size: int) -> Tensor:
-        if name not in self.memory or len(self.memory[name]) < size:
-            self.memory[name] = self.q.new_empty(size)
-        return self.memory[name][:size]
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """Memory to be written to: the same for every tile, else the system clears it each time."""
+        size = math.prod(shape)
+        if name not in self.buffers or len(self.buffers[name]) < size:
+            self.buffers[name] = self.q.new_empty(size)
+        return self.buffers[name][:size].view(shape)
 
     def by_head(self, s: Tensor) -> Tensor:
         """A tile of logits (u K R) → (b hk r queries K), the same memory."""
-        (u, K, R), r, hk = s.shape, self.q.shape[1], self.key_heads
+        (u, K, R), r = s.shape, self.q.shape[1]
+        hk = self.heads // r
         return s.mT.view(u // hk, hk, r, R // r, K)
 
     def mask(self, tile: Tile, *logits: Tensor) -> None:
-        """−∞ where a key is masked; keys that stand behind their query are the body's matter."""
+        """−∞ where a key is masked; keys that come after their query are the body's matter."""
         if self.hidden is None:
             return
         b, hk, r = self.hidden.shape[:3]
@@ -171,31 +161,30 @@ class KeySums:
     lies in one piece.
     """
 
-    def __init__(self, call: Heads):
-        self.call = call
-        self.sums: dict[int, Tensor] = {}
+    def __init__(self, heads: Heads):
+        self.heads = heads
+        self.sums: dict[int, Tensor] = {}  # by the tile's first key
 
     def add(self, tile: Tile, x: Tensor, y: Tensor) -> None:
         """x (u K R), y (u R d)."""
-        call, (u, keys, _), d = self.call, x.shape, y.shape[-1]
+        (u, keys, _), d = x.shape, y.shape[-1]
         if tile.j0 not in self.sums:
-            whole = min(call.width, call.k.shape[1] - tile.j0)
-            self.sums[tile.j0] = y.new_zeros(u, whole, d)
+            self.sums[tile.j0] = y.new_zeros(u, tile.width, d)
         sums = self.sums[tile.j0]
-        if keys == sums.shape[1]:
+        if keys == tile.width:
             sums.baddbmm_(x, y)
         else:
-            room = call.memory_for("keys", u * keys * d).view(u, keys, d)
-            sums[:, :keys] += torch.bmm(x, y, out=room)
+            sums[:, :keys] += torch.bmm(x, y, out=self.heads.buffer("keys", u, keys, d))
 
     def move_to(self, out: Tensor) -> None:
         """Into out (u j d), piece by piece; keys that met no query get 0."""
-        for j0 in range(0, out.shape[1], self.call.width):
-            place = out[:, j0 : j0 + self.call.width]
-            if j0 in self.sums:
-                place.copy_(self.sums.pop(j0))
-            else:
-                place.zero_()
+        done = 0
+        for j0 in sorted(self.sums):
+            sums = self.sums.pop(j0)
+            out[:, done:j0].zero_()
+            done = j0 + sums.shape[1]
+            out[:, j0:done] = sums
+        out[:, done:].zero_()
 
 
 def sorted_by_key_head(
@@ -205,24 +194,12 @@ def sorted_by_key_head(
     (b, h, i, d), (_, hk, j, _) = q.shape, k.shape
     hidden = None if mask is None else (~mask).expand(b, h, i, j).view(b, hk, h // hk, i, j)
     q = q.contiguous().view(b * hk, h // hk, i, d)
-    return q, by_key_head(k), by_key_head(v), hidden
-
-
-def by_key_head(t: Tensor) -> Tensor:
-    """(b hk j d) → (u j d)."""
-    return t.contiguous().flatten(0, 1)
+    return q, k.contiguous().flatten(0, 1), v.contiguous().flatten(0, 1), hidden
 
 
 def rows_of(x: Tensor, i0: int, i1: int) -> Tensor:
     """(u r i …) → the rows of a tile of queries (u R …), a copy."""
     return x[:, :, i0:i1].clone(memory_format=torch.contiguous_format).flatten(1, 2)
-
-
-def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """out = x y, whichever way round ``out`` lies in memory."""
-    if out.is_contiguous():
-        return torch.bmm(x, y, out=out)
-    return torch.bmm(y.mT, x.mT, out=out.mT).mT
 
 
 def finish(rows: ForwardRows) -> Tensor:

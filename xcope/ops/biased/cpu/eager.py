@@ -5,15 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.forms import WITHOUT_GRADIENT, named, part, placed, replaced
 from xcope.ops.biased.reference import curve, dense, distances, of_heads
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
-from xcope.ops.tiling.eager import exponentiate, hide, lay_out
+from xcope.ops.biased.terms import (
+    WITHOUT_GRADIENT,
+    ByDistance,
+    Piecewise,
+    Separable,
+    Terms,
+    named,
+    part,
+    placed,
+    replaced,
+)
+from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 
 QUERIES = 128
 KEYS = 512
 AREA = 2**18
+BY_KEY = False
 
 
 class Bias:
@@ -110,4 +120,4 @@ def backward(
     bias.accumulate(call.by_head(dp), tile)
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

@@ -14,51 +14,190 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
-from xcope.ops.biased.cpu import by_distance, piecewise, separable
-from xcope.ops.biased.cpu.packed import Bias
-from xcope.ops.biased.cpu.unit import (
+from xcope.ops.biased.cpu.numba_forms import (
     BY_DISTANCE,
     FAR,
     FREE,
     MARGIN,
     PIECEWISE,
+    ROWS,
+    SEPARABLE,
     Block,
     Sums,
     Unit,
-    packed_at,
-    sums_at,
-    unit_at,
+    add_by_distance,
+    add_piecewise,
+    add_separable,
+    back_by_distance,
+    back_piecewise,
+    back_separable,
+    is_far,
+    pay_all,
     work_of,
+)
+from xcope.ops.biased.terms import (
+    OF_KEYS,
+    WITHOUT_GRADIENT,
+    ByDistance,
+    Piecewise,
+    Separable,
+    Terms,
 )
 from xcope.ops.tiling import threads
 from xcope.ops.tiling.lines import (
     BLOCK,
-    addresses,
     below,
     exponentiate,
-    lay_out,
     line,
     mine,
     move_to,
     outgrown,
     sum_of,
     unit_of,
-    unit_size,
 )
 from xcope.ops.tiling.numba_runtime import (
     Array,
     compiled,
     f32,
     floats,
+    integers,
     kernel,
+    pointer,
 )
 from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
 
-QUERIES = 128  # at most `xcope.ops.biased.cpu.unit.ROWS`
+QUERIES = 128  # at most `xcope.ops.biased.cpu.numba_forms.ROWS`
 KEYS = 1024
 AREA = 2**20
+BY_KEY = True
+
+# -- the vectors of a bias in memory -----------------------------------------------------------
+
+VECTORS = ("row", "key", "table", "q_pos", "k_pos", "shrink", "knots", "slope", "offset")
+
+PACKED = np.dtype(
+    [(name, np.int64) for name in ("form", "heads", "consecutive", "last", "wanted", "all_heads")]
+    # of each vector: address (0: there is none), length, and how many there are
+    + [(part + name, np.int64) for name in VECTORS for part in ("", "n_", "many_")]
+    # addresses of their gradients, each (chunks, batch · heads, length)
+    + [("d_" + name, np.int64) for name in VECTORS]
+)
+
+
+NUMBERS = {type(None): FREE, Separable: SEPARABLE, ByDistance: BY_DISTANCE, Piecewise: PIECEWISE}
+
+
+class Bias:
+    """The addresses and sizes of a bias' vectors. Arguments as of `biased.cpu.eager.Bias`."""
+
+    def __init__(
+        self, terms: Terms | None, size: tuple[int, int, int, int], differentiated: bool = False
+    ):
+        b, h, _, j = size
+        self.terms, self.heads, self.free = terms, h, j
+        self.vectors: dict[str, Tensor] = {}  # as kernels read them
+        self.sums: dict[str, Tensor] = {}  # their gradients
+        self.packed = np.zeros(1, PACKED)
+        packed = self.packed[0]
+        packed["form"], packed["heads"], packed["all_heads"] = NUMBERS[type(terms)], h, b * h
+        packed["wanted"] = differentiated
+        if terms is None:
+            return
+        vectors = dict(vars(terms))
+        if not isinstance(terms, Separable):
+            table = vectors.pop("warp") if isinstance(terms, Piecewise) else terms.table
+            table = table.view(-1, table.shape[-1])
+            before, after = (end.expand(-1, MARGIN) for end in (table[:, :1], table[:, -1:]))
+            vectors["table"] = torch.cat([before, table, after], dim=1)
+            packed["last"], packed["consecutive"] = table.shape[-1] - 1, True
+            for name in ("q_pos", "k_pos"):
+                packed["consecutive"] &= bool((vectors[name].diff(dim=-1) == 1).all())
+                vectors[name] = vectors[name].clamp(-(2**29), 2**29).int()
+        chunks = 1 if torch.get_num_threads() <= h else ROWS // threads.SMALLEST
+        for name, t in vectors.items():
+            length = t.shape[-1]
+            self.vectors[name] = t.contiguous()
+            packed[name], packed["n_" + name] = self.vectors[name].data_ptr(), length
+            packed["many_" + name] = t.numel() // length if t.numel() else 1
+            if name in OF_KEYS:
+                self.free = j - length
+            if differentiated and name not in WITHOUT_GRADIENT:
+                self.sums[name] = torch.zeros(chunks, b, h, length, dtype=torch.float32)
+                packed["d_" + name] = self.sums[name].data_ptr()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See `xcope.ops.biased.cpu.eager.Bias`."""
+        found = {}
+        for name, by_chunk in self.sums.items():
+            grad, vector = by_chunk.sum(0), name
+            if name == "table":
+                before, grad, after = grad.tensor_split([MARGIN, grad.shape[-1] - MARGIN], dim=-1)
+                grad[..., 0] += before.sum(-1)
+                grad[..., -1] += after.sum(-1)
+                vector = "warp" if isinstance(self.terms, Piecewise) else name
+            if vector in ("warp", "shrink"):  # which all heads share
+                grad = grad.sum(1)
+            of_rows = getattr(self.terms, vector).ndim == grad.ndim
+            found[vector] = grad if of_rows else grad.sum(0)
+        return found
+
+
+@compiled
+def packed_at(address: int) -> Any:
+    return numba.carray(pointer(address), (1,), dtype=PACKED)[0]
+
+
+@compiled
+def _piece(address: int, length: int, many: int, which: int, first: int, size: int) -> Array:
+    if address == 0:
+        return floats(address, (0,))
+    return floats(address + 4 * (which % many * length + first), (size,))
+
+
+@compiled
+def _places(address: int, length: int, many: int, which: int, first: int, size: int) -> Array:
+    if address == 0:
+        return integers(address, (0,))
+    return integers(address + 4 * (which % many * length + first), (size,))
+
+
+@compiled
+def unit_at(p: Any, head: int, lo: int, rows: int, first: int, keys: int) -> Unit:
+    """Of rows lo … of a head, counted through the batch, and placed keys first …"""
+    batch = head // p.heads
+    return Unit(
+        p.form,
+        p.consecutive != 0,
+        p.last,
+        _piece(p.row, p.n_row, p.many_row, head, lo, rows),
+        _piece(p.key, p.n_key, p.many_key, head, first, keys),
+        _piece(p.table, p.n_table, p.many_table, head, 0, p.n_table),
+        _places(p.q_pos, p.n_q_pos, p.many_q_pos, batch, lo, rows),
+        _places(p.k_pos, p.n_k_pos, p.many_k_pos, batch, first, keys),
+        _piece(p.shrink, p.n_shrink, p.many_shrink, batch, lo, rows),
+        _piece(p.knots, p.n_knots, p.many_knots, head, 0, p.n_knots),
+        _piece(p.slope, p.n_slope, p.many_slope, head, 0, p.n_slope),
+        _piece(p.offset, p.n_offset, p.many_offset, head, 0, p.n_offset),
+    )
+
+
+@compiled
+def sums_at(p: Any, head: int, chunk: int, lo: int, rows: int, first: int, keys: int) -> Sums:
+    """Their gradients; ``chunk`` numbers the head's units in a tile of queries."""
+    which, many = chunk * p.all_heads + head, 2**62
+    return Sums(
+        p.wanted != 0,
+        _piece(p.d_row, p.n_row, many, head, lo, rows),
+        _piece(p.d_key, p.n_key, many, which, first, keys),
+        _piece(p.d_table, p.n_table, many, which, 0, p.n_table),
+        _piece(p.d_shrink, p.n_shrink, many, head, lo, rows),
+        _piece(p.d_slope, p.n_slope, many, which, 0, p.n_slope),
+        _piece(p.d_offset, p.n_offset, many, which, 0, p.n_offset),
+    )
+
 
 # -- one unit ------------------------------------------------------------------------------------
 
@@ -68,7 +207,7 @@ def form_of(u: Unit, first: int, end: int) -> int:
     """What biases keys first … end, counted from the first that has a place."""
     if first < 0:
         return FREE
-    if u.form == BY_DISTANCE and by_distance.is_far(u, first, end):
+    if u.form == BY_DISTANCE and is_far(u, first, end):
         return FAR
     return u.form
 
@@ -99,11 +238,11 @@ def forward_unit(
         block = Block(form, s, s, stride, rows, first, end, free, diagonal)
         top[:] = -np.inf
         if form == BY_DISTANCE:
-            by_distance.add(block, u, w)
+            add_by_distance(block, u, w)
         elif form == PIECEWISE:
-            piecewise.add(block, u, w, none)
+            add_piecewise(block, u, w, none)
         else:
-            separable.add(block, u, w)
+            add_separable(block, u, w)
         constant = constant_of(u, form)
         top += constant
         if outgrown(m, top):
@@ -135,14 +274,14 @@ def backward_unit(
         for r in range(rows):
             w.shift[r] = constant - m[r]
         if form == BY_DISTANCE:
-            by_distance.back(block, u, w, sums)
+            back_by_distance(block, u, w, sums)
         elif form == PIECEWISE:
-            piecewise.back(block, u, w, sums)
+            back_piecewise(block, u, w, sums)
         else:
-            separable.back(block, u, w, sums)
+            back_separable(block, u, w, sums)
         first = end
     if sums.wanted and u.form == PIECEWISE:
-        piecewise.pay_all(w, sums)
+        pay_all(w, sums)
     if sums.wanted and u.form == BY_DISTANCE:
         sums.table[MARGIN + u.last] += sum_of(w.ds)
 
@@ -200,7 +339,7 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
     """What both kernels are given first."""
     key_heads, keys, rows = s.shape
     queries = tile.i1 - tile.i0
-    size = unit_size(queries, key_heads * rows)
+    size = threads.unit_size(queries, key_heads * rows)
     free = min(max(0, bias.free - tile.j0), keys)
     first = max(0, tile.j0 - bias.free)
     place = [tile.i0, tile.diagonal, tile.batch0 * bias.heads, first, free]
@@ -209,16 +348,16 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
 
 def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [bias.packed.ctypes.data, *addresses(s, rows.m, rows.total, rows.out)]
-    threads.run(_forward, [*_sizes(s, tile, bias), rows.out.shape[-1], *where])
+    numbers = [*_sizes(s, tile, bias), rows.out.shape[-1], bias.packed.ctypes.data]
+    threads.run(_forward, numbers, s, rows.m, rows.total, rows.out)
 
 
 def backward(
     s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
 ) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    where = [bias.packed.ctypes.data, *addresses(s, dp, rows.m, rows.inverse, rows.D)]
-    threads.run(_backward, [*_sizes(s, tile, bias), *where])
+    numbers = [*_sizes(s, tile, bias), bias.packed.ctypes.data]
+    threads.run(_backward, numbers, s, dp, rows.m, rows.inverse, rows.D)
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Bias", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

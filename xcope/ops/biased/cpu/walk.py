@@ -11,16 +11,20 @@ Backward, with D = Σ dout·out and prob_ij = exp(y_ij − m) / Σ:
 
 No pass keeps anything larger than a tile. What is elementwise is the *body*'s work (`Body`):
 `xcope.ops.biased.cpu.eager` or `xcope.ops.biased.cpu.numba`.
+
+Shape notation: (b h i d) of the call, and as in `xcope.ops.tiling.tiles`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from xcope.ops.biased.cpu import eager
+from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.terms import Terms
 from xcope.ops.tiling.tiles import (
     BackwardRows,
@@ -29,9 +33,10 @@ from xcope.ops.tiling.tiles import (
     KeySums,
     Sizes,
     Tile,
+    compiled_or_none,
     finish,
-    product,
     rows_of,
+    sorted_by_key_head,
 )
 
 
@@ -62,91 +67,87 @@ class Body(Sizes, Protocol):
         """Turns ``s`` into prob, ``dp`` = v doutᵀ into ds, and gathers the gradient of b."""
 
 
-@dataclass
-class Result:
-    """What the forward gives: out (u r i dv); the others (u r i), see `BackwardRows`."""
+class Saved(NamedTuple):
+    """What the forward gives."""
 
-    out: Tensor
-    m: Tensor
-    inverse: Tensor
+    out: Tensor  # (b h i dv)
+    m: Tensor  # (b h i), about the largest y; finite
+    inverse: Tensor  # (b h i), 1 / Σ exp(y − m); 0 in rows that see no key
 
 
-def forward(call: Heads, body: Body, bias: Bias) -> Result:
-    shape = call.q.shape[:3]
-    out = call.q.new_empty(*shape, call.v.shape[-1])
-    result = Result(out, call.q.new_empty(shape), call.q.new_empty(shape))
-    for units, part in call.parts():
-        for i0, i1, seen in part.query_tiles():
-            rows = _forward_rows(part, body, bias, i0, i1, seen)
+def body_for(dtype: torch.dtype, device: torch.device) -> Body:
+    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return compiled_body() or cast(Body, eager)
+    return cast(Body, eager)
+
+
+@cache
+def compiled_body() -> Body | None:
+    """The body compiled by numba, or None where it cannot be had; says so once."""
+    what = "attention with an index bias"
+    return cast(Body | None, compiled_or_none("xcope.ops.biased.cpu.numba", what))
+
+
+def forward(inputs: BiasedInputs) -> Saved:
+    """Tensors are float32 or float64, and finite; the mask has 4 dimensions."""
+    (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
+    body = body_for(inputs.q.dtype, inputs.q.device)
+    q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
+    scale, causal = inputs.scale, inputs.causal
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
+    bias = body.Bias(inputs.bias, (b, h, i, j))
+    saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
+    for units, part in heads.parts():
+        for i0, i1, tiles in part.query_tiles():
+            q = rows_of(part.q, i0, i1).mul_(scale)
+            rows = ForwardRows(
+                m=q.new_full(q.shape[:2], -torch.inf),
+                total=q.new_zeros(q.shape[:2]),
+                out=q.new_zeros(*q.shape[:2], dv),
+            )
+            for tile in reversed(tiles):
+                s = part.product("s", part.k[:, tile.keys], q)
+                if hidden is not None:
+                    part.mask(tile, s)
+                body.forward(s, rows, tile, part, bias)
+                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
             inverse = finish(rows)
-            for whole, value in (
-                (result.out, rows.out),
-                (result.m, rows.m),
-                (result.inverse, inverse),
-            ):
-                place = whole[units, :, i0:i1]
+            for whole, value in zip(saved, (rows.out, rows.m, inverse), strict=True):
+                place = whole.view(*heads.q.shape[:3], *whole.shape[3:])[units, :, i0:i1]
                 place.copy_(value.view(place.shape))
-    return result
+    return saved
 
 
-def _forward_rows(call: Heads, body: Body, bias: Bias, i0: int, i1: int, seen: int) -> ForwardRows:
-    """One tile of queries against all the keys it sees."""
-    q = rows_of(call.q, i0, i1).mul_(call.scale)
-    u, R = q.shape[:2]
-    rows = ForwardRows(
-        m=q.new_full((u, R), -torch.inf),
-        total=q.new_zeros(u, R),
-        out=q.new_zeros(u, R, call.v.shape[-1]),
-    )
-    for tile in reversed(call.key_tiles(i0, i1, seen)):
-        s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
-        call.mask(tile, s)
-        body.forward(s, rows, tile, call, bias)
-        rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
-    return rows
-
-
-@dataclass
-class Gradients:
-    """Like the tensors of the call that they belong to."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-def backward(call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor) -> Gradients:
-    grads = Gradients(*map(torch.empty_like, (call.q, call.k, call.v)))
-    for units, part in call.parts():
-        kept = Result(result.out[units], result.m[units], result.inverse[units])
-        dq, dk, dv = grads.q[units], KeySums(part), KeySums(part)
-        for i0, i1, seen in part.query_tiles():
-            rows = _backward_rows(part, body, bias, kept, dout[units], dk, dv, i0, i1, seen)
-            dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
-        dk.move_to(grads.k[units])
-        dv.move_to(grads.v[units])
-    return grads
-
-
-def _backward_rows(
-    call: Heads, body: Body, bias: Bias, result: Result, dout: Tensor, dk: KeySums, dv: KeySums,
-    i0: int, i1: int, seen: int,
-) -> Tensor:  # fmt: skip
-    """One tile of queries against all the keys it sees; their dq (u R d)."""
-    q, dout = rows_of(call.q, i0, i1).mul_(call.scale), rows_of(dout, i0, i1)
-    rows = BackwardRows(
-        m=rows_of(result.m, i0, i1),
-        inverse=rows_of(result.inverse, i0, i1),
-        D=(dout * rows_of(result.out, i0, i1)).sum(-1),
-    )
-    dq = torch.zeros_like(q)
-    for tile in call.key_tiles(i0, i1, seen):
-        k, v = call.k[:, tile.keys], call.v[:, tile.keys]
-        s = product(k, q.mT, call.room(tile, "s"))
-        call.mask(tile, s)
-        dp = product(v, dout.mT, call.room(tile, "dp"))
-        body.backward(s, dp, rows, tile, call, bias)
-        dv.add(tile, s, dout)
-        dk.add(tile, dp, q)
-        dq.baddbmm_(dp.mT, k)
-    return dq.mul_(call.scale)
+def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) -> dict[str, Tensor]:
+    """Gradients by name; those of the bias' vectors only ``of_bias``."""
+    (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
+    body = body_for(inputs.q.dtype, inputs.q.device)
+    q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
+    scale, causal = inputs.scale, inputs.causal
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
+    bias = body.Bias(inputs.bias, (b, h, i, j), of_bias)
+    kept = [t.view(*q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
+    for units, part in heads.parts():
+        dk, dv, its = KeySums(part), KeySums(part), [t[units] for t in kept]
+        for i0, i1, tiles in part.query_tiles():
+            q = rows_of(part.q, i0, i1).mul_(scale)
+            dout, out, m, inverse = (rows_of(t, i0, i1) for t in its)
+            rows = BackwardRows(m=m, inverse=inverse, D=(dout * out).sum(-1))
+            dq = torch.zeros_like(q)
+            for tile in tiles:
+                k, v = part.k[:, tile.keys], part.v[:, tile.keys]
+                s, dp = part.product("s", k, q), part.product("dp", v, dout)
+                if hidden is not None:
+                    part.mask(tile, s)
+                body.backward(s, dp, rows, tile, part, bias)
+                dv.add(tile, s, dout)
+                dk.add(tile, dp, q)
+                dq.baddbmm_(dp.mT, k)
+            place = grads["q"][units, :, i0:i1]
+            place.copy_(dq.mul_(scale).view(place.shape))
+        dk.move_to(grads["k"][units])
+        dv.move_to(grads["v"][units])
+    found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+    return found | bias.gradients()

@@ -2,14 +2,14 @@
 
 The bias is a ``score_mod`` made of the same vectors, with gradients to them. Causality and packed
 documents are a block mask, so that tiles without a visible pair are skipped (see
-`xcope.ops.biased.cpu.blocks`). Other masks are part of the ``score_mod``: a block mask of theirs
-would have to be made anew for every batch.
+`xcope.ops.biased.gpu.flex_tiles`). Other masks are part of the ``score_mod``: as a block mask they
+would have to be made again for every batch.
 
 The gradients of the vectors are gathered by atomic additions, one for each visible pair, in an
 order that differs from run to run: so do their last digits.
 
 On CPUs FlexAttention has no backward; it runs there, uncompiled and in (b h i j) memory, for
-comparison alone.
+comparison only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from xcope.ops.biased.cpu.blocks import block_mask
-from xcope.ops.biased.forms import flatten, named, placed
-from xcope.ops.biased.gpu.flex_tiles import Options, options
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.biased.gpu.flex_tiles import Options, block_mask, options
+from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, named, placed
 from xcope.ops.fallback import capability, first_reason
 from xcope.ops.inputs import differentiated, require
 
@@ -51,25 +50,16 @@ def refusal(q: Tensor, v: Tensor) -> str | None:
     return first_reason(q, reasons)
 
 
-def biased_attention_flex(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Terms | None,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    causal: bool = True,
-    cu_seqlens: Tensor | None = None,
-) -> Tensor:
-    """Arguments as of `xcope.ops.biased.biased_attention`, already checked.
+def biased_attention_flex(inputs: BiasedInputs) -> Tensor:
+    """(b h i dv), dtype of q.
 
     Raises:
         FlagError: gradients are wanted on a CPU.
     """
+    q, k, v, bias, mask = inputs.q, inputs.k, inputs.v, inputs.bias, inputs.mask
     on_cuda = q.device.type == "cuda"
     require(
-        on_cuda or not differentiated(q, k, v, *flatten(bias)[1]),
+        on_cuda or not differentiated(*inputs.named().values()),
         "backend",
         f"backend='flex' has no backward on {q.device.type} devices: use backend='tiled'",
     )
@@ -79,16 +69,17 @@ def biased_attention_flex(
     bare, heavy = bias is None and mask is None, form == Piecewise.__name__
     kind = Kind(
         form=form,
-        scale=scale,
+        scale=inputs.scale,
         options=options(q.dtype, dim, bare, heavy, capability(q)) if on_cuda else (),
         inputs=(q.dtype, h, hk, d, v.shape[-1]),
         vectors=tuple((name, t.ndim) for name, t in vectors.items()),
         masked=None if mask is None else tuple(n > 1 for n in mask.shape),
-        blocked=(causal, cu_seqlens is not None, i == j),
+        blocked=(inputs.causal, inputs.cu_seqlens is not None, i == j),
         differentiated=torch.is_grad_enabled(),
     )
     attention = compiled(kind) if compiles(q) else attention_of(kind)
-    return attention(q, k, v, mask, vectors, block_mask(i, j, causal, cu_seqlens, q.device))
+    blocks = block_mask(i, j, inputs.causal, inputs.cu_seqlens, q.device)
+    return attention(q, k, v, mask, vectors, blocks)
 
 
 class Kind(NamedTuple):
@@ -190,7 +181,7 @@ def prepared(terms: Terms, heads: int, free: int = 0) -> Vectors:
     if table is not None:
         vectors["last"] = number(table.shape[-1] - 1, table.device)
     if free:
-        vectors["free"] = number(free, flatten(terms)[1][0].device)
+        vectors["free"] = number(free, vectors[next(iter(vectors))].device)
     return vectors
 
 

@@ -1,16 +1,132 @@
-"""Tile sizes for FlexAttention's kernels where a bias or mask is looked up in them.
+"""Which tiles FlexAttention's kernels visit, and how large they are.
 
-PyTorch's own sizes are for bare attention. What is looked up for a tile is loaded ahead as keys
-are, into shared memory, and held in registers: with those sizes there is not enough of either.
-These compile for compute capability 9.0 with at most 140 KB of shared memory, and spill few
-registers or, with 256 dimensions and in float32's backward, about as many as PyTorch's own.
+Causality and packed documents are a block mask (`block_mask`), made of the first and the last token
+of each block only: nothing of (i j) is written down, and nothing waits for the device.
+
+PyTorch's own sizes are for bare attention. What is looked up for a tile of a bias or a mask is
+loaded ahead as keys are, into shared memory, and held in registers: with those sizes there is not
+enough of either. The sizes in `options` compile for compute capability 9.0 with at most 140 KB of
+shared memory, and spill few registers or, with 256 dimensions and in float32's backward, about as
+many as PyTorch's own.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from xcope.ops.documents import document_of
+
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+BLOCK = 128
+OF_DOCUMENTS = WeakTensorKeyDictionary()
+"""cu_seqlens → ((its version, causal), block mask): layers share the mask, while it lives."""
+
+
+def block_mask(
+    i: int, j: int, causal: bool, cu_seqlens: Tensor | None, device: torch.device
+) -> BlockMask | None:
+    """What i queries, aligned to the end of j keys, see; None: everything.
+
+    Args:
+        i: number of queries.
+        j: number of keys.
+        causal: query i sees keys up to its own place.
+        cu_seqlens: of packed documents, see `xcope.ops.documents`; on ``device``.
+        device: of the queries.
+    """
+    with torch.inference_mode(False):  # else one that is kept could not be used in training
+        if cu_seqlens is not None:
+            return _of_documents(cu_seqlens, i, causal)
+        if not causal:
+            return None
+        return (_of_causality if torch.compiler.is_compiling() else _kept)(i, j, device)
+
+
+def _of_causality(i: int, j: int, device: torch.device) -> BlockMask:
+    offset = None if i == j else torch.full((), j - i, dtype=torch.int32, device=device)
+    (q_first, q_last), (k_first, k_last) = (_ends(n, device) for n in (i, j))
+    some = k_first <= q_last[:, None] + (j - i)
+    every = k_last <= q_first[:, None] + (j - i)
+    return _blocks(some, every, _sees(True, None, offset), i, j)
+
+
+_kept = lru_cache(maxsize=16)(_of_causality)
+
+
+def _of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
+    if torch.compiler.is_compiling() or cu_seqlens.is_inference():  # which have no version
+        return _new_of_documents(cu_seqlens, n, causal)
+    now = cu_seqlens._version, causal
+    if cu_seqlens in OF_DOCUMENTS and OF_DOCUMENTS[cu_seqlens][0] == now:
+        return cast(BlockMask, OF_DOCUMENTS[cu_seqlens][1])
+    blocks = _new_of_documents(cu_seqlens, n, causal)
+    OF_DOCUMENTS[cu_seqlens] = now, blocks
+    return blocks
+
+
+def _new_of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
+    document = document_of(cu_seqlens, n).int()
+    first, last = _ends(n, cu_seqlens.device)
+    low, high = document[first], document[last]
+    some = (low <= high[:, None]) & (low[:, None] <= high)
+    every = (low == high[:, None]) & (low[:, None] == high)
+    if causal:
+        some &= first <= last[:, None]
+        every &= last <= first[:, None]
+    return _blocks(some, every, _sees(causal, document, None), n, n)
+
+
+def _sees(causal: bool, document: Tensor | None, offset: Tensor | None) -> Sees:
+    """Whether a query sees a key. Numbers are tensors: for one, Dynamo would compile anew."""
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = document[query] == document[key] if document is not None else key >= 0
+        if causal:
+            seen = seen & (key <= (query if offset is None else query + offset))
+        return seen
+
+    return sees
+
+
+def _ends(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last token of each block."""
+    first = torch.arange(0, n, BLOCK, device=device)
+    return first, (first + (BLOCK - 1)).clamp(max=n - 1)
+
+
+def _blocks(some: Tensor, every: Tensor, sees: Sees, i: int, j: int) -> BlockMask:
+    """From bool (I J): which blocks have a visible pair, and which have no other."""
+    # as FlexAttention has it, blocks that reach over an end are never whole
+    every = every & _whole(i, some.device)[:, None] & _whole(j, some.device)
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every),
+        *_listed(every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(i, j),
+    )
+
+
+def _whole(n: int, device: torch.device) -> Tensor:
+    return torch.arange(BLOCK, n + BLOCK, BLOCK, device=device) <= n
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many there are in each row, (1 1 I), and which, those first, (1 1 I J); int32."""
+    numbers = blocks.sum(-1, dtype=torch.int32)
+    which = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
+    return numbers[None, None], which[None, None]
+
+
+# -- sizes ---------------------------------------------------------------------------------------
 
 Options = tuple[tuple[str, Any], ...]
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
-from xcope.ops.tiling.eager import exponentiate, hide, lay_out
+from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import Tile
 
 QUERIES = 128  # queries in a tile
 KEYS = 512  # keys in a tile, at most
 AREA = 2**18  # logits in a tile, all heads together
+BY_KEY = False
 
 
 class Interpolation:
@@ -102,4 +103,4 @@ def backward(
         ds += da
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "Interpolation", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Interpolation", "backward", "forward"]

@@ -10,38 +10,36 @@ import torch
 from torch import Tensor
 
 from xcope.ops.biased.reference import dense
-from xcope.ops.biased.terms import Terms
 from xcope.ops.cope.cpu.eager import Interpolation
+from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.inputs import visible
 
 
-def cope_attention_few(
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, bias: Terms | None, scale: float, causal: bool, sharpness: float,
-) -> Tensor:  # fmt: skip
-    """Arguments as of `xcope.ops.cope.operator.cope`; (b h i dv).
+def cope_attention_few(inputs: CopeInputs) -> Tensor:
+    """(b h i dv), of float32 or float64.
 
     Not finite in rows that meet a number that is not, and maybe in others.
     """
+    q, k, v, head_mix = inputs.q, inputs.k, inputs.v, inputs.head_mix
     b, h, i, d = q.shape
     hk, j = k.shape[1:3]
     seen = None
-    if mask is not None or (causal and i > 1):
-        seen = visible(q, k, mask, causal).expand(b, h, i, j)
+    if inputs.mask is not None or (inputs.causal and i > 1):
+        seen = visible(q, k, inputs.mask, inputs.causal).expand(b, h, i, j)
 
-    scaled = (q * scale).reshape(b, hk, h // hk * i, d)
+    scaled = (q * inputs.scale).reshape(b, hk, h // hk * i, d)
     s = (scaled @ k.mT).view(b, h, i, j)
-    if bias is not None:
-        s = s + dense(bias, j)
-    a = s if gate_k is None else (scaled @ gate_k.mT).view(b, h, i, j)
+    if inputs.bias is not None:
+        s = s + dense(inputs.bias, j)
+    a = s if inputs.gate_k is None else (scaled @ inputs.gate_k.mT).view(b, h, i, j)
     if head_mix is not None:
         a = torch.einsum("gh,bhij->bgij", head_mix, a)
     if seen is not None:
         s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
-    L = q @ e.mT
-    if sharpness:  # all positions are weighed, if next to nothing
+    L = q @ inputs.pos_emb.mT
+    if inputs.soft_onehot:  # all positions are weighed, if next to nothing
         s = s + 0 * L.sum(-1, keepdim=True)
-    prob = _biased(s, a, L, sharpness).softmax(-1)
+    prob = _biased(s, a, L, inputs.sharpness).softmax(-1)
     if seen is not None:
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])

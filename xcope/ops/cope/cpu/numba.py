@@ -24,18 +24,15 @@ from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
 from xcope.ops.tiling import threads
 from xcope.ops.tiling.lines import (
     BLOCK,
-    addresses,
     below,
     exponentiate,
     hide,
-    lay_out,
     line,
     mine,
     move_to,
     outgrown,
     top_of,
     unit_of,
-    unit_size,
 )
 from xcope.ops.tiling.numba_runtime import (
     Array,
@@ -55,6 +52,7 @@ from xcope.ops.tiling.tiles import Tile
 QUERIES = 128  # queries in a tile
 KEYS = 1024  # keys in a tile, at most
 AREA = 2**20  # logits in a tile, all heads together
+BY_KEY = True
 ONE = i32(2**30)  # a gate of 1; two of them still fit
 LONG = 256  # positions: a longer table does not stay in the nearest cache
 
@@ -354,7 +352,7 @@ def _backward(given: Any) -> None:
 def _sizes(s: Tensor, rows: ForwardRows | BackwardRows, tile: Tile) -> list[int]:
     key_heads, keys, width = s.shape
     queries = tile.i1 - tile.i0
-    size = unit_size(queries, key_heads * width)
+    size = threads.unit_size(queries, key_heads * width)
     table = [rows.L.shape[-1], rows.last]
     return [key_heads, width // queries, queries, size, keys, *table, tile.j0, tile.diagonal]
 
@@ -362,10 +360,10 @@ def _sizes(s: Tensor, rows: ForwardRows | BackwardRows, tile: Tile) -> list[int]
 def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
     """See `xcope.ops.cope.cpu.tiles.Body`."""
     sharp = torch.tensor([sharpness], dtype=torch.float32)
-    where = addresses(
-        sharp, s, a, rows.L, rows.m, rows.total, rows.out, rows.count, rows.start
+    threads.run(
+        _forward, [*_sizes(s, rows, tile), rows.out.shape[-1]],
+        sharp, s, a, rows.L, rows.m, rows.total, rows.out, rows.count, rows.start,
     )  # fmt: skip
-    threads.run(_forward, [*_sizes(s, rows, tile), rows.out.shape[-1], *where])
 
 
 def backward(
@@ -373,11 +371,11 @@ def backward(
 ) -> None:
     """See `xcope.ops.cope.cpu.tiles.Body`."""
     sharp = torch.tensor([sharpness], dtype=torch.float32)
-    where = addresses(
+    threads.run(
+        _backward, _sizes(s, rows, tile),
         sharp, s, dp, a, rows.L, rows.dL, rows.m, rows.inverse, rows.D, rows.count, rows.lift,
         rows.start,
     )  # fmt: skip
-    threads.run(_backward, [*_sizes(s, rows, tile), *where])
 
 
-__all__ = ["AREA", "KEYS", "QUERIES", "backward", "forward", "lay_out"]
+__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "backward", "forward"]

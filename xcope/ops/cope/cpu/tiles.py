@@ -1,12 +1,12 @@
-"""Tiles of CoPE attention: the tensors of a call and what a row carries, beyond plain attention.
+"""Tiles of CoPE attention: the tensors that are cut and what a row carries, beyond plain attention.
 
 Shape notation as in `xcope.ops.tiling.tiles`, and p = max_pos.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -14,12 +14,10 @@ from xcope.ops.biased.cpu.eager import Bias
 from xcope.ops.tiling import tiles
 from xcope.ops.tiling.tiles import Heads, Sizes, Tile
 
-SPARE = 33  # rows of zeros that a table may be read beyond its end, see `Call.table`
-
 
 @dataclass
 class ForwardRows(tiles.ForwardRows):
-    """See there."""
+    """What the forward carries for the rows of a tile of queries."""
 
     L: Tensor  # (u R p+…), table logits; wider than the positions, so that f + 1 always exists
     last: int  # the largest position, P − 1
@@ -29,7 +27,7 @@ class ForwardRows(tiles.ForwardRows):
 
 @dataclass
 class BackwardRows(tiles.BackwardRows):
-    """See there."""
+    """What the backward carries for the rows of a tile of queries."""
 
     L: Tensor  # (u R p+…)
     dL: Tensor  # (u R p+…)
@@ -44,59 +42,41 @@ class Body(Sizes, Protocol):
 
     @staticmethod
     def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
-        """Turns ``s`` into exp(s + b − m) and moves the rows on, ``out`` rescaled to the new m."""
+        """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m."""
 
     @staticmethod
     def backward(
         s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
     ) -> None:
-        """Turns ``s`` into prob, ``dp`` = v doutᵀ into ds, ``a`` into da and moves the rows on.
+        """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, ``a`` into da and move the rows on.
 
         Where ``a`` is ``s``, ds + da is left in ``dp``.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call(Heads):
-    """The tensors of one call, sorted by key head, and its options.
+class CopeHeads(Heads):
+    """The tensors of CoPE attention sorted by key head, and its options.
 
     Args:
-        e: the table (p+… d), or one per head (h p+… d), with ``SPARE`` rows of zeros at the end.
+        body: who does the elementwise work.
+        e: the table (p+… d), or one per head (h p+… d), with rows of zeros at the end.
         max_pos: p.
         gate_k: (u j d), or None.
         head_mix: (h h), or None; with it r = 1.
         sharpness: of the soft one-hot, 1 / temperature; 0 interpolates.
         bias: of the logits, or None.
-        body: who does the elementwise work.
     """
 
+    body: Body
     e: Tensor
     max_pos: int
     gate_k: Tensor | None
     head_mix: Tensor | None
     sharpness: float
     bias: Bias | None
-    body: Body
 
-    def of(self, units: slice, batch: slice) -> Call:
-        """See `Heads`."""
-        gate_k = None if self.gate_k is None else self.gate_k[units]
-        return replace(super().of(units, batch), gate_k=gate_k)
-
-    def table_room(self, rows: Tensor, width: int, name: str) -> Tensor:
-        """Room for table logits of the rows (u R …)."""
-        u, R = rows.shape[:2]
-        return self.memory_for(name, u * R * width).view(u, R, width)
-
-    def table(self, positions: int) -> tuple[Tensor, int]:
-        """The rows of the table that are reached, and the largest position, P − 1.
-
-        At least one row is added, and as many as it takes to make a row of table logits an odd
-        number of cache lines: else the logits of all queries at one position lie in one cache set.
-        """
-        p = min(positions, self.max_pos)
-        lines = -(-(p + 1) // 16) // 2 * 2 + 1
-        return self.e[..., : 16 * lines, :], p - 1
+    BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v", "gate_k")
 
     def rows_by_head(self, rows: Tensor) -> Tensor:
         """(u R …) → (b h queries …)."""

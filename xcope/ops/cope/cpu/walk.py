@@ -18,238 +18,262 @@ D = Σ dout·out and ds_ij = prob_ij (dout_i·v_j − D_i), the gradient of the 
 Each pass sees a tile once and nothing larger than a tile is kept: memory O(n (d + P)). What is
 elementwise is the *body*'s work (`Body`): `xcope.ops.cope.cpu.eager` or `xcope.ops.cope.cpu.numba`.
 
-A bias of the logits is added to a tile before its gates are made, in torch operations.
+A bias of the logits is added to a tile before its gates are made, in torch operations. Numbers are
+float32 or float64, all of them finite; documents are run one by one, elsewhere.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from xcope.ops.cope.cpu.tiles import BackwardRows, Call, ForwardRows
-from xcope.ops.tiling.tiles import KeySums, Tile, finish, product, rows_of
+from xcope.ops.biased.cpu.eager import Bias
+from xcope.ops.cope.cpu import eager
+from xcope.ops.cope.cpu.tiles import BackwardRows, Body, CopeHeads, ForwardRows
+from xcope.ops.cope.inputs import CopeInputs
+from xcope.ops.tiling.tiles import (
+    KeySums,
+    Tile,
+    compiled_or_none,
+    finish,
+    rows_of,
+    sorted_by_key_head,
+)
+
+SPARE = 33  # rows of zeros that a table may be read beyond its end, see `_table_logits`
 
 
-@dataclass
-class Result:
-    """What the forward gives: out (u r i dv); the others (u r i), see `BackwardRows`."""
+class Saved(NamedTuple):
+    """What the forward gives, and the backward needs, of each row.
+
+    Args:
+        out: (b h i dv).
+        m: (b h i), about the largest biased logit; finite.
+        inverse: (b h i), 1 / Σ exp(s + b − m); 0 in rows that see no key.
+        counted: (b h i), float64, Σ of the gates that were counted.
+        start: (b h i), int32, the first key that was counted.
+    """
 
     out: Tensor
     m: Tensor
     inverse: Tensor
-    count: Tensor
+    counted: Tensor
     start: Tensor
 
-    def of(self, units: slice) -> Result:
-        return Result(
-            self.out[units],
-            self.m[units],
-            self.inverse[units],
-            self.count[units],
-            self.start[units],
-        )
+
+def body_for(dtype: torch.dtype, device: torch.device) -> Body:
+    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return compiled_body() or cast(Body, eager)
+    return cast(Body, eager)
 
 
-@dataclass
-class Gradients:
-    """Like the tensors of the call that they belong to."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    e: Tensor
-    gate_k: Tensor | None
-    head_mix: Tensor | None
+@cache
+def compiled_body() -> Body | None:
+    """The body compiled by numba, or None where it cannot be had; says so once."""
+    return cast(Body | None, compiled_or_none("xcope.ops.cope.cpu.numba", "CoPE"))
 
 
-@dataclass
-class Sums:
-    """The gradients of a part of the batch, as far as they are sums over its queries."""
-
-    k: KeySums
-    v: KeySums
-    gate_k: KeySums
-    e: Tensor
-    head_mix: Tensor | None
-
-
-def forward(call: Call) -> Result:
-    shape = call.q.shape[:3]
-    result = Result(
-        out=call.q.new_empty(*shape, call.v.shape[-1]),
-        m=call.q.new_empty(shape),
-        inverse=call.q.new_empty(shape),
-        count=call.q.new_empty(shape, dtype=torch.float64),
-        start=call.q.new_empty(shape, dtype=torch.int32),
+def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
+    """The inputs sorted by key head; ``of_bias``: gradients of the bias are gathered."""
+    q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
+    gate_k, bias = inputs.gate_k, None
+    if inputs.bias is not None:
+        bias = Bias(inputs.bias, (*inputs.q.shape[:3], k.shape[1]), of_bias)
+    return CopeHeads(
+        q=q,
+        k=k,
+        v=v,
+        hidden=hidden,
+        scale=inputs.scale,
+        causal=inputs.causal,
+        heads=inputs.q.shape[1],
+        body=body_for(q.dtype, q.device),
+        e=F.pad(inputs.pos_emb, (0, 0, 0, SPARE)),
+        max_pos=inputs.pos_emb.shape[-2],
+        gate_k=None if gate_k is None else gate_k.contiguous().flatten(0, 1),
+        head_mix=inputs.head_mix,
+        bias=bias,
+        sharpness=inputs.sharpness,
     )
-    for units, part in call.parts():
-        for i0, i1, seen in part.query_tiles():
-            rows = _forward_rows(part, i0, i1, seen)
-            inverse = finish(rows)
-            for name, value in {
-                "out": rows.out,
-                "m": rows.m,
-                "inverse": inverse,
-                "count": rows.count,
-                "start": rows.start.clamp_(min=0),
-            }.items():
-                whole = getattr(result, name)
-                whole[units, :, i0:i1] = value.view(whole[units, :, i0:i1].shape)
-    return result
 
 
-def _forward_rows(call: Call, i0: int, i1: int, seen: int) -> ForwardRows:
-    """One tile of queries against all the keys it sees, from the diagonal to the start."""
-    q = rows_of(call.q, i0, i1)
-    u, R = q.shape[:2]
-    e, last = call.table(seen + 1)
-    rows = ForwardRows(
-        L=_table_logits(call, q, e),
-        last=last,
-        m=q.new_full((u, R), -torch.inf),
-        total=q.new_zeros(u, R),
-        out=q.new_zeros(u, R, call.v.shape[-1]),
-        count=q.new_zeros(u, R, dtype=torch.float64),
-        start=q.new_full((u, R), -1, dtype=torch.int32),
+def empty(inputs: CopeInputs) -> Saved:
+    """Memory for what `forward` gives."""
+    q, rows = inputs.q, inputs.q.shape[:3]
+    return Saved(
+        out=q.new_empty(*rows, inputs.v.shape[-1]),
+        m=q.new_empty(rows),
+        inverse=q.new_empty(rows),
+        counted=q.new_empty(rows, dtype=torch.float64),
+        start=q.new_empty(rows, dtype=torch.int32),
     )
-    q = q * call.scale
-    for tile in reversed(call.key_tiles(i0, i1, seen)):
-        s = _logits(call, q, tile)
-        a = _mix(call, _gate_logits(call, q, s, tile), tile)
-        call.mask(tile, s, a)
-        call.body.forward(s, a, rows, tile, call.sharpness)
-        rows.out.baddbmm_(s.mT, call.v[:, tile.keys])
-    return rows
 
 
-def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
-    grads = Gradients(
-        q=torch.empty_like(call.q),
-        k=torch.empty_like(call.k),
-        v=torch.empty_like(call.v),
-        e=torch.zeros_like(call.e),
-        gate_k=None if call.gate_k is None else torch.empty_like(call.gate_k),
-        head_mix=None if call.head_mix is None else torch.zeros_like(call.head_mix),
-    )
-    for units, part in call.parts():
-        sums = Sums(KeySums(part), KeySums(part), KeySums(part), grads.e, grads.head_mix)
-        dq, its = grads.q[units], result.of(units)
-        for i0, i1, seen in part.query_tiles():
-            rows = _backward_rows(part, its, dout[units], sums, i0, i1, seen)
+def forward(inputs: CopeInputs) -> Saved:
+    heads, saved = sorted_heads(inputs), empty(inputs)
+    by_key_head, dv = heads.q.shape[:3], heads.v.shape[-1]
+    for units, part in heads.parts():
+        for i0, i1, tiles in part.query_tiles():
+            q = rows_of(part.q, i0, i1)
+            L, _, last = _table_logits(part, q, tiles[-1].j1 + 1 if tiles else 1)
+            rows = ForwardRows(
+                L=L,
+                last=last,
+                m=q.new_full(q.shape[:2], -torch.inf),
+                total=q.new_zeros(q.shape[:2]),
+                out=q.new_zeros(*q.shape[:2], dv),
+                count=q.new_zeros(q.shape[:2], dtype=torch.float64),
+                start=q.new_full(q.shape[:2], -1, dtype=torch.int32),
+            )
+            q = q * part.scale
+            for tile in reversed(tiles):  # from the diagonal to the start
+                s, _, a = _logits(part, q, tile)
+                if part.hidden is not None:
+                    part.mask(tile, s, a)
+                part.body.forward(s, a, rows, tile, part.sharpness)
+                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
+            inverse, start = finish(rows), rows.start.clamp_(min=0)
+            found = (rows.out, rows.m, inverse, rows.count, start)
+            for whole, value in zip(saved, found, strict=True):
+                place = whole.view(*by_key_head, *whole.shape[3:])[units, :, i0:i1]
+                place.copy_(value.view(place.shape))
+    return saved
+
+
+def backward(
+    dout: Tensor, saved: Saved, inputs: CopeInputs, of_bias: bool = False
+) -> dict[str, Tensor]:
+    """Gradients by name; those of the bias' vectors only ``of_bias``."""
+    heads = sorted_heads(inputs, of_bias)
+    by_key_head = heads.q.shape[:3]
+    kept = [t.view(*by_key_head, *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    grads = {"q": torch.empty_like(heads.q), "pos_emb": torch.zeros_like(heads.e)}
+    for name, t in (("k", heads.k), ("v", heads.v), ("gate_k", heads.gate_k)):
+        if t is not None:
+            grads[name] = torch.empty_like(t)
+    if heads.head_mix is not None:
+        grads["head_mix"] = torch.zeros_like(heads.head_mix)
+    for units, part in heads.parts():
+        dq, its = grads["q"][units], [t[units] for t in kept]
+        sums: dict[str, KeySums] = {}
+        sums |= {name: KeySums(part) for name in ("k", "v", "gate_k") if name in grads}
+        for i0, i1, tiles in part.query_tiles():
+            dout, *of_rows = (rows_of(t, i0, i1) for t in its)
+            rows = _backward_rows(part, dout, Saved(*of_rows), sums, grads, i0, i1, tiles)
             dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
-        sums.k.move_to(grads.k[units])
-        sums.v.move_to(grads.v[units])
-        if grads.gate_k is not None:
-            sums.gate_k.move_to(grads.gate_k[units])
-    return grads
+        for name, of_keys in sums.items():
+            of_keys.move_to(grads[name][units])
+    grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
+    found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+    return found if heads.bias is None else found | heads.bias.gradients()
 
 
 def _backward_rows(
-    call: Call, result: Result, dout: Tensor, sums: Sums, i0: int, i1: int, seen: int
-) -> Tensor:
+    heads: CopeHeads, dout: Tensor, saved: Saved, sums: dict[str, KeySums],
+    grads: dict[str, Tensor], i0: int, i1: int, tiles: list[Tile],
+) -> Tensor:  # fmt: skip
     """One tile of queries against all the keys it sees, from the start to the diagonal.
 
-    Their dq, (u R d).
+    Args:
+        dout: of these rows, (u R dv).
+        saved: of these rows, (u R …).
+        sums: gradients of what keys have.
+        grads: gradients of the table and of the heads' mixing, which are added to.
+
+    Returns:
+        Their dq, (u R d).
     """
-    q, dout = rows_of(call.q, i0, i1), rows_of(dout, i0, i1)
-    count = rows_of(result.count, i0, i1)
-    e, last = call.table(int(count.max()) + 2)
-    L = _table_logits(call, q, e)
+    q = rows_of(heads.q, i0, i1)
+    L, e, last = _table_logits(heads, q, int(saved.counted.max()) + 2)
     rows = BackwardRows(
         L=L,
-        dL=call.table_room(q, L.shape[-1], "dL").zero_(),
+        dL=heads.buffer("dL", *L.shape).zero_(),
         last=last,
-        m=rows_of(result.m, i0, i1),
-        inverse=rows_of(result.inverse, i0, i1),
-        D=(dout * rows_of(result.out, i0, i1)).sum(-1),
-        count=count,
-        lift=q.new_zeros(count.shape),
-        start=rows_of(result.start, i0, i1),
+        m=saved.m,
+        inverse=saved.inverse,
+        D=(dout * saved.out).sum(-1),
+        count=saved.counted,
+        lift=torch.zeros_like(saved.m),
+        start=saved.start,
     )
-    scaled, dq = q * call.scale, torch.zeros_like(q)
-    for tile in call.key_tiles(i0, i1, seen):
-        keys = tile.keys
-        s = _logits(call, scaled, tile)
-        raw = _gate_logits(call, scaled, s, tile)
-        a = _mix(call, raw, tile)
-        raw = raw.clone() if call.head_mix is not None and raw is s else raw
-        call.mask(tile, s, a)
-        dp = product(call.v[:, keys], dout.mT, call.room(tile, "dp"))
-        call.body.backward(s, dp, a, rows, tile, call.sharpness)
-        sums.v.add(tile, s, dout)
+    scaled, dq = q * heads.scale, torch.zeros_like(q)
+    for tile in tiles:
+        s, raw, a = _logits(heads, scaled, tile)
+        if raw is s and a is not s:
+            raw = raw.clone()  # what is written into s is not for the mixing's gradient
+        if heads.hidden is not None:
+            heads.mask(tile, s, a)
+        dp = heads.product("dp", heads.v[:, tile.keys], dout)
+        heads.body.backward(s, dp, a, rows, tile, heads.sharpness)
+        sums["v"].add(tile, s, dout)
         if a is not s:
-            _gate_backward(call, sums, scaled, raw, a, dp, dq, tile)
-        if call.bias is not None:
-            call.bias.accumulate(call.by_head(dp), tile)
-        sums.k.add(tile, dp, scaled)
-        dq.baddbmm_(dp.mT, call.k[:, keys])
-    dq.mul_(call.scale)
-    _table_backward(call, sums, q, e, rows.dL, dq)
+            if heads.head_mix is not None:
+                da_of, raw_of = (x.view(-1, heads.heads, *x.shape[1:]) for x in (a, raw))
+                grads["head_mix"] += torch.einsum("bgkr,bhkr->gh", da_of, raw_of)
+                a = _across_heads(heads.head_mix.mT, a)
+            if heads.gate_k is None:
+                dp += a
+            else:
+                sums["gate_k"].add(tile, a, scaled)
+                dq.baddbmm_(a.mT, heads.gate_k[:, tile.keys])
+        if heads.bias is not None:
+            heads.bias.accumulate(heads.by_head(dp), tile)
+        sums["k"].add(tile, dp, scaled)
+        dq.baddbmm_(dp.mT, heads.k[:, tile.keys])
+    dq.mul_(heads.scale)
+    de = grads["pos_emb"][..., : e.shape[-2], :]
+    if e.ndim == 2:
+        dq.add_(rows.dL @ e)
+        de.addmm_(rows.dL.flatten(0, 1).mT, q.flatten(0, 1))
+    else:
+        dL = heads.rows_by_head(rows.dL)
+        dq.add_((dL @ e).view(dq.shape))
+        de.add_((dL.mT @ heads.rows_by_head(q)).sum(0))
     return dq
 
 
-def _table_logits(call: Call, q: Tensor, e: Tensor) -> Tensor:
-    """L = q eᵀ, (u R p+…)."""
-    L = call.table_room(q, e.shape[-2], "L")
+def _table_logits(heads: CopeHeads, q: Tensor, reached: int) -> tuple[Tensor, Tensor, int]:
+    """L = q eᵀ (u R p+…), the rows of the table in it, and the largest position, P − 1.
+
+    Only ``reached`` positions are needed. At least one row is added, and as many as it takes to
+    make a row of L an odd number of cache lines: else the logits of all queries at one position
+    lie in one cache set.
+    """
+    positions = min(reached, heads.max_pos)
+    lines = -(-(positions + 1) // 16) // 2 * 2 + 1
+    e = heads.e[..., : 16 * lines, :]
+    L = heads.buffer("L", *q.shape[:2], e.shape[-2])
     if e.ndim == 2:
         torch.mm(q.flatten(0, 1), e.mT, out=L.flatten(0, 1))
     else:
-        torch.matmul(call.rows_by_head(q), e.mT, out=call.rows_by_head(L))
-    return L
+        torch.matmul(heads.rows_by_head(q), e.mT, out=heads.rows_by_head(L))
+    return L, e, positions - 1
 
 
-def _table_backward(call: Call, sums: Sums, q: Tensor, e: Tensor, dL: Tensor, dq: Tensor) -> None:
-    """dq += dL e, de += dLᵀ q."""
-    de = sums.e[..., : e.shape[-2], :]
-    if e.ndim == 2:
-        dq.add_(dL @ e)
-        de.addmm_(dL.flatten(0, 1).mT, q.flatten(0, 1))
-    else:
-        dL = call.rows_by_head(dL)
-        dq.add_((dL @ e).view(dq.shape))
-        de.add_((dL.mT @ call.rows_by_head(q)).sum(0))
+def _logits(heads: CopeHeads, q: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a tile, (u K R): the biased logits, and those of the gates.
 
-
-def _logits(call: Call, q: Tensor, tile: Tile) -> Tensor:
-    """scale · q·k, biased."""
-    s = product(call.k[:, tile.keys], q.mT, call.room(tile, "s"))
-    if call.bias is not None:
-        call.bias.add(call.by_head(s), tile)
-    return s
-
-
-def _gate_logits(call: Call, q: Tensor, s: Tensor, tile: Tile) -> Tensor:
-    """scale · q·gate_k, or the logits themselves."""
-    if call.gate_k is None:
-        return s
-    return product(call.gate_k[:, tile.keys], q.mT, call.room(tile, "gates"))
-
-
-def _mix(call: Call, raw: Tensor, tile: Tile) -> Tensor:
-    """The gates' logits with their heads mixed."""
-    if call.head_mix is None:
-        return raw
-    return call.room(tile, "mixed").copy_(_across_heads(call.head_mix, raw))
+    Returns:
+        scale · q·k + bias; what the gates are made of before heads are mixed, and after. These are
+        the same tensor as far as they are the same numbers.
+    """
+    s = heads.product("s", heads.k[:, tile.keys], q)
+    if heads.bias is not None:
+        heads.bias.add(heads.by_head(s), tile)
+    raw = a = s
+    if heads.gate_k is not None:
+        raw = a = heads.product("gates", heads.gate_k[:, tile.keys], q)
+    if heads.head_mix is not None:
+        a = heads.buffer("mixed", raw.numel()).as_strided(raw.shape, raw.stride())
+        a.copy_(_across_heads(heads.head_mix, raw))
+    return s, raw, a
 
 
 def _across_heads(head_mix: Tensor, a: Tensor) -> Tensor:
     by_head = a.view(-1, len(head_mix), *a.shape[1:])
     return torch.einsum("gh,bhkr->bgkr", head_mix, by_head).flatten(0, 1)
-
-
-def _gate_backward(
-    call: Call, sums: Sums, q: Tensor, raw: Tensor, da: Tensor, ds: Tensor, dq: Tensor,
-    tile: Tile,
-) -> None:  # fmt: skip
-    """Takes da back through the mixing of heads to the gates' keys, or into ``ds``."""
-    if call.head_mix is not None and sums.head_mix is not None:
-        da_of, raw_of = (x.view(-1, call.heads, *x.shape[1:]) for x in (da, raw))
-        sums.head_mix += torch.einsum("bgkr,bhkr->gh", da_of, raw_of)
-        da = _across_heads(call.head_mix.mT, da)
-    if call.gate_k is None:
-        ds += da
-        return
-    sums.gate_k.add(tile, da, q)
-    dq.baddbmm_(da.mT, call.gate_k[:, tile.keys])

@@ -1,1 +1,35 @@
-"""CoPE attention as Triton kernels."""
+"""CoPE attention on GPUs, by Triton, which may be missing: this file says what its kernels take."""
+
+from __future__ import annotations
+
+import torch
+
+from xcope.ops.cope.inputs import CopeInputs
+from xcope.ops.fallback import INSTALLED, first_reason
+
+WIDEST_HEAD = 256
+LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
+
+
+def refusal(inputs: CopeInputs) -> str | None:
+    """Why the kernels cannot take these inputs; None: they can."""
+    widest = max(inputs.q.shape[-1], inputs.v.shape[-1])
+    max_pos, scale = inputs.pos_emb.shape[-2], inputs.scale
+    reasons = {
+        f"the inputs are {inputs.q.dtype}": inputs.q.dtype == torch.float64,
+        "the gates' heads are mixed (talking heads)": inputs.head_mix is not None,
+        "the logits are biased": inputs.bias is not None,
+        f"a head has {widest} dimensions, above {WIDEST_HEAD}": widest > WIDEST_HEAD,
+        f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
+        f"the logits' scale is {scale}, not above 0": scale <= 0,
+    }
+    return first_reason(inputs.q, reasons)
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU: ``TRITON_INTERPRET=1``."""
+    if not INSTALLED:
+        return False
+    from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
+
+    return tuning.INTERPRETED

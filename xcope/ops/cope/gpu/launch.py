@@ -9,9 +9,9 @@ Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly, for te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,48 +19,33 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources as OutOfResources  # noqa: PLC0414, for callers
 
 from xcope.ops.cope.gpu import kernels
-from xcope.ops.cope.gpu.attention import WHAT, backward_by_tiles
-from xcope.ops.cope.gpu.tuning import INTERPRETED, Choice, choice, launch
-from xcope.ops.cope.operator import Saved, cope
+from xcope.ops.cope.gpu.tuning import INTERPRETED, choice, launch
+from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.documents import document_of
-from xcope.ops.fallback import warn
-from xcope.ops.inputs import few_queries
 
 WORKSPACE = 2**30  # bytes
 PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 0}  # of the lifts' running sums
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """The tensors of one call, as the kernels read them, and its options.
+class Prepared:
+    """Inputs as the kernels read them, and the sizes that follow.
 
     Shape notation as in `xcope.ops.cope.cope_attention`. The last dimension of q, k, v, gate_k is
-    contiguous, and that of e.
+    contiguous, and that of the table e, which is in their dtype.
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    e: Tensor
-    gate_k: Tensor | None
-    mask: Tensor | None
-    documents: tuple[Tensor, Tensor] | None
-    scale: float
-    causal: bool
-    sharpness: float
-
-    @property
-    def last(self) -> int:
-        return self.e.shape[-2] - 1
-
-    @property
-    def width(self) -> int:
-        """Columns of table logits: one behind the last position at least, and a multiple of 8."""
-        return (self.last + 2 + 7) // 8 * 8
-
-    @property
-    def choice(self) -> Choice:
-        return choice(max(block(self.q), block(self.v)), self.q.element_size())
+    def __init__(self, inputs: CopeInputs):
+        self.q, self.k, self.v = (dense(t) for t in (inputs.q, inputs.k, inputs.v))
+        self.gate_k = None if inputs.gate_k is None else dense(inputs.gate_k)
+        self.e = inputs.pos_emb.to(inputs.q.dtype).contiguous()
+        self.mask, self.scale, self.causal = inputs.mask, inputs.scale, inputs.causal
+        self.sharpness = inputs.sharpness
+        edges = inputs.cu_seqlens
+        self.documents = None if edges is None else spans(edges, self.q.shape[2])
+        self.last = self.e.shape[-2] - 1
+        # columns of table logits: one after the last position at least, and a multiple of 8
+        self.width = (self.last + 2 + 7) // 8 * 8
+        self.choice = choice(max(block(self.q), block(self.v)), self.q.element_size())
 
     def rows_at_once(self, per_row: int) -> int:
         """How many queries of all heads go at once if each needs so many bytes."""
@@ -118,35 +103,23 @@ class Call:
         }
 
 
-@dataclass
-class Result:
-    """What the forward gives.
+class Saved(NamedTuple):
+    """What the forward gives, and the backward needs.
 
     Args:
         out: (b h i dv).
-        residue: what rounding took from it, so that the backward's sums Σ dout·out are those of
-            float32; empty where nothing was rounded.
         lse: (b h i), float32, in units of log 2.
-        count: (b h i), int32, fixed-point, when the row's tile stopped counting.
+        residue: what rounding took from out, so that the backward's sums Σ dout·out are those of
+            float32; empty where nothing was rounded.
+        counted: (b h i), int32, fixed-point, when the row's tile stopped counting.
         start: (b h i), int32, the key at which it did.
     """
 
     out: Tensor
-    residue: Tensor
     lse: Tensor
-    count: Tensor
+    residue: Tensor
+    counted: Tensor
     start: Tensor
-
-
-@dataclass
-class Gradients:
-    """Like the tensors of the call that they belong to; that of e is in float32."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    e: Tensor
-    gate_k: Tensor | None
 
 
 def block(t: Tensor) -> int:
@@ -168,99 +141,109 @@ def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
     return tuple(s if n > 1 else 0 for n, s in zip(mask.shape, mask.stride(), strict=True))
 
 
-def chunks(call: Call, per_row: int) -> Iterator[tuple[int, int]]:
+def chunks(given: Prepared, per_row: int) -> Iterator[tuple[int, int]]:
     """First query and number of queries of each chunk."""
-    n = call.q.shape[2]
-    rows = call.rows_at_once(per_row)
+    n = given.q.shape[2]
+    rows = given.rows_at_once(per_row)
     for row0 in range(0, n, rows):
         yield row0, min(rows, n - row0)
 
 
-def table_logits(call: Call, row0: int, rows: int) -> Tensor:
+def table_logits(given: Prepared, row0: int, rows: int) -> Tensor:
     """log2(e) q eᵀ of a chunk of queries, (b h rows W), float32; padded as the kernels want it."""
-    b, h, _, d = call.q.shape
-    L = call.q.new_empty(b, h, rows, call.width, dtype=torch.float32)
-    M, N = (64, 64) if d * call.q.element_size() <= 512 else (32, 32)
-    kernels.table_logits[triton.cdiv(rows, M) * b * h, triton.cdiv(call.width, N)](
-        call.q,
-        call.e,
+    b, h, _, d = given.q.shape
+    L = given.q.new_empty(b, h, rows, given.width, dtype=torch.float32)
+    M, N = (64, 64) if d * given.q.element_size() <= 512 else (32, 32)
+    kernels.table_logits[triton.cdiv(rows, M) * b * h, triton.cdiv(given.width, N)](
+        given.q,
+        given.e,
         L,
-        *call.q.stride()[:3],
-        *(call.e.stride()[:2] if call.e.ndim == 3 else (0, call.e.stride(0))),
+        *given.q.stride()[:3],
+        *(given.e.stride()[:2] if given.e.ndim == 3 else (0, given.e.stride(0))),
         h,
         row0,
         rows,
-        call.last + 1,
-        call.width,
+        given.last + 1,
+        given.width,
         D=d,
-        BD=block(call.q),
+        BD=block(given.q),
         M=M,
         N=N,
-        PRECISION=precision(call.q.dtype),
+        PRECISION=precision(given.q.dtype),
     )
     return L
 
 
-def forward(call: Call) -> Result:
-    b, h, i, _ = call.q.shape
-    result = Result(
-        out=call.q.new_empty(b, h, i, call.v.shape[3]),
-        residue=call.q.new_empty(b, h, i, call.v.shape[3] if PIECES[call.q.dtype] else 0),
-        lse=call.q.new_empty(b, h, i, dtype=torch.float32),
-        count=call.q.new_empty(b, h, i, dtype=torch.int32),
-        start=call.q.new_empty(b, h, i, dtype=torch.int32),
+def empty(inputs: CopeInputs) -> Saved:
+    """Memory for what `forward` gives."""
+    q, rows, dv = inputs.q, inputs.q.shape[:3], inputs.v.shape[3]
+    return Saved(
+        out=q.new_empty(*rows, dv),
+        lse=q.new_empty(rows, dtype=torch.float32),
+        residue=q.new_empty(*rows, dv if PIECES[q.dtype] else 0),
+        counted=q.new_empty(rows, dtype=torch.int32),
+        start=q.new_empty(rows, dtype=torch.int32),
     )
-    if 0 in (*result.out.shape, call.k.shape[2]):
-        for t, value in ((result.out, 0.0), (result.residue, 0.0), (result.lse, torch.inf)):
+
+
+def forward(inputs: CopeInputs) -> Saved:
+    """Of inputs that the kernels take.
+
+    Raises:
+        triton.runtime.errors.OutOfResources: no tiles fit on this GPU.
+    """
+    saved, (b, h) = empty(inputs), inputs.q.shape[:2]
+    if 0 in (*saved.out.shape, inputs.k.shape[2]):
+        for t, value in ((saved.out, 0.0), (saved.residue, 0.0), (saved.lse, torch.inf)):
             t.fill_(value)
-        return result
-    shared = call.shared()
-    for row0, rows in chunks(call, 4 * call.width):
+        return saved
+    given = Prepared(inputs)
+    shared = given.shared()
+    for row0, rows in chunks(given, 4 * given.width):
         launch(
             "forward",
-            call.choice.forward,
+            given.choice.forward,
             lambda meta, rows=rows: (triton.cdiv(rows, meta["M"]) * b * h,),
             shared
             | {
-                "L": table_logits(call, row0, rows),
-                "out": result.out,
-                "residue": result.residue,
-                "lse": result.lse,
-                "count": result.count,
-                "start": result.start,
+                "L": table_logits(given, row0, rows),
+                "out": saved.out,
+                "residue": saved.residue,
+                "lse": saved.lse,
+                "count": saved.counted,
+                "start": saved.start,
                 "row0": row0,
                 "ROWS": rows,
-                "scale": call.scale * kernels.LOG2E.value,
+                "scale": given.scale * kernels.LOG2E.value,
             },
         )
-    return result
+    return saved
 
 
-def backward(call: Call, result: Result, dout: Tensor) -> Gradients:
-    """Of all tensors; ``dout`` (b h i dv) is contiguous."""
-    P, N = call.last + 1, call.choice.backward_q[0].N
-    per_row = 2 * 4 * call.width + call.q.element_size() * P + 8 * triton.cdiv(call.k.shape[2], N)
-    if 0 in (*call.q.shape, *call.k.shape, call.v.shape[3]):
-        q, k, v, e = (torch.zeros_like(t) for t in (call.q, call.k, call.v, call.e))
-        return Gradients(q, k, v, e, None if call.gate_k is None else torch.zeros_like(k))
-    parts = list(chunks(call, per_row))
+def backward(dout: Tensor, saved: Saved, inputs: CopeInputs) -> dict[str, Tensor]:
+    """Gradients by name; ``dout`` (b h i dv) is contiguous. Raises as `forward`."""
+    names = ["q", "k", "v", "pos_emb"] + ["gate_k"] * (inputs.gate_k is not None)
+    if 0 in (*inputs.q.shape, *inputs.k.shape, inputs.v.shape[3]):
+        return {name: torch.zeros_like(getattr(inputs, name)) for name in names}
+    given = Prepared(inputs)
+    P, N = given.last + 1, given.choice.backward_q[0].N
+    per_row = (
+        2 * 4 * given.width + given.q.element_size() * P + 8 * triton.cdiv(given.k.shape[2], N)
+    )
     sums = Sums(
-        k=call.k.new_empty(call.k.shape, dtype=torch.float32),
-        v=call.v.new_empty(call.v.shape, dtype=torch.float32),
-        e=torch.zeros_like(call.e, dtype=torch.float32),
-        gate_k=None if call.gate_k is None else torch.empty_like(call.k, dtype=torch.float32),
+        k=given.k.new_empty(given.k.shape, dtype=torch.float32),
+        v=given.v.new_empty(given.v.shape, dtype=torch.float32),
+        e=torch.zeros_like(given.e, dtype=torch.float32),
+        gate_k=None if given.gate_k is None else torch.empty_like(given.k, dtype=torch.float32),
     )
-    grads = Gradients(
-        q=call.q.new_empty(call.q.shape),
-        k=call.k.new_empty(call.k.shape),
-        v=call.v.new_empty(call.v.shape),
-        e=call.e,
-        gate_k=None,
-    )
-    for row0, rows in parts:
-        Chunk(call, result, dout, row0, rows).backward(sums, grads)
-    grads.e = sums.e
-    grads.gate_k = None if sums.gate_k is None else sums.gate_k.to(call.k.dtype)
+    grads = {
+        name: t.new_empty(t.shape) for name, t in (("q", given.q), ("k", given.k), ("v", given.v))
+    }
+    for row0, rows in list(chunks(given, per_row)):
+        Chunk(given, saved, dout, row0, rows).backward(sums, grads)
+    grads["pos_emb"] = sums.e.to(inputs.pos_emb.dtype)
+    if sums.gate_k is not None:
+        grads["gate_k"] = sums.gate_k.to(given.k.dtype)
     return grads
 
 
@@ -278,41 +261,41 @@ class Sums:
 class Chunk:
     """The backward of some queries, from row0 on."""
 
-    call: Call
-    result: Result
+    given: Prepared
+    saved: Saved
     dout: Tensor
     row0: int
     rows: int
 
-    def room(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """For all heads."""
-        b, h = self.call.q.shape[:2]
-        return torch.empty(b, h, *shape, dtype=dtype, device=self.call.q.device)
+    def memory(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """To be written to, for all heads."""
+        b, h = self.given.q.shape[:2]
+        return torch.empty(b, h, *shape, dtype=dtype, device=self.given.q.device)
 
-    def backward(self, sums: Sums, grads: Gradients) -> None:
+    def backward(self, sums: Sums, grads: dict[str, Tensor]) -> None:
         """Fills in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
-        call, tiles = self.call, self.call.choice
-        (b, _, i, _), (hk, j) = call.q.shape, call.k.shape[1:3]
+        given, tiles = self.given, self.given.choice
+        (b, _, i, _), (hk, j) = given.q.shape, given.k.shape[1:3]
         counting, plain = tiles.backward_k[0], tiles.backward_k_plain[0]
-        behind = i - self.row0 - self.rows
-        edges = max(1, triton.cdiv(j - behind if call.causal else j, counting.N))
-        shared = call.shared() | {
-            "L": table_logits(call, self.row0, self.rows),
+        later = i - self.row0 - self.rows
+        edges = max(1, triton.cdiv(j - later if given.causal else j, counting.N))
+        shared = given.shared() | {
+            "L": table_logits(given, self.row0, self.rows),
             "dout": self.dout,
-            "lse": self.result.lse,
-            "D_rows": self.room(i),
-            "edge_count": self.room(edges, self.rows, dtype=torch.int32),
-            "edge_lift": self.room(edges, self.rows),
-            "counts_from": self.room(triton.cdiv(self.rows, tiles.piece), dtype=torch.int32),
+            "lse": self.saved.lse,
+            "D_rows": self.memory(i),
+            "edge_count": self.memory(edges, self.rows, dtype=torch.int32),
+            "edge_lift": self.memory(edges, self.rows),
+            "counts_from": self.memory(triton.cdiv(self.rows, tiles.piece), dtype=torch.int32),
             "row0": self.row0,
             "ROWS": self.rows,
             "EDGES": edges,
             "PIECE": tiles.piece,
             "ALIGN": max(t.M for t in tiles.backward_k),
-            "scale": call.scale,
-            "log2_scale": call.scale * kernels.LOG2E.value,
+            "scale": given.scale,
+            "log2_scale": given.scale * kernels.LOG2E.value,
         }
-        sums.e += self._backward_q(shared, grads.q)
+        sums.e += self._backward_q(shared, grads["q"])
         parts: dict[str, Any] = {"part_k": sums.k, "part_v": sums.v}
         mine: dict[str, Any] = {"dgate": sums.k if sums.gate_k is None else sums.gate_k}
         mine |= {"ADD": self.row0 > 0, "PLAIN": plain.N}
@@ -322,8 +305,8 @@ class Chunk:
             lambda meta: (triton.cdiv(j, meta["N"]) * b * hk,),
             shared | parts | mine,
         )
-        final: dict[str, Any] = {"dk": grads.k, "dv": grads.v}
-        if behind:
+        final: dict[str, Any] = {"dk": grads["k"], "dv": grads["v"]}
+        if later:
             final |= {"dk": sums.k, "dv": sums.v, "scale": 1.0}
         launch(
             "backward_k_plain",
@@ -334,31 +317,31 @@ class Chunk:
 
     def _backward_q(self, shared: dict[str, Any], dq: Tensor) -> Tensor:
         """dq; and this chunk's gradient of the table, in float32."""
-        call, P = self.call, self.call.last + 1
-        b, h = call.q.shape[:2]
-        rounded = self.room(self.rows, P, dtype=call.q.dtype)
+        given, P = self.given, self.given.last + 1
+        b, h = given.q.shape[:2]
+        rounded = self.memory(self.rows, P, dtype=given.q.dtype)
         launch(
             "backward_q",
-            call.choice.backward_q,
+            given.choice.backward_q,
             lambda meta: (triton.cdiv(self.rows, meta["M"]) * b * h,),
             shared
             | {
-                "e": call.e,
-                "out": self.result.out,
-                "residue": self.result.residue,
-                "count": self.result.count,
-                "start": self.result.start,
+                "e": given.e,
+                "out": self.saved.out,
+                "residue": self.saved.residue,
+                "count": self.saved.counted,
+                "start": self.saved.start,
                 "dq": dq,
-                "dL": self.room(self.rows, call.width),
+                "dL": self.memory(self.rows, given.width),
                 "dL_rounded": rounded,
                 "P": P,
-                "BP": 32 if call.q.element_size() * block(call.q) > 256 else 64,
-                "e_h": call.e.stride(0) if call.e.ndim == 3 else 0,
-                "e_p": call.e.stride(-2),
+                "BP": 32 if given.q.element_size() * block(given.q) > 256 else 64,
+                "e_h": given.e.stride(0) if given.e.ndim == 3 else 0,
+                "e_p": given.e.stride(-2),
             },
         )
-        its_q = call.q[:, :, self.row0 : self.row0 + self.rows]
-        return _table_gradient(rounded, its_q, per_head=call.e.ndim == 3)
+        its_q = given.q[:, :, self.row0 : self.row0 + self.rows]
+        return _table_gradient(rounded, its_q, per_head=given.e.ndim == 3)
 
 
 def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
@@ -373,27 +356,7 @@ def _table_gradient(dL: Tensor, q: Tensor, per_head: bool) -> Tensor:
     return parts.sum(0) if per_head else parts.sum((0, 1))
 
 
-# -- behind `xcope.ops.cope.operator` ------------------------------------------------------------
-
-
-def call_of(
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, mask: Tensor | None,
-    documents: Tensor | None, scale: float, causal: bool, sharpness: float,
-) -> Call:  # fmt: skip
-    """The tensors with a contiguous last dimension, the table in their dtype."""
-    q, k, v = (dense(t) for t in (q, k, v))
-    return Call(
-        q=q,
-        k=k,
-        v=v,
-        e=e.to(q.dtype).contiguous(),
-        gate_k=None if gate_k is None else dense(gate_k),
-        mask=mask,
-        documents=None if documents is None else spans(documents, q.shape[2]),
-        scale=scale,
-        causal=causal,
-        sharpness=sharpness,
-    )
+# -- inputs as the kernels read them -------------------------------------------------------------
 
 
 def dense(t: Tensor) -> Tensor:
@@ -404,81 +367,6 @@ def dense(t: Tensor) -> Tensor:
 
 def spans(cu_seqlens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Of each of n tokens, where its document begins and where it ends; (n), int32."""
-    # edges that end too early were not noticed on a GPU: what is behind them is the last document's
+    # edges that end too early were not noticed on a GPU: what is after them is the last document's
     at = document_of(cu_seqlens, n).clamp(max=max(len(cu_seqlens) - 2, 0))
     return cu_seqlens[at].int(), cu_seqlens[at + 1].int()
-
-
-def run(
-    q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None, head_mix: Tensor | None,
-    mask: Tensor | None, documents: Tensor | None, vectors: Sequence[Tensor], form: str,
-    scale: float, causal: bool, sharpness: float,
-) -> Saved:  # fmt: skip
-    """out (b h i dv), and for the backward lse, residue, count and start, see `Result`."""
-    result = forward(call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness))
-    return result.out, result.lse, result.residue, result.count, result.start
-
-
-def fake(q: Tensor, v: Tensor) -> Saved:
-    """Of the shapes and dtypes that `run` gives."""
-    b, h, i, _ = q.shape
-    return (
-        q.new_empty(b, h, i, v.shape[-1]),
-        q.new_empty(b, h, i, dtype=torch.float32),
-        q.new_empty(b, h, i, v.shape[-1] if PIECES[q.dtype] else 0),
-        q.new_empty(b, h, i, dtype=torch.int32),
-        q.new_empty(b, h, i, dtype=torch.int32),
-    )
-
-
-def run_backward(
-    dout: Tensor, saved: Saved, q: Tensor, k: Tensor, v: Tensor, e: Tensor, gate_k: Tensor | None,
-    head_mix: Tensor | None, mask: Tensor | None, documents: Tensor | None,
-    vectors: Sequence[Tensor], form: str, scale: float, causal: bool, sharpness: float,
-    of_vectors: bool,
-) -> list[Tensor]:  # fmt: skip
-    """See `xcope.ops.cope.operator.cope_backward`."""
-    out, lse, residue, count, start = saved
-    call = call_of(q, k, v, e, gate_k, mask, documents, scale, causal, sharpness)
-    try:
-        grads = backward(call, Result(out, residue, lse, count, start), dout.contiguous())
-    except OutOfResources as error:
-        warn(WHAT, f"no tiles fit: {error}")
-        return backward_by_tiles(
-            dout, q, k, v, e, gate_k, mask, documents, scale, causal, sharpness
-        )  # fmt: skip
-    return [
-        grads.q,
-        grads.k,
-        grads.v,
-        grads.e.to(e.dtype),
-        q.new_empty(0) if grads.gate_k is None else grads.gate_k,
-        q.new_empty(0),  # of head_mix
-    ]
-
-
-def cope_attention_kernels(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pos_emb: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None,
-    causal: bool,
-    sharpness: float,
-    gate_k: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Tensor:
-    """Arguments as in `xcope.cope_attention`, already checked, of which the kernels take all.
-
-    Raises:
-        triton.runtime.errors.OutOfResources: no tiles fit on this GPU.
-    """
-    if mask is not None and mask.ndim == 2:
-        mask = mask[:, None, None, :]
-    tensors = (q, k, v, pos_emb, gate_k)
-    if few_queries(*tensors) and not torch.compiler.is_compiling():
-        return forward(call_of(*tensors, mask, cu_seqlens, scale, causal, sharpness)).out
-    out, *_ = cope(*tensors, None, mask, cu_seqlens, [], "", scale, causal, sharpness, "triton")
-    return cast(Tensor, out)

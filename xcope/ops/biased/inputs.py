@@ -1,0 +1,78 @@
+"""What attention with an index bias is given: one record, from the public function to the operator.
+
+The operator (`xcope.ops.biased.operator`) alone takes it apart, as PyTorch's operators take tensors
+and numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from xcope.ops.biased.terms import Terms, check_bias, replaced
+from xcope.ops.documents import check_documents
+from xcope.ops.inputs import autocast, check_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasedInputs:
+    """Tensors and options of one call; see `xcope.ops.biased.biased_attention`.
+
+    Args:
+        q: (b h i d).
+        k: (b hk j d).
+        v: (b hk j dv).
+        bias: of the logits, or None.
+        scale: of the logits, before the bias.
+        mask: True where a key may be attended: (b j), or what broadcasts to (b h i j).
+        causal: query i sees keys up to its own place.
+        cu_seqlens: (m + 1), where each of m packed documents begins, and i.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Terms | None
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = True
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def checked(
+        cls, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, *, scale: float | None,
+        mask: Tensor | None, causal: bool, cu_seqlens: Tensor | None,
+    ) -> BiasedInputs:  # fmt: skip
+        """Of a user's call, in autocast's dtype where that is on.
+
+        Args:
+            scale: None: ``d ** -0.5``.
+
+        Raises:
+            FlagError: shapes, dtypes or devices that do not fit.
+        """
+        q, k, v = autocast(q, k, v)
+        check_attention(q, k, v, mask)
+        if bias is not None:
+            check_bias(bias, q, k)
+        if cu_seqlens is not None:
+            check_documents(cu_seqlens, q, k)
+        if scale is None:
+            scale = q.shape[-1] ** -0.5
+        return cls(
+            q=q, k=k, v=v, bias=bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
+        )
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that may have gradients, by name: q, k, v and the vectors of the bias."""
+        vectors = {} if self.bias is None else vars(self.bias)
+        return {"q": self.q, "k": self.k, "v": self.v, **vectors}
+
+    def with_named(self, tensors: Mapping[str, Tensor]) -> BiasedInputs:
+        """The inverse of `named`: the same with these tensors."""
+        bias = self.bias
+        if bias is not None:
+            bias = replaced(bias, {name: tensors[name] for name in vars(bias)})
+        return replace(self, q=tensors["q"], k=tensors["k"], v=tensors["v"], bias=bias)

@@ -1,0 +1,135 @@
+"""The PyTorch operator of attention with an index bias, `torch.ops.xcope.biased_tiled`.
+
+It is computed by tiles (`xcope.ops.biased.cpu.walk`), and has fake tensors and autograd registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcope.ops.biased.cpu import walk
+from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.reference import biased_attention_reference, definition
+from xcope.ops.biased.terms import first_part, like_gradients, unflatten, with_gradient
+from xcope.ops.nonfinite import Repair, Tensors, all_finite
+from xcope.ops.transforms import second_gradients
+
+
+@torch.library.custom_op("xcope::biased_tiled", mutates_args=())
+def biased_tiled(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out (b h i dv), and for the backward m and 1 / Σ exp, (b h i).
+
+    float32 or float64; form and vectors as of `xcope.ops.biased.terms.flatten`. Rows that meet
+    numbers that are not finite have NaN for 1 / Σ exp, see `xcope.ops.nonfinite`.
+    """
+    bias = unflatten(form, vectors)
+    inputs = BiasedInputs(q=q, k=k, v=v, bias=bias, mask=mask, scale=scale, causal=causal)
+    waits = q.device.type != "cpu"  # if numbers are looked at
+    if waits or all_finite(q, k, v, *vectors):
+        saved = walk.forward(inputs)
+        # 1 / Σ exp is 0 in rows that see no key, and where all logits are −∞
+        if waits or (
+            all_finite(saved.out)
+            and (bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any())
+        ):
+            return saved
+    out, m, inverse = repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
+    return out, m, inverse
+
+
+@biased_tiled.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = q.shape[:3]
+    return q.new_empty(*rows, v.shape[-1]), q.new_empty(rows), q.new_empty(rows)
+
+
+@torch.library.custom_op("xcope::biased_tiled_backward", mutates_args=())
+def biased_tiled_backward(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k and v, and ``of_vectors``; these empty where there is none."""
+    bias, saved = unflatten(form, vectors), walk.Saved(out, m, inverse)
+    inputs = BiasedInputs(q=q, k=k, v=v, bias=bias, mask=mask, scale=scale, causal=causal)
+
+    def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
+        return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_vectors)
+
+    if q.device.type != "cpu" or all_finite(dout, inverse, q, k, v, *vectors):
+        grads = walk.backward(dout, saved, inputs, of_vectors)
+    else:
+        grads = repair(inputs).backward(dout, saved, tiled)
+    return [grads[name] if name in grads else q.new_empty(0) for name in inputs.named()]
+
+
+@biased_tiled_backward.register_fake
+def _(
+    dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
+    form: str, scale: float, causal: bool, of_vectors: bool,
+) -> list[Tensor]:  # fmt: skip
+    likes = (q, k, v, *like_gradients(form, vectors, of_vectors))
+    return [q.new_empty(0 if t is None else t.shape) for t in likes]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, vectors, form, scale, causal = inputs
+    ctx.options = form, scale, causal
+    ctx.save_for_backward(*output, *tensors, *vectors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(True)
+
+
+def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
+    saved, vectors = tensors[:7], tensors[7:]
+    *needed, _of_mask, of_vectors = ctx.needs_input_grad[:5]
+    of_vectors = with_gradient(ctx.options[0], of_vectors)
+    grads = biased_tiled_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
+    found = [
+        grad if need else None for grad, need in zip(grads, (*needed, *of_vectors), strict=True)
+    ]
+    return *found[:3], None, found[3:], *(None,) * 3
+
+
+def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    dout, _, _, _, *tensors, vectors, form, scale, causal, _ = inputs
+    ctx.options = form, scale, causal
+    ctx.save_for_backward(dout, *tensors, *vectors)
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    dout, q, k, v, mask, *vectors = ctx.saved_tensors
+    form, scale, causal = ctx.options
+    bias = unflatten(form, vectors)
+    inputs = BiasedInputs(q=q, k=k, v=v, bias=bias, mask=mask, scale=scale, causal=causal)
+    ddout, grads = second_gradients(partial(definition, inputs), dout, (q, k, v, *vectors), dgrads)
+    return ddout, None, None, None, *grads[:3], None, grads[3:], *(None,) * 4
+
+
+biased_tiled.register_autograd(_gradients, setup_context=_save)
+biased_tiled_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)
+
+
+def repair(inputs: BiasedInputs) -> Repair:
+    """What computes the rows that meet a number that is not finite."""
+    form, among = "" if inputs.bias is None else type(inputs.bias).__name__, inputs.k.shape[2]
+
+    def of_rows(cut: Tensors, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
+        bias = first_part(form, cut, queries, keys, among)
+        return biased_attention_reference(replace(inputs.with_named(cut), mask=mask, bias=bias))
+
+    return Repair(
+        tensors=inputs.named(), mask=inputs.mask, causal=inputs.causal, definition=of_rows
+    )

@@ -1,0 +1,199 @@
+"""What CoPE attention is given: one record, from the public function to the kernels.
+
+A new option is a field of `CopeInputs`: the schema of the PyTorch operators follows from the
+fields, and nothing between the public function and what computes with the option names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcope.errors import FlagError
+from xcope.ops.biased.terms import Terms, cast_to, check_bias, flatten, replaced, unflatten
+from xcope.ops.documents import check_documents
+from xcope.ops.inputs import autocast, check_attention, number, require_device, shape
+
+# The soft one-hot of the tiles and kernels weighs the two nearest integers only, which is right to
+# float32's precision, e^(−1/τ), up to this temperature.
+MAX_TEMPERATURE = 0.0625
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopeInputs:
+    """Tensors and options of one run of CoPE attention, see `xcope.cope_attention`.
+
+    Args:
+        q: (b h i d).
+        k: (b hk j d).
+        v: (b hk j dv).
+        pos_emb: the table e, (p d) or (h p d).
+        gate_k: (b hk j d), or None.
+        head_mix: (h h), or None.
+        mask: bool, broadcasts to (b h i j), 4 dimensions, or None.
+        cu_seqlens: int32 or int64 (m + 1), or None.
+        bias: of the logits, or None.
+        scale: of the logits.
+        causal: query i sees keys up to its own place.
+        soft_onehot: weigh integer positions instead of interpolating.
+        soft_onehot_temp: temperature of these weights.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pos_emb: Tensor
+    gate_k: Tensor | None = None
+    head_mix: Tensor | None = None
+    mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    bias: Terms | None = None
+    scale: float
+    causal: bool = True
+    soft_onehot: bool = False
+    soft_onehot_temp: float = 0.05
+
+    @classmethod
+    def checked(
+        cls, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, gate_k: Tensor | None,
+        mask: Tensor | None, **others: Any,
+    ) -> CopeInputs:  # fmt: skip
+        """Of a user's call, in autocast's dtype where that is on.
+
+        Args:
+            scale: None: ``d ** -0.5``.
+            mask: (b j), or 4 dimensions.
+            others: the other fields.
+
+        Raises:
+            FlagError: shapes, dtypes or options that do not fit.
+        """
+        q, k, v, gate_k = autocast(q, k, v, gate_k)
+        check_attention(q, k, v, mask)
+        inputs = cls(
+            q=q,
+            k=k,
+            v=v,
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            gate_k=gate_k,
+            mask=mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask,
+            **others,
+        )
+        e, head_mix, (h, d) = inputs.pos_emb, inputs.head_mix, (q.shape[1], q.shape[3])
+        if e.ndim not in (2, 3) or e.shape[-1] != d:
+            where = f"d = {number(d)} as in q {shape(q)}"
+            raise FlagError("pos_emb", f"pos_emb {shape(e)} must be (p d) or (h p d) with {where}")
+        if e.ndim == 3 and len(e) != h:
+            wrong = f"{number(len(e))} tables, but q {shape(q)} has {number(h)} heads"
+            raise FlagError("pos_emb", f"pos_emb {shape(e)} has {wrong}")
+        if e.shape[-2] < 1:
+            wrong = f"max_pos {number(e.shape[-2])}; it must be at least 1"
+            raise FlagError("pos_emb", f"pos_emb {shape(e)} has {wrong}")
+        for name, t in (("pos_emb", e), ("gate_k", gate_k), ("head_mix", head_mix)):
+            if t is not None and not t.is_floating_point():
+                raise FlagError(name, f"{name} must be floating point, but is {t.dtype}")
+            if t is not None and t.device != q.device:
+                require_device(name, t, q)
+        if not inputs.soft_onehot_temp > 0:
+            wrong = f"soft_onehot_temp={number(inputs.soft_onehot_temp)} must be above 0"
+            raise FlagError("soft_onehot_temp", wrong)
+        if gate_k is not None and gate_k.shape != k.shape:
+            wrong = f"gate_k {shape(gate_k)} must have the shape of k {shape(k)}"
+            raise FlagError("gate_k", wrong)
+        if head_mix is not None and head_mix.shape != (h, h):
+            wrong = f"head_mix {shape(head_mix)} must be ({number(h)} {number(h)})"
+            raise FlagError("head_mix", wrong)
+        if inputs.bias is not None:
+            check_bias(inputs.bias, q, k)
+        if inputs.cu_seqlens is not None:
+            check_documents(inputs.cu_seqlens, q, k)
+        return inputs
+
+    @property
+    def sharpness(self) -> float:
+        """Of the soft one-hot, 1 / temperature; 0: positions are interpolated."""
+        return 1 / self.soft_onehot_temp if self.soft_onehot else 0.0
+
+    def require_sharp(self) -> None:
+        """Raise a `FlagError` where a soft one-hot weighs more than the two nearest integers."""
+        if self.soft_onehot_temp > MAX_TEMPERATURE:
+            raise FlagError(
+                "soft_onehot_temp",
+                f"soft_onehot_temp={self.soft_onehot_temp} is above {MAX_TEMPERATURE}, where "
+                "positions further than the nearest two begin to matter: use backend='reference'",
+            )
+
+    def widened(self) -> CopeInputs:
+        """In float32, or float64 where q is: low precision is computed so, and rounded once."""
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        cast: dict[str, Any] = {}
+        for name in DIFFERENTIABLE:
+            t = getattr(self, name)
+            if t is not None and t.dtype != wide:
+                cast[name] = t.to(wide)
+        if self.bias is not None:
+            cast["bias"] = cast_to(self.bias, cast.get("q", self.q))
+        return replace(self, **cast) if cast else self
+
+    def with_all_heads(self) -> CopeInputs:
+        """With a key head for each query head."""
+        groups = self.q.shape[1] // self.k.shape[1]
+        if groups == 1:
+            return self
+        k, v, g = self.k, self.v, self.gate_k
+        return replace(
+            self,
+            k=k.repeat_interleave(groups, dim=1),
+            v=v.repeat_interleave(groups, dim=1),
+            gate_k=None if g is None else g.repeat_interleave(groups, dim=1),
+        )
+
+    # -- tensors that may have gradients, by name --------------------------------------------------
+
+    def named(self) -> dict[str, Tensor]:
+        """Those that there are; the vectors of the bias under their own names."""
+        found = {}
+        for name in DIFFERENTIABLE:
+            t = getattr(self, name)
+            if t is not None:
+                found[name] = t
+        if self.bias is not None:
+            found |= vars(self.bias)
+        return found
+
+    def with_named(self, tensors: Mapping[str, Tensor]) -> CopeInputs:
+        """The inverse of `named`: the same with these tensors."""
+        cut: dict[str, Any] = {name: tensors[name] for name in DIFFERENTIABLE if name in tensors}
+        if self.bias is not None:
+            cut["bias"] = replaced(self.bias, {name: tensors[name] for name in vars(self.bias)})
+        return replace(self, **cut)
+
+    # -- flat, as the PyTorch operators take them --------------------------------------------------
+
+    def flat(self) -> list[Any]:
+        """The tensors, the vectors and the form of the bias, the options: see `SCHEMA`."""
+        form, vectors = ("", []) if self.bias is None else flatten(self.bias)
+        return [*attrgetter(*TENSORS)(self), vectors, form, *attrgetter(*OPTIONS)(self)]
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> CopeInputs:
+        """The inverse of `flat`; what comes after it is ignored."""
+        given = dict(zip((*TENSORS, "vectors", "form", *OPTIONS), flat, strict=False))
+        vectors, form = given.pop("vectors"), given.pop("form")
+        return cls(**given, bias=unflatten(form, vectors) if form else None)
+
+
+TENSORS = [f.name for f in fields(CopeInputs) if str(f.type).startswith("Tensor")]
+DIFFERENTIABLE = [name for name in TENSORS if name not in ("mask", "cu_seqlens")]
+OPTIONS = [f.name for f in fields(CopeInputs) if f.name not in (*TENSORS, "bias")]
+_TYPES = {f.name: str(f.type).replace("Tensor | None", "Tensor?") for f in fields(CopeInputs)}
+SCHEMA = ", ".join(
+    [f"{_TYPES[name]} {name}" for name in TENSORS]
+    + ["Tensor[] vectors", "str form"]
+    + [f"{_TYPES[name]} {name}" for name in OPTIONS]
+)
