@@ -100,7 +100,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
 
 
 def jobs_for(args: argparse.Namespace, device: torch.device) -> int:
-    """As many processes as the machine has room for."""
+    """As many processes as cores and memory of the GPU allow."""
     if args.jobs is not None or device.type != "cuda":
         return args.jobs or 0
     fit = torch.cuda.get_device_properties(device).total_memory // MEMORY_OF_A_JOB
@@ -191,7 +191,7 @@ def run_parts(record: Record, quick: bool, jobs: int) -> None:
 
 
 def measure(record: Record, part: str, bench: Bench) -> None:
-    """Take the figures of a part; what fails as a whole is told and left out."""
+    """Measure a part; if it fails as a whole, say so and go on."""
     try:
         for figure in MEASURES[part](bench):
             record.measure(figure)
@@ -235,7 +235,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def finish(record: Record) -> None:
-    """Say how it went.
+    """Print how it went.
 
     Raises:
         NotCorrectError: a result is not.

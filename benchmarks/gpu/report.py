@@ -1,4 +1,4 @@
-"""What a check of a GPU found: told and on disk as soon as it is there, and a README of it all."""
+"""What a check of a GPU found: printed and on disk as soon as it is there, then a README."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEASURED = (
 
 
 class OutOfTimeError(Exception):
-    """Nothing new is to begin."""
+    """The minutes are over; nothing new begins."""
 
 
 @dataclass
@@ -35,15 +35,15 @@ class Record:
     """All that a check found.
 
     Args:
-        out: the folder that it is written to.
+        out: the folder for its files.
         command: what to type to run it again.
-        device: on which it runs.
-        parts: those that were asked for.
+        device: where it runs.
+        parts: what was asked for.
         quick: whether the shapes are too small to judge costs by.
-        minutes: after which nothing new begins.
+        minutes: nothing new begins after these.
 
     Attributes:
-        unfinished: why something is missing, a reason each.
+        unfinished: the reasons why something is missing.
     """
 
     out: Path
@@ -59,25 +59,29 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """How long it has run."""
         return time.monotonic() - self.begun
 
     @property
     def failures(self) -> list[Compared]:
-        """What is not correct."""
+        """The tensors that are not correct."""
         return [one for one in self.compared if not one.ok]
 
     @property
     def missed(self) -> list[Figure]:
-        """Bars that are not met."""
+        """The figures whose bar is not met."""
         return [one for one in self.figures if not one.met]
 
     def say(self, text: object) -> None:
-        """With the seconds since the beginning."""
+        """Print a line, with the seconds since the beginning."""
         print(f"[{self.seconds:6.1f} s] {text}", flush=True)
 
     def compare(self, found: Sequence[Compared]) -> None:
-        """Keep the tensors of a case; told is the worst."""
+        """Keep the tensors of a case, and print the worst.
+
+        Raises:
+            OutOfTimeError: the minutes are over.
+        """
         if found:
             self.say(worst(found))
             self.compared += found
@@ -85,14 +89,18 @@ class Record:
             self._check_time()
 
     def measure(self, figure: Figure) -> None:
-        """Keep and tell a figure."""
+        """Keep and print a figure.
+
+        Raises:
+            OutOfTimeError: the minutes are over.
+        """
         self.say(figure)
         self.figures.append(figure)
         write_csv(self.out / "benchmark.csv", MEASURED, map(_cells_of_figure, self.figures))
         self._check_time()
 
     def leave(self, reason: str) -> None:
-        """Tell and keep why something is missing."""
+        """Keep and print why something is missing."""
         self.say(reason)
         self.unfinished.append(reason)
 
@@ -102,7 +110,7 @@ class Record:
 
 
 def worst(found: Sequence[Compared]) -> Compared:
-    """Of one case: what failed, or comes nearest to its bar."""
+    """The tensor of a case that failed, or comes nearest to its bar."""
 
     def share(one: Compared) -> float:
         if one.error is None or not one.bar or one.error != one.error:  # no number at all
@@ -147,7 +155,7 @@ PARTS = {
     "kernels": "Kernel by kernel",
     "more": "Other heads, another dtype, every scheme",
 }
-"""Their titles."""
+"""What the command line calls a part → its title."""
 
 
 def folder_name(device: torch.device) -> str:
@@ -238,7 +246,7 @@ def _correctness(record: Record) -> Iterator[str]:
 
 
 def _by_case(found: Sequence[Compared]) -> list[Compared]:
-    """The worst tensor of each."""
+    """The worst tensor of each case."""
     cases: dict[tuple[str, str, str], list[Compared]] = {}
     for one in found:
         cases.setdefault((one.case, one.backend, one.dtype), []).append(one)
