@@ -57,7 +57,7 @@ def biased_attention(
         causal: query i sees keys up to its own place.
         cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
-            is 1 and i = j; a query sees keys of its own document alone. On a GPU its values are
+            is 1 and i = j; a query sees keys of its own document only. On a GPU its values are
             not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n d) memory; "flex" is
             PyTorch's FlexAttention, compiled, for CUDA; "auto" takes "flex" on CUDA where it can,
@@ -98,7 +98,7 @@ def biased_attention(
 
 
 def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
-    """Tile by tile: exact, O(n d) memory, on CPUs and any other device.
+    """Compute tile by tile: exact, O(n d) memory, on CPUs and any other device.
 
     float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
     computed one by one.
@@ -133,9 +133,9 @@ def _each_document(attention: Attention, inputs: BiasedInputs) -> Tensor:
     def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
         return attention(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
 
-    its: dict[str, Any] = {"mask": inputs.mask, "bias": inputs.bias}
-    its["cu_seqlens"] = inputs.cu_seqlens
-    return one_by_one(alone, inputs.q, inputs.k, inputs.v, **its)
+    q, k, v, edges = inputs.q, inputs.k, inputs.v, inputs.cu_seqlens
+    its: dict[str, Any] = {"cu_seqlens": edges, "mask": inputs.mask, "bias": inputs.bias}
+    return one_by_one(alone, q, k, v, **its)
 
 
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -149,7 +149,7 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _plain(inputs: BiasedInputs) -> Tensor:
-    """PyTorch's own attention; on CPUs, without the later keys that are not finite."""
+    """PyTorch's own attention; on CPUs, masked keys that are not finite stay hidden."""
     grouped = inputs.q.shape[1] != inputs.k.shape[1]
     attend: Callable[..., Tensor] = partial(
         F.scaled_dot_product_attention,
