@@ -8,13 +8,16 @@ cu_seqlens[t + 1] − 1; equal neighbours: it is empty.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from xcope.ops.inputs import number, require, require_device, shape
+
+Inputs = TypeVar("Inputs")
 
 DTYPES = (torch.int32, torch.int64)
 
@@ -92,53 +95,36 @@ def within_documents(mask: Tensor | None, cu_seqlens: Tensor, n: int) -> Tensor:
     return same & (mask[:, None, None, :] if mask.ndim == 2 else mask)
 
 
-def one_by_one(
-    attention: Callable[..., Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    cu_seqlens: Tensor,
-    mask: Tensor | None = None,
-    gate_k: Tensor | None = None,
-    bias: Any = None,
-    **options: Any,
-) -> Tensor:
+def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     """Attention of each document by itself, side by side: exact, without work across documents.
 
     Args:
-        attention: takes q, k, v, and by their names mask and bias (None: none), gate_k where it
-            is given, and the options.
-        q: (1 h n d).
-        k: (1 hk n d).
-        v: (1 hk n dv).
-        cu_seqlens: see above; checked.
-        mask: (1 n), or 4 dimensions that broadcast to (1 h n n).
-        gate_k: (1 hk n d).
-        bias: of the logits, `xcope.ops.biased.terms.Terms`, or None.
-        options: what documents have in common, as it is.
+        attention: takes inputs of one document.
+        inputs: a dataclass with q (1 h n d), k, v, mask, bias and cu_seqlens, which is checked;
+            if it has ``gate_k``, too, (1 hk n d) or None, that is cut as keys are. What else it
+            has, documents have in common.
 
     Returns:
         (1 h n dv).
     """
-    gates = {} if gate_k is None else {"gate_k": gate_k}
+    given: Any = inputs
+    mask, cu_seqlens = given.mask, given.cu_seqlens
     if torch.compiler.is_compiling():  # the graph may not depend on how long documents are
-        inside = within_documents(mask, cu_seqlens, q.shape[2])
-        return attention(q, k, v, mask=inside, bias=bias, **gates, **options)
-    counts = lengths(cu_seqlens) or [0]
-    whole = {"q": q, "k": k, "v": v} | gates
-    # split, unlike slices one by one, has a backward that writes each gradient once
-    parts = {name: torch.split(t, counts, dim=2) for name, t in whole.items()}
-    outs = []
-    first = 0
+        mask = within_documents(mask, cu_seqlens, given.q.shape[2])
+        return attention(replace(given, mask=mask, cu_seqlens=None))
+    counts, parts = lengths(cu_seqlens) or [0], {}
+    for name in ("q", "k", "v", "gate_k"):
+        whole = getattr(given, name, None)
+        if whole is not None:  # split, unlike slices, has a backward that writes gradients once
+            parts[name] = torch.split(whole, counts, dim=2)
+    outs, first = [], 0
     for at, count in enumerate(counts):
         tokens = slice(first, first + count)
         first += count
-        given: dict[str, Any] = {name: part[at] for name, part in parts.items()}
-        given["mask"] = None if mask is None else _of_tokens(mask, tokens)
-        given["bias"] = None if bias is None else bias.of_tokens(tokens)
-        qkv = [given.pop(name) for name in "qkv"]
-        outs.append(attention(*qkv, **given, **options))
+        its: dict[str, Any] = {name: part[at] for name, part in parts.items()}
+        its["mask"] = None if mask is None else _of_tokens(mask, tokens)
+        its["bias"] = None if given.bias is None else given.bias.of_tokens(tokens)
+        outs.append(attention(replace(given, cu_seqlens=None, **its)))
     return torch.cat(outs, dim=2)
 
 
