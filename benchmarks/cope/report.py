@@ -74,7 +74,7 @@ def write(folder: Path, measured: Measured) -> None:
         name: [(p.n, p.seconds, p.mebibytes) for p in measured.points if p.name == name]
         for name in names
     }
-    plot_lengths(curves, "peak memory, MiB", folder / "benchmark.png")
+    plot_lengths(curves, folder / "benchmark.png", "peak memory, MiB")
     plot_saturation(measured.saturation, folder / "saturation.png")
     (folder / "README.md").write_text(readme(measured), encoding="utf-8")
 

@@ -14,7 +14,7 @@ from benchmarks.gpu.compare import FACTOR, FLOORS, Compared
 from benchmarks.gpu.figures import Figure, milliseconds
 from benchmarks.measure import Timing
 from benchmarks.report import MILLISECONDS, plot_lengths
-from xcope.environment import TIMED, device_name, processor, versions
+from xcope.environment import TIMED, device_name, memory, processor, versions
 from xcope.markdown import code_block, page, table, write_csv
 
 COMPARED = ("part", "case", "backend", "dtype", "tensor", "error", "plain_error",
@@ -85,7 +85,7 @@ class Record:
         if found:
             self.say(worst(found))
             self.compared += found
-            write_csv(self.out / "correctness.csv", COMPARED, map(_cells_of_tensor, self.compared))
+            write_csv(self.out / "correctness.csv", COMPARED, map(_csv_of_tensor, self.compared))
             self._check_time()
 
     def measure(self, figure: Figure) -> None:
@@ -96,7 +96,7 @@ class Record:
         """
         self.say(figure)
         self.figures.append(figure)
-        write_csv(self.out / "benchmark.csv", MEASURED, map(_cells_of_figure, self.figures))
+        write_csv(self.out / "benchmark.csv", MEASURED, map(_csv_of_figure, self.figures))
         self._check_time()
 
     def leave(self, reason: str) -> None:
@@ -120,13 +120,13 @@ def worst(found: Sequence[Compared]) -> Compared:
     return max(found, key=share)
 
 
-def _cells_of_tensor(one: Compared) -> list[object]:
+def _csv_of_tensor(one: Compared) -> list[object]:
     errors = (None if x is None else f"{x:.3e}" for x in (one.error, one.plain, one.flash, one.bar))
     head = (one.part, one.case, one.backend, one.dtype, one.tensor)
     return [*head, *errors, one.ok, one.failure]
 
 
-def _cells_of_figure(one: Figure) -> list[object]:
+def _csv_of_figure(one: Figure) -> list[object]:
     def ms(timing: Timing) -> str | None:
         return None if timing.seconds is None else f"{MILLISECONDS * timing.seconds:.4g}"
 
@@ -181,7 +181,7 @@ def write(record: Record) -> None:
             name: [(o.n, o.mine.seconds, o.mine.mebibytes) for o in curve if o.name == name]
             for name in names
         }
-        plot_lengths(points, "peak memory beside the inputs, MiB", record.out / "benchmark.png")
+        plot_lengths(points, record.out / "benchmark.png", "peak memory beside the inputs, MiB")
     blocks = [*_head(record), *_verdict(record), *_correctness(record), *_benchmark(record)]
     (record.out / "README.md").write_text(page(blocks), encoding="utf-8")
 
@@ -193,7 +193,7 @@ def _head(record: Record) -> Iterator[str]:
         yield QUICK_RUN
     named = dict.fromkeys((device_name(record.device), processor()))
     took = f"The run took {record.seconds / 60:.1f} minutes."
-    yield f"{'; '.join(named)}; {packages()}. {took}"
+    yield f"{'; '.join(named)}, {memory()}; {packages()}. {took}"
 
 
 def _verdict(record: Record) -> Iterator[str]:
