@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from xcope.training.memory import PeakMemory
+from xcope.training.device import PeakMemory
 
 Work = Callable[[], object]
 

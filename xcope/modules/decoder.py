@@ -71,7 +71,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         seam.check_widths(self)
         self.plan = request.plan
         self.schemes = request.plan.schemes
-        self.abs_pos_default = _abs_pos_default(request)
+        self.abs_pos_default = abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
         self.register_load_state_dict_post_hook(fill_constants)
         # x-transformers' wrappers add learned absolute positions unless this says no
@@ -317,7 +317,12 @@ def random_numbers_of_its_own() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _abs_pos_default(request: Request) -> bool:
+def abs_pos_default(request: Request) -> bool:
+    """Whether the wrapper adds learned absolute positions unless told otherwise.
+
+    Raises:
+        FlagError: flags that contradict each other.
+    """
     disable = request.upstream.get("disable_abs_pos_emb")
     named = request.plan.of(Slot.INPUT)
     if disable and named:

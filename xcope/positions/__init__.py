@@ -1,6 +1,5 @@
 """Positional schemes, one file each, the registry that lists them, and plans made of them."""
 
-from xcope.discovery import discover
 from xcope.positions.base import (
     AddedToInput,
     AttendInputs,
@@ -16,6 +15,7 @@ from xcope.positions.base import (
 )
 from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.registry import discover
 
 discover(__name__, __path__)
 

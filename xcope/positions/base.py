@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
 from xcope.ops.definition import attention_by_definition
-from xcope.options import is_a
+from xcope.registry import Named, hints, is_a
 
 
 class Slot(enum.Enum):
@@ -48,7 +48,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme(ABC):
+class Scheme(Named, ABC):
     """One positional scheme with its options (the dataclass fields).
 
     A subclass is a frozen dataclass in a file of its own under ``xcope/positions/``, decorated
@@ -57,7 +57,6 @@ class Scheme(ABC):
     ``position: {name: cope, max_pos: 64}`` in YAML.
     """
 
-    name: ClassVar[str]
     title: ClassVar[str]
     """its name for people"""
     slot: ClassVar[Slot | None]
@@ -87,17 +86,16 @@ class Scheme(ABC):
         Raises:
             FlagError: names the flag and the type.
         """
-        hints = typing.get_type_hints(type(self))
         for option in self.options():
             value = getattr(self, option)
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, option, value)
-            if not is_a(value, hints[option]):
-                flag = f"{self.name}_{option}"
-                wanted = getattr(hints[option], "__name__", None) or str(hints[option])
-                if typing.get_origin(hints[option]) is not None:
-                    wanted = str(hints[option])
+            hint = hints(type(self))[option]
+            if not is_a(value, hint):
+                flag = self.flag(option)
+                plain = typing.get_origin(hint) is None
+                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
                 raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
 
     @classmethod
@@ -120,9 +118,9 @@ class Scheme(ABC):
         """
 
     @classmethod
-    def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """Option name → dataclass field (type, default)."""
-        return {field.name: field for field in dataclasses.fields(cls)}
+    def flag(cls, option: str) -> str:
+        """``cope_max_pos``: the keyword flag of an option."""
+        return f"{cls.name}_{option}"
 
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
@@ -136,12 +134,6 @@ class Scheme(ABC):
         """``cope``, or ``cope(max_pos=64)`` where options differ from their defaults."""
         given = ", ".join(f"{name}={value}" for name, value in self.given().items())
         return f"{self.name}({given})" if given else self.name
-
-    def require(self, ok: bool, option: str, allowed: str) -> None:
-        """Raise an error that names the flag unless ``ok``."""
-        if not ok:
-            flag = f"{self.name}_{option}"
-            raise FlagError(flag, f"{flag}={getattr(self, option)!r} is not allowed: {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Paths and files that people give: paths expanded, files bounded and decoded, in one place."""
+"""Files: paths expanded, text read within bounds, and files replaced as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from xcope.errors import FlagError
 
+MOST_BYTES = 2**28
+"""Of a file that is read, unless a smaller bound is given."""
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -25,7 +27,7 @@ class UnreadableError(ValueError):
 def expanded(path: str | Path) -> Path:
     """The path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced.
 
-    A shell leaves them alone inside quotes and after ``=``, and no shell sees a YAML file.
+    A shell does not replace them inside quotes or after ``=``, and no shell sees a YAML file.
 
     Raises:
         UnknownPathError: a user or a variable that is not known, or no path at all.
@@ -55,7 +57,7 @@ def _value(name: re.Match[str]) -> str:
     return os.environ[variable]
 
 
-def read_text(path: Path, most: int) -> str:
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
 
     Args:
@@ -103,3 +105,30 @@ def parse_json(text: str) -> Any:
         raise UnreadableError("is damaged: lists and mappings are nested too deeply") from None
     except ValueError as error:
         raise UnreadableError(f"is damaged: {error}") from None
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at ``path`` by ``text`` in one step: written beside it, then renamed."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        fsync(beside)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk needs the space
+        raise
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at ``path`` by ``value`` as indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
