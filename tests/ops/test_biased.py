@@ -1,16 +1,19 @@
 """Attention with an index bias: the definition, and the tiled backend that equals it."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from biased_terms import FORMS, leaves, make_terms
+from by_rows import biased_by_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xcope.ops.biased import Piecewise, Separable, biased_attention, dense
+from xcope.ops.biased import BiasedInputs, Piecewise, Separable, biased_attention, dense
 from xcope.ops.biased.cpu import eager, walk
+from xcope.ops.biased.reference import biased_attention_reference
 
 BODIES = [eager, walk.compiled_body()]
 NAMES = ["eager", "compiled"]
@@ -90,12 +93,37 @@ def test_dense_is_the_formula(form, batched, free):
         assert float(ours[b, h, i, j]) == pytest.approx(true)
 
 
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("masked", [None, "keys", "all", "documents"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_reference_is_the_formula_row_by_row(form, masked, causal):
+    b, i, j, free = (1, 9, 9, 2) if masked == "documents" else (2, 5, 9, 2)
+    q, k, v = (t.double() for t in inputs(b, 4, 2, i, j, dv=3))
+    terms = make_terms(form, b, 4, i, j, free, gaps=True, distances=5) if form else None
+    seen = torch.ones(i, j, dtype=torch.bool).tril(j - i) if causal else torch.ones(i, j).bool()
+    mask = {"keys": torch.rand(b, j) > 0.4, "all": torch.rand(b, 1, i, j) > 0.4}.get(masked)
+    record = BiasedInputs(q=q, k=k, v=v, bias=terms, scale=0.7, mask=mask, causal=causal)
+    if masked == "documents":
+        document = torch.tensor([0, 0, 0, 1, 3, 3, 3, 3, 4])
+        edges = torch.tensor([0, 3, 4, 4, 8, 9])
+        record = dataclasses.replace(record, cu_seqlens=edges)
+        seen = seen & (document[:, None] == document)
+    elif masked:
+        seen = seen & (mask[:, None, None] if masked == "keys" else mask)
+    bias = torch.zeros(b, 4, i, j, dtype=torch.float64)
+    for row, head, query, key in itertools.product(*map(range, bias.shape)):
+        if form and key >= free:
+            bias[row, head, query, key] = in_words(terms, row, head, query, key - free)
+    truth = biased_by_rows(q, k, v, bias, seen, 0.7)
+    torch.testing.assert_close(biased_attention_reference(record), truth)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_reference_is_softmax_of_the_biased_logits(form):
     q, k, v = (t.double() for t in inputs(2, 4, 2, 5, 9))
     terms = make_terms(form, 2, 4, 5, 9)
     seen = torch.ones(5, 9, dtype=torch.bool).tril(4)
-    out = biased_attention(q, k, v, terms, scale=0.7, backend="reference")
+    out = biased_attention_reference(BiasedInputs(q=q, k=k, v=v, bias=terms, scale=0.7))
     for a in range(4):
         logits = 0.7 * q[:, a] @ k[:, a // 2].mT + dense(terms)[a]
         truth = logits.masked_fill(~seen, -torch.inf).softmax(-1) @ v[:, a // 2]

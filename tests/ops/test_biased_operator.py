@@ -299,6 +299,21 @@ def test_flex_has_no_backward_on_cpus():
         attention(*given)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_flex_that_are_differentiated_are_the_definitions(form, monkeypatch):
+    """As on a GPU, with kernels that have no gradient."""
+    reference, given = case(form, backend="reference")
+    truth = reference(*given)
+    monkeypatch.setattr(flex, "differentiated", lambda *_: False)
+    monkeypatch.setattr(flex, "attention_of", lambda _: lambda q, *_: truth.detach() + 0 * q)
+    attention, _ = case(form, backend="flex")
+    weights, found = torch.randn(truth.shape), []
+    for out in (attention(*given), truth):
+        first = torch.autograd.grad((out * weights).sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), given))
+    torch.testing.assert_close(*found)
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 n = torch.arange

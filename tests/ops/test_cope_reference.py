@@ -1,15 +1,18 @@
 """The definition of CoPE attention: gradients, shapes, and the properties that the paper states."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from biased_terms import make_terms
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xcope import cope_attention
-from xcope.ops.biased import biased_attention
+from xcope.ops.biased import biased_attention, dense
 from xcope.ops.cope import CopeInputs, cope_attention_reference, gpu, positions
 from xcope.ops.inputs import FEW
 
@@ -66,6 +69,86 @@ def test_equals_the_formula_written_in_loops(b, hk, groups, i, extra, p, masked,
                 q[row, head], k[row, head // groups], v[row, head // groups], e, 0.7, seen
             )
             torch.testing.assert_close(out[row, head], expected)
+
+
+def in_loops(x: CopeInputs, bias=None):
+    """The formulas with all their variants, number by number; bias (b h i j)."""
+    (b, h, i, _), j, groups = x.q.shape, x.k.shape[2], x.q.shape[1] // x.k.shape[1]
+    out = torch.zeros(*x.q.shape[:3], x.v.shape[-1], dtype=x.q.dtype)
+    documents = [j] if x.cu_seqlens is None else x.cu_seqlens[1:].tolist()
+    of = [sum(end <= t for end in documents) for t in range(j)]
+
+    def sees(row, head, query, key):
+        if (x.causal and key > j - i + query) or (
+            x.cu_seqlens is not None and of[query] != of[key]
+        ):
+            return False
+        return x.mask is None or bool(x.mask.expand(b, h, i, j)[row, head, query, key])
+
+    def logit(row, head, query, key, k):
+        s = x.scale * (x.q[row, head, query] @ k[row, head // groups, key])
+        return s if bias is None or k is x.gate_k else s + bias[row, head, query, key]
+
+    def gate(row, head, query, key):
+        k = x.k if x.gate_k is None else x.gate_k
+        if x.head_mix is None:
+            return torch.sigmoid(logit(row, head, query, key, k))
+        mixed = [x.head_mix[head, a] * logit(row, a, query, key, k) for a in range(h)]
+        return torch.sigmoid(sum(mixed))
+
+    def position_bias(row, head, query, count):
+        table = x.pos_emb if x.pos_emb.ndim == 2 else x.pos_emb[head]
+        read, last = [float(x.q[row, head, query] @ e) for e in table], len(table) - 1
+        p = min(float(count), last)
+        if x.soft_onehot:
+            weights = [math.exp(-abs(p - m) / x.soft_onehot_temp) for m in range(last + 1)]
+            return sum(w * r for w, r in zip(weights, read, strict=True)) / sum(weights)
+        f = math.floor(p)
+        return (1 - (p - f)) * read[f] + (p - f) * read[min(f + 1, last)]
+
+    for row, head, query in itertools.product(range(b), range(h), range(i)):
+        keys = [key for key in range(j) if sees(row, head, query, key)]
+        weights, count = {}, 0.0
+        for key in reversed(keys):
+            count = count + gate(row, head, query, key)
+            s = logit(row, head, query, key, x.k) + position_bias(row, head, query, count)
+            weights[key] = math.exp(s)
+        for key, weight in weights.items():
+            out[row, head, query] += weight / sum(weights.values()) * x.v[row, head // groups, key]
+    return out
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", "few keys", "both ways", "mask", "tables", "soft one-hot", "gate keys", "gates of v",
+     "mixed heads", "mixed gate keys", "bias", "documents", "documents, all at once"],
+)  # fmt: skip
+def test_the_reference_itself_equals_every_variant_written_in_loops(variant):
+    b = 1 if "documents" in variant else 2
+    i, j = {"few keys": (4, 2), "mask": (3, 5)}.get(variant, (5, 5))
+    q, k, v, e = inputs(b, 4, i, j, 3, 3, hk=2)
+    x = CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=0.7, causal=variant != "both ways")
+    terms, mix, gate_k = None, torch.randn(4, 4, dtype=q.dtype), torch.randn_like(k)
+    if "bias" in variant or "at once" in variant:
+        terms = make_terms("separable", b, 4, i, j)
+    changes = {
+        "mask": {"mask": torch.rand(b, 4, i, j) > 0.4},
+        "tables": {"pos_emb": torch.randn(4, 3, 3, dtype=q.dtype)},
+        "soft one-hot": {"soft_onehot": True},
+        "gate keys": {"gate_k": gate_k},
+        "gates of v": {"gate_k": v},
+        "mixed heads": {"head_mix": mix},
+        "mixed gate keys": {"head_mix": mix, "gate_k": gate_k},
+        "bias": {"bias": terms},
+        "documents": {"cu_seqlens": torch.tensor([0, 2, 2, 5])},
+        "documents, all at once": {
+            "cu_seqlens": torch.tensor([0, 2, 2, 5]), "bias": terms, "gate_k": gate_k,
+            "head_mix": mix, "mask": torch.rand(1, 1, 1, 5) > 0.3, "soft_onehot": True,
+        },
+    }  # fmt: skip
+    x = replace(x, **changes.get(variant, {}))
+    truth = in_loops(x, None if terms is None else dense(terms, j).expand(b, 4, i, j))
+    torch.testing.assert_close(cope_attention_reference(x), truth)
 
 
 LENGTHS = [1, FEW, FEW + 1, 129]  # of the path for a few queries, and of a tile of queries

@@ -10,6 +10,7 @@ the number of channels that turn.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,8 @@ from xcope.ops.transforms import by_definition
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> Tensor:
     """The first dim = 2·m channels of ``x`` turned in pairs; the others as they are.
 
-    Low-precision ``x`` is turned in float32 and rounded once. The backward keeps cos and sin
-    only, and turns the gradient back; cos and sin get no gradients.
+    Low-precision ``x`` is turned in float32 and rounded once. The backward keeps only
+    cos and sin, and turns the gradient back; cos and sin get no gradients.
 
     Args:
         x: (b h n d), d ≥ 2·m.
@@ -69,27 +70,30 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = 
 @torch.library.custom_op("xcope::turn_pairs", mutates_args=())
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
     """`rotate` as a PyTorch operator."""
-    dim = 2 * cos.shape[-1]
-    wide = torch.promote_types(x.dtype, cos.dtype)
+    dim, wide = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     cos, sin = cos.to(wide), sin.to(wide)
     if cos.ndim == 3:
         cos, sin = cos[:, None], sin[:, None]
     out = torch.empty_like(x)
     out[..., dim:] = x[..., dim:]
 
-    given, target = x[..., :dim], out[..., :dim]
-    direct = x.dtype == wide and _is_of_pairs(given) and _is_of_pairs(target)
+    turned, target = x[..., :dim], out[..., :dim]
+    direct = x.dtype == wide
+    if not half_split:  # whether neighbours in memory can be viewed as complex numbers
+        for t in (turned, target):
+            steps = (*t.stride()[:-1], t.storage_offset())
+            direct = direct and t.stride(-1) == 1 and math.gcd(2, *steps) == 2
     if not direct:
-        given = given.to(wide).contiguous()
-        target = torch.empty_like(given)
+        turned = turned.to(wide).contiguous()
+        target = torch.empty_like(turned)
     if half_split:
-        (a, b), (turned_a, turned_b) = given.chunk(2, dim=-1), target.chunk(2, dim=-1)
+        (a, b), (turned_a, turned_b) = turned.chunk(2, dim=-1), target.chunk(2, dim=-1)
         torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
         torch.mul(a, sin, out=turned_b).addcmul_(b, cos)
     else:  # (x_2m + i x_2m+1) · (cos + i sin): one pass over memory
-        pairs = (*given.shape[:-1], dim // 2, 2)
-        z, turned = torch.view_as_complex(given.view(pairs)), target.view(pairs)
-        torch.mul(z, torch.complex(cos, sin), out=torch.view_as_complex(turned))
+        pairs = (*turned.shape[:-1], dim // 2, 2)
+        z, into = torch.view_as_complex(turned.view(pairs)), target.view(pairs)
+        torch.mul(z, torch.complex(cos, sin), out=torch.view_as_complex(into))
     if not direct:
         out[..., :dim] = target
     return out
@@ -98,14 +102,6 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
 @turn_pairs.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
-
-
-def _is_of_pairs(x: Tensor) -> bool:
-    """Whether neighbouring channels of ``x`` can be viewed as complex numbers."""
-    for step in (*x.stride()[:-1], x.storage_offset()):
-        if step % 2:
-            return False
-    return x.stride(-1) == 1
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:

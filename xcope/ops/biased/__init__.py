@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def biased_attention(
         causal: query i sees keys up to its own place.
         cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
-            is 1 and i = j; a query sees keys of its own document alone. On a GPU its values are
+            is 1 and i = j; a query sees keys of its own document only. On a GPU its values are
             not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n d) memory; "flex" is
             PyTorch's FlexAttention, compiled, for CUDA; "auto" takes "flex" on CUDA where it can,
@@ -92,19 +92,19 @@ def biased_attention(
         few = cu_seqlens is None and few_queries(*tensors)
         flex = not few and _flex_takes(inputs.q, inputs.k, inputs.v)
         if plain and not flex and not torch.compiler.is_compiling():
-            return _each_document(_plain, inputs)
+            return one_by_one(_plain, inputs)
         backend = "flex" if flex else "tiled"
     return BACKENDS[backend](inputs)
 
 
 def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
-    """Tile by tile: exact, O(n d) memory, on CPUs and any other device.
+    """Compute tile by tile: exact, O(n d) memory, on CPUs and any other device.
 
     float16 and bfloat16 are computed in float32 and rounded once, at the end. Documents are
     computed one by one.
     """
     if inputs.cu_seqlens is not None:
-        return _each_document(biased_attention_tiled, inputs)
+        return one_by_one(biased_attention_tiled, inputs)
     dtype, bias, mask, tensors = inputs.q.dtype, inputs.bias, inputs.mask, inputs.named()
     for name, t in tensors.items():
         if t.is_floating_point():
@@ -127,17 +127,6 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
     return out.to(dtype)
 
 
-def _each_document(attention: Attention, inputs: BiasedInputs) -> Tensor:
-    """Attention of each packed document by itself."""
-
-    def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
-        return attention(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
-
-    its: dict[str, Any] = {"mask": inputs.mask, "bias": inputs.bias}
-    its["cu_seqlens"] = inputs.cu_seqlens
-    return one_by_one(alone, inputs.q, inputs.k, inputs.v, **its)
-
-
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether FlexAttention is the way; where on CUDA it is not, a warning says why, once."""
     if q.device.type != "cuda" or 0 in (q.numel(), k.numel()):
@@ -149,7 +138,7 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _plain(inputs: BiasedInputs) -> Tensor:
-    """PyTorch's own attention; on CPUs, without the later keys that are not finite."""
+    """PyTorch's own attention; on CPUs, masked keys that are not finite stay hidden."""
     grouped = inputs.q.shape[1] != inputs.k.shape[1]
     attend: Callable[..., Tensor] = partial(
         F.scaled_dot_product_attention,

@@ -1,6 +1,6 @@
 """What attention with an index bias is given: one record, from the public function to the operator.
 
-The operator (`xcope.ops.biased.operator`) alone takes it apart, as PyTorch's operators take tensors
+It is taken apart once, for the PyTorch operator (`xcope.ops.biased.operator`), which takes tensors
 and numbers only.
 """
 
@@ -18,7 +18,7 @@ from xcope.ops.inputs import autocast, check_attention
 
 @dataclass(frozen=True, kw_only=True)
 class BiasedInputs:
-    """Tensors and options of one call; see `xcope.ops.biased.biased_attention`.
+    """Tensors and options of one run, see `xcope.ops.biased.biased_attention`.
 
     Args:
         q: (b h i d).
@@ -45,7 +45,7 @@ class BiasedInputs:
         cls, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, *, scale: float | None,
         mask: Tensor | None, causal: bool, cu_seqlens: Tensor | None,
     ) -> BiasedInputs:  # fmt: skip
-        """Of a user's call, in autocast's dtype where that is on.
+        """The record of a user's arguments, in autocast's dtype where that is on.
 
         Args:
             scale: None: ``d ** -0.5``.

@@ -46,21 +46,21 @@ class Bias:
             self.sums = replaced(terms, {n: torch.zeros_like(t) for n, t in vectors.items()})
 
     def add(self, s: Tensor, tile: Tile) -> None:
-        """Biases the logits of a tile (b hk r queries K)."""
+        """Bias the logits of a tile (b hk r queries K)."""
         if self.terms is not None and tile.j1 > self.free:
             bias = dense(self._of(self.terms, tile, len(s)))
             by_key_head = (*bias.shape[:-3], *s.shape[1:3], *bias.shape[-2:])
             s[..., max(0, self.free - tile.j0) :] += bias.reshape(by_key_head)
 
     def accumulate(self, ds: Tensor, tile: Tile) -> None:
-        """Adds what a tile's gradient of the biased logits, (b hk r queries K), gives."""
+        """Add what follows from a tile's gradient of the biased logits, (b hk r queries K)."""
         if self.terms is not None and self.sums is not None and tile.j1 > self.free:
             ds = ds.flatten(1, 2)[..., max(0, self.free - tile.j0) :]
             given, sums = (self._of(x, tile, len(ds)) for x in (self.terms, self.sums))
             _accumulate(given, ds, sums)
 
     def gradients(self) -> dict[str, Tensor]:
-        """By the vector's name; empty if they were not gathered."""
+        """Gradients of the vectors, by name; empty if they were not gathered."""
         if self.sums is None:
             return {}
         return {n: t for n, t in named(self.sums).items() if n not in WITHOUT_GRADIENT}
@@ -72,7 +72,7 @@ class Bias:
 
 
 def _accumulate(terms: Terms, ds: Tensor, sums: Terms) -> None:
-    """Adds to the vectors ``sums`` the gradient of a bias whose own gradient is ds (b h i j)."""
+    """Add to the vectors ``sums`` the gradient of a bias whose own gradient is ds (b h i j)."""
     if isinstance(terms, Separable) and isinstance(sums, Separable):
         sums.row.add_(_like(ds.sum(-1), sums.row))
         sums.key.sub_(_like(ds.sum(-2), sums.key))
@@ -90,34 +90,34 @@ def _accumulate(terms: Terms, ds: Tensor, sums: Terms) -> None:
 
 
 def _like(x: Tensor, vector: Tensor) -> Tensor:
-    """Summed over the batch where the vector has none."""
+    """Sum over the batch where the vector has none."""
     return x if x.ndim == vector.ndim else x.sum(0)
 
 
 def _scatter(x: Tensor, index: Tensor, sums: Tensor) -> None:
-    """Adds x (b h i j) to (h n) at (i j) or (b i j)."""
+    """Add x (b h i j) to (h n) at (i j) or (b i j)."""
     by_head = x.sum(0) if index.ndim == 2 else x.transpose(0, 1)
     sums.index_add_(1, index.flatten(), by_head.flatten(1))
 
 
-def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
+def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Bias) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    bias.add(call.by_head(s), tile)
+    bias.add(heads.by_head(s), tile)
     s = s.mT
     hide(s, tile)
     exponentiate(s, rows)
 
 
 def backward(
-    s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
+    s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, heads: Heads, bias: Bias
 ) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
-    bias.add(call.by_head(s), tile)
+    bias.add(heads.by_head(s), tile)
     prob = s.mT
     hide(prob, tile)
     prob.sub_(rows.m[..., None]).exp_().mul_(rows.inverse[..., None])
     dp.mT.sub_(rows.D[..., None]).mul_(prob)
-    bias.accumulate(call.by_head(dp), tile)
+    bias.accumulate(heads.by_head(dp), tile)
 
 
 __all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

@@ -86,12 +86,11 @@ PACKED = np.dtype(
     + [("d_" + name, np.int64) for name in VECTORS]
 )
 
-
 NUMBERS = {type(None): FREE, Separable: SEPARABLE, ByDistance: BY_DISTANCE, Piecewise: PIECEWISE}
 
 
 class Bias:
-    """The addresses and sizes of a bias' vectors. Arguments as of `biased.cpu.eager.Bias`."""
+    """Addresses and sizes of a bias' vectors; arguments as of `xcope.ops.biased.cpu.eager.Bias`."""
 
     def __init__(
         self, terms: Terms | None, size: tuple[int, int, int, int], differentiated: bool = False
@@ -166,7 +165,7 @@ def _places(address: int, length: int, many: int, which: int, first: int, size: 
 
 @compiled
 def unit_at(p: Any, head: int, lo: int, rows: int, first: int, keys: int) -> Unit:
-    """Of rows lo … of a head, counted through the batch, and placed keys first …"""
+    """The vectors of rows lo … of a head, counted through the batch, and placed keys first …"""
     batch = head // p.heads
     return Unit(
         p.form,
@@ -186,7 +185,7 @@ def unit_at(p: Any, head: int, lo: int, rows: int, first: int, keys: int) -> Uni
 
 @compiled
 def sums_at(p: Any, head: int, chunk: int, lo: int, rows: int, first: int, keys: int) -> Sums:
-    """Their gradients; ``chunk`` numbers the head's units in a tile of queries."""
+    """The gradients of these vectors; ``chunk`` numbers the head's units in a tile of queries."""
     which, many = chunk * p.all_heads + head, 2**62
     return Sums(
         p.wanted != 0,
@@ -336,7 +335,7 @@ def _backward(given: Any) -> None:
 
 
 def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
-    """What both kernels are given first."""
+    """The numbers that both kernels take first."""
     key_heads, keys, rows = s.shape
     queries = tile.i1 - tile.i0
     size = threads.unit_size(queries, key_heads * rows)
@@ -346,14 +345,14 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
     return [key_heads, rows // queries, queries, size, keys, *place]
 
 
-def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Bias) -> None:
+def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Bias) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
     numbers = [*_sizes(s, tile, bias), rows.out.shape[-1], bias.packed.ctypes.data]
     threads.run(_forward, numbers, s, rows.m, rows.total, rows.out)
 
 
 def backward(
-    s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Bias
+    s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, heads: Heads, bias: Bias
 ) -> None:
     """See `xcope.ops.biased.cpu.walk.Body`."""
     numbers = [*_sizes(s, tile, bias), bias.packed.ctypes.data]

@@ -14,7 +14,7 @@ from xcope.ops.tiling.lines import hide, line, sum_of, top_of
 from xcope.ops.tiling.numba_runtime import Array, compiled, exp, f32, i32, inlined
 
 FREE, SEPARABLE, BY_DISTANCE, PIECEWISE, FAR = range(5)
-"""What biases some keys: nothing, one of the forms, the last entry of a table alone."""
+"""What biases some keys: nothing, one of the forms, or only the last entry of a table."""
 
 ROWS = 256  # queries of a unit, at most
 MARGIN = ROWS  # how much wider a table is than its distances, at either end
@@ -160,7 +160,7 @@ def take_from(total: Array, x: Array) -> None:
 
 @compiled
 def add_separable(block: Block, u: Unit, w: Work) -> None:
-    """Biases the logits, but for the constant, and notes the largest."""
+    """Bias the logits, but for the constant, and note the largest."""
     row, key_of, top, separable = w.row, u.key, w.top, block.form == SEPARABLE
     for t in range(block.first, block.end):
         key = line(block.s, t, block.stride, block.rows)
@@ -173,7 +173,7 @@ def add_separable(block: Block, u: Unit, w: Work) -> None:
 
 @compiled
 def back_separable(block: Block, u: Unit, w: Work, sums: Sums) -> None:
-    """Turns logits into prob and dp into ds, and gathers the gradient of the bias.
+    """Turn logits into prob and dp into ds, and gather the gradient of the bias.
 
     A row's ds sum up to 0: those of keys that have a place are what the others leave.
     """
@@ -217,12 +217,13 @@ def is_far(u: Unit, first: int, end: int) -> bool:
 
 @inlined
 def first_cell(nearest: int, last: int) -> int:
-    """Of a line whose places are consecutive and that of the first row so far away."""
+    """Where in the table a line begins: places are consecutive, the first row's so far away."""
     return min(max(MARGIN + nearest, 0), MARGIN + last)
 
 
 @inlined
 def locate(q_pos: Array, place: int, last: int, at: Array) -> None:
+    """Where in the table the rows' distances from a place are."""
     for r in range(at.size):
         apart = i32(q_pos[r] - place)
         apart = apart if apart > i32(0) else i32(0)
@@ -268,7 +269,7 @@ def biased_gradient(
 
 @compiled
 def add_by_distance(block: Block, u: Unit, w: Work) -> None:
-    """Biases the logits and notes the largest."""
+    """Bias the logits and note the largest."""
     table, q_pos, at, entry, top, rows = u.table, u.q_pos, w.at, w.entry, w.top, block.rows
     for t in range(block.first, block.end):
         key = line(block.s, t, block.stride, rows)
@@ -285,7 +286,7 @@ def add_by_distance(block: Block, u: Unit, w: Work) -> None:
 
 @compiled
 def back_by_distance(block: Block, u: Unit, w: Work, sums: Sums) -> None:
-    """Turns logits into prob and dp into ds, and gathers the gradient of the table."""
+    """Turn logits into prob and dp into ds, and gather the gradient of the table."""
     table, q_pos, at, entry, rows = u.table, u.q_pos, w.at, w.entry, block.rows
     shift, inverse, D, dtable = w.shift, w.inverse, w.D, sums.table
     for t in range(block.first, block.end):
@@ -347,7 +348,7 @@ def segment_of(t: Any, knots: Array) -> int:
 
 @compiled
 def settle(u: Unit, w: Work, sums: Sums) -> None:
-    """Moves the rows that strayed to their segments, and settles what they owe the old ones."""
+    """Move rows that strayed to their segments; what they gathered goes to the old ones."""
     for r in range(w.t.size):
         if w.t[r] < w.low[r] or w.t[r] >= w.high[r]:
             if sums.wanted:
@@ -361,6 +362,7 @@ def settle(u: Unit, w: Work, sums: Sums) -> None:
 
 @compiled
 def pay(w: Work, r: int, sums: Sums) -> None:
+    """Add what a row has gathered to its segment."""
     sums.slope[w.segment[r]] += w.ds_t[r]
     sums.offset[w.segment[r]] += w.ds[r]
     w.ds_t[r] = f32(0)
@@ -369,7 +371,7 @@ def pay(w: Work, r: int, sums: Sums) -> None:
 
 @compiled
 def pay_all(w: Work, sums: Sums) -> None:
-    """After the last block."""
+    """Add what all rows have gathered to their segments, after the last block."""
     for r in range(w.t.size):
         pay(w, r, sums)
         sums.shrink[r] += w.d_shrink[r]
@@ -391,7 +393,7 @@ def gather(
 
 @compiled
 def add_piecewise(block: Block, u: Unit, w: Work, none: Sums) -> None:
-    """Biases the logits and notes the largest."""
+    """Bias the logits and note the largest."""
     table, q_pos, at, entry, top, rows = u.table, u.q_pos, w.at, w.entry, w.top, block.rows
     t_of, low, high, slope, offset, bias = w.t, w.low, w.high, w.slope, w.offset, w.bias
     shrink = w.shrink
@@ -414,7 +416,7 @@ def add_piecewise(block: Block, u: Unit, w: Work, none: Sums) -> None:
 
 @compiled
 def back_piecewise(block: Block, u: Unit, w: Work, sums: Sums) -> None:
-    """Turns logits into prob and dp into ds, and gathers the gradients of the vectors."""
+    """Turn logits into prob and dp into ds, and gather the gradients of the vectors."""
     table, q_pos, at, entry, rows = u.table, u.q_pos, w.at, w.entry, block.rows
     t_of, low, high, slope, offset, bias = w.t, w.low, w.high, w.slope, w.offset, w.bias
     shrink, shift, inverse, D, dtable = w.shrink, w.shift, w.inverse, w.D, sums.table

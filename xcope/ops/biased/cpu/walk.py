@@ -41,10 +41,10 @@ from xcope.ops.tiling.tiles import (
 
 
 class Bias(Protocol):
-    """What a body has made of the terms, see `xcope.ops.biased.cpu.eager.Bias`."""
+    """A bias as a body reads it, see `xcope.ops.biased.cpu.eager.Bias`."""
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of the vectors, by name; empty if they were not gathered."""
+        """Gradients of the vectors, by name; empty if they were not gathered."""
 
 
 class Body(Sizes, Protocol):
@@ -54,17 +54,17 @@ class Body(Sizes, Protocol):
     def Bias(  # noqa: N802
         terms: Terms | None, size: tuple[int, int, int, int], differentiated: bool = False
     ) -> Bias:
-        """The terms as the functions below want them."""
+        """The terms as the functions below read them."""
 
     @staticmethod
-    def forward(s: Tensor, rows: ForwardRows, tile: Tile, call: Heads, bias: Any) -> None:
-        """Turns ``s`` into exp(s + b − m) and moves the rows on, ``out`` rescaled to the new m."""
+    def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Any) -> None:
+        """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m."""
 
     @staticmethod
     def backward(
-        s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, call: Heads, bias: Any
+        s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, heads: Heads, bias: Any
     ) -> None:
-        """Turns ``s`` into prob, ``dp`` = v doutᵀ into ds, and gathers the gradient of b."""
+        """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, and gather the gradient of b."""
 
 
 class Saved(NamedTuple):
@@ -90,7 +90,7 @@ def compiled_body() -> Body | None:
 
 
 def forward(inputs: BiasedInputs) -> Saved:
-    """Tensors are float32 or float64, and finite; the mask has 4 dimensions."""
+    """All tiles of queries; inputs are float32 or float64, finite, their mask has 4 dimensions."""
     (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
     body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)

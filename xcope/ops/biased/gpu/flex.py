@@ -15,7 +15,7 @@ comparison only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -26,9 +26,11 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from xcope.ops.biased.gpu.flex_tiles import Options, block_mask, options
 from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.reference import definition
 from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, named, placed
 from xcope.ops.fallback import capability, first_reason
 from xcope.ops.inputs import differentiated, require
+from xcope.ops.transforms import differentiable_again
 
 Vectors = dict[str, Tensor]
 Bias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -51,7 +53,7 @@ def refusal(q: Tensor, v: Tensor) -> str | None:
 
 
 def biased_attention_flex(inputs: BiasedInputs) -> Tensor:
-    """(b h i dv), dtype of q.
+    """Compute by FlexAttention; on CPUs in (b h i j) memory and without gradients.
 
     Raises:
         FlagError: gradients are wanted on a CPU.
@@ -79,7 +81,8 @@ def biased_attention_flex(inputs: BiasedInputs) -> Tensor:
     )
     attention = compiled(kind) if compiles(q) else attention_of(kind)
     blocks = block_mask(i, j, inputs.causal, inputs.cu_seqlens, q.device)
-    return attention(q, k, v, mask, vectors, blocks)
+    out = attention(q, k, v, mask, vectors, blocks)
+    return differentiable_again(out, partial(definition, inputs), *inputs.named().values())
 
 
 class Kind(NamedTuple):
@@ -153,7 +156,7 @@ def compiled(kind: Kind) -> Attention:
 
 
 def number(n: int, device: torch.device) -> Tensor:
-    """As a tensor: for another int, Dynamo would compile anew."""
+    """As a tensor: for another int, Dynamo would compile again."""
     return torch.full((), n, dtype=torch.int32, device=device)
 
 

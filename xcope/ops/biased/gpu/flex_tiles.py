@@ -85,7 +85,7 @@ def _new_of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
 
 
 def _sees(causal: bool, document: Tensor | None, offset: Tensor | None) -> Sees:
-    """Whether a query sees a key. Numbers are tensors: for one, Dynamo would compile anew."""
+    """Whether a query sees a key. Numbers are tensors: for one, Dynamo would compile again."""
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = document[query] == document[key] if document is not None else key >= 0
@@ -173,7 +173,7 @@ def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, gpu: tuple[in
         heavy: the bias is `xcope.ops.biased.terms.Piecewise`.
         gpu: its compute capability.
     """
-    # its kernels for a few queries are of no use to training, and would be compiled beside
+    # its kernels for a few queries are of no use to training, and would be compiled too
     found: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
     if bare and dim & (dim - 1) == 0:
         return tuple(found.items())
