@@ -19,22 +19,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
-from x_transformers.attend import Attend
-from x_transformers.x_transformers import CoPE as UpstreamCoPE
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks/ is
+
+from benchmarks.cope import report as cope_report
+from benchmarks.cope import workloads as cope_workloads
+from benchmarks.cope.breakdown import breakdowns, buffers
+from benchmarks.cope.costs import bars, curves, saturation, variants
+from benchmarks.report import machine
+from benchmarks.schemes import report as schemes_report
+from benchmarks.schemes import workloads as schemes_workloads
+from benchmarks.schemes.costs import costs
 from xcope import cli
-from xcope.benchmark.cope import report as cope_report
-from xcope.benchmark.cope import workloads as cope_workloads
-from xcope.benchmark.cope.bars import bars
-from xcope.benchmark.cope.breakdown import breakdowns, buffers
-from xcope.benchmark.cope.curves import curves
-from xcope.benchmark.cope.saturation import saturation
-from xcope.benchmark.cope.variants import variants
-from xcope.benchmark.measure import processor, versions
-from xcope.benchmark.schemes import report as schemes_report
-from xcope.benchmark.schemes import workloads as schemes_workloads
-from xcope.benchmark.schemes.costs import costs
 from xcope.errors import FlagError
 from xcope.positions import parse, schemes
 
@@ -50,20 +46,12 @@ MOST_THREADS = 4096
 T = TypeVar("T")
 
 
-def upstream(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-    """x-transformers' CoPE attention."""
-    module = UpstreamCoPE(q.shape[-1], q.shape[1], len(table))
-    module.pos_emb = torch.nn.Parameter(table.detach())
-    out, _ = Attend(causal=True, heads=q.shape[1], cope=module)(q, k, v)
-    return out  # type: ignore[no-any-return]
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(__doc__ or "", EXAMPLES)
     parser.add_argument("what", choices=["cope", "schemes"])
     parser.add_argument(
-        "--only", nargs="+", metavar="SCHEME", help="of the schemes, measure these alone"
+        "--only", nargs="+", metavar="SCHEME", help="of the schemes, measure only these"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=cli.path, help="folder (default: results/<what>-cpu)")
@@ -94,10 +82,10 @@ def measure_cope(args: argparse.Namespace, out: Path) -> None:
     measured = cope_report.Measured(
         command=command(),
         scale=scale,
-        bars=told(bars(upstream, scale, args.threads)),
+        bars=told(bars(scale, args.threads)),
         saturation=told(saturation(scale)),
         variants=told(variants(scale)),
-        points=told(curves(upstream, scale, args.threads)),
+        points=told(curves(scale, args.threads)),
         breakdowns=told(breakdowns(scale)),
         buffers=buffers(scale),
         seconds=time.perf_counter() - begun,
@@ -130,7 +118,7 @@ def command() -> str:
 def announce(threads: int) -> None:
     """Use so many threads, and say on what it runs."""
     torch.set_num_threads(threads)
-    print(f"{processor()}; threads: {threads}; {versions()}", flush=True)
+    print(machine(), flush=True)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from xcope import cli
-from xcope.compare import CompareFailedError, compare, terminal_table
+from xcope.compare import CompareFailedError, compare
+from xcope.compare.report.columns import COLUMNS
 from xcope.config import load_config
+from xcope.training.metrics import METRICS
 
 EXAMPLES = """
 python scripts/compare.py configs/quickstart.yaml
@@ -24,6 +26,7 @@ python scripts/compare.py configs/quickstart.yaml 'sweep.train.seed=[0, 1, 2]' -
 python scripts/compare.py configs/quickstart.yaml train.steps=100 --jobs 1 --threads 2
 python scripts/compare.py configs/quickstart.yaml 'sweep.model.position=[none, cope]' --overwrite
 python scripts/compare.py configs/quickstart.yaml 'tune.train.lr=[5e-4, 1e-3, 2e-3]' baseline=alibi
+python scripts/compare.py configs/quickstart.yaml --show sequence_accuracy --show tokens_per_second
 """
 
 
@@ -42,6 +45,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a comparison that is in the folder"
     )
+    parser.add_argument(
+        "--show",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a metric or a column that tables, reports and plots show beside the usual ones: "
+        f"{', '.join([*METRICS, *COLUMNS])}; may be given several times",
+    )
     return parser
 
 
@@ -54,11 +65,12 @@ def main(args: argparse.Namespace) -> None:
         jobs=args.jobs,
         threads=args.threads,
         overwrite=args.overwrite,
+        show=args.show,
         command=command(),
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for summary in comparison.summaries:
-        console.print(terminal_table(summary))
+    for table in comparison.tables:
+        console.print(table)
     console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
     if comparison.failed_tuning:
         names = ", ".join(one.run.name for one in comparison.failed_tuning)

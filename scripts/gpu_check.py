@@ -14,28 +14,28 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from x_transformers.attend import Attend
-from x_transformers.x_transformers import CoPE as UpstreamCoPE
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks/ is
+
+from benchmarks.gpu import costs, workloads
+from benchmarks.gpu.compare import Case, Compared
+from benchmarks.gpu.figures import Bench, Figures
+from benchmarks.gpu.processes import side_by_side
+from benchmarks.gpu.report import PARTS as TITLES
+from benchmarks.gpu.report import OutOfTimeError, Record, folder_name, packages, write
+from benchmarks.measure import reason
 from xcope import cli
-from xcope.benchmark.gpu import bars, bias_cases, biases, cope_cases, report, workloads
-from xcope.benchmark.gpu.compare import Case, reason
-from xcope.benchmark.gpu.curve import curve
-from xcope.benchmark.gpu.figures import Figures
-from xcope.benchmark.gpu.kernels import kernels
-from xcope.benchmark.gpu.measure import device_name, folder_name, versions
-from xcope.benchmark.gpu.model_cases import model_cases
-from xcope.benchmark.gpu.more import more
-from xcope.benchmark.gpu.processes import side_by_side
-from xcope.benchmark.gpu.record import OutOfTimeError, Record
-from xcope.benchmark.gpu.workloads import Bench
+from xcope.environment import device_name
 from xcope.errors import FlagError
 
+ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
 python scripts/gpu_check.py
 python scripts/gpu_check.py --only correctness
@@ -48,17 +48,14 @@ PARTS = ("cope", "bars", "flex", "biases", "curve", "models", "kernels")
 """In the order in which they run; the last only if asked for, or in full."""
 GROUPS = {"correctness": ("cope", "flex", "models"), "benchmark": ("bars", "biases", "curve")}
 MEASURES: dict[str, Callable[[Bench], Figures]] = {
-    "bars": bars.bars,
-    "biases": biases.biases,
-    "curve": curve,
-    "kernels": kernels,
-    "more": more,
+    "bars": costs.bars,
+    "biases": costs.biases,
+    "curve": costs.curve,
+    "kernels": costs.kernels,
+    "more": costs.more,
 }
-SLOW_TO_COMPILE: dict[str, tuple[str, Callable[[Bench], list[Case]]]] = {
-    "bars": ("cope", bars.slow_to_compile),
-    "biases": ("flex", biases.slow_to_compile),
-}
-"""What is compiled before it is measured, and beside which cases, if they run."""
+COMPILED_BESIDE = {"bars": "cope", "biases": "flex"}
+"""What is slow to compile → the cases beside which it is compiled, if they run."""
 CASES_AT_MOST = 150.0  # seconds for the cases of a part
 MEMORY_OF_A_JOB = 5 * 2**30
 
@@ -69,21 +66,12 @@ class NotCorrectError(Exception):
     exit_code = 1
 
 
-def upstream(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-    """x-transformers' CoPE attention, with gradients to the table."""
-    module = UpstreamCoPE(q.shape[-1], q.shape[1], len(table))
-    del module.pos_emb
-    module.pos_emb = table
-    out, _ = Attend(causal=True, heads=q.shape[1], cope=module)(q, k, v)
-    return out  # type: ignore[no-any-return]
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(__doc__ or "", EXAMPLES)
     parser.add_argument(
         "--only", nargs="+", choices=[*GROUPS, *PARTS], metavar="PART",
-        help=f"run these alone: {', '.join([*GROUPS, *PARTS])}",
+        help=f"run only these: {', '.join([*GROUPS, *PARTS])}",
     )  # fmt: skip
     parser.add_argument("--out", type=cli.path, help="folder (default: results/gpu-<name>)")
     parser.add_argument("--full", action="store_true", help="measure more, with no bars")
@@ -111,52 +99,95 @@ def chosen(args: argparse.Namespace) -> list[str]:
     return [part for part in PARTS if part in parts] + ["more"] * args.full
 
 
-def cases(part: str, device: torch.device, quick: bool) -> list[Case]:
-    """What a part of correctness compares."""
-    name, on_cuda = device.type, device.type == "cuda"
-    if part == "cope":
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        backends = ["triton"] if on_cuda else ["tiled", "triton"] if interpreted else ["tiled"]
-        calls = [case for backend in backends for case in cope_cases.cope_cases(name, backend)]
-        return [cope_cases.small(case) if quick else case for case in calls]
-    if part == "flex":
-        biased = bias_cases.bias_cases(name, "flex" if on_cuda else "tiled")
-        return [bias_cases.small(case) if quick else case for case in biased]
-    return list(model_cases(name))
-
-
 def jobs_for(args: argparse.Namespace, device: torch.device) -> int:
     """As many processes as the machine has room for."""
     if args.jobs is not None or device.type != "cuda":
         return args.jobs or 0
-    room = torch.cuda.get_device_properties(device).total_memory // MEMORY_OF_A_JOB
-    return int(max(1, min((os.cpu_count() or 1) - 2, room)))
+    fit = torch.cuda.get_device_properties(device).total_memory // MEMORY_OF_A_JOB
+    return int(max(1, min((os.cpu_count() or 1) - 2, fit)))
 
 
-def compare(record: Record, part: str, found: Sequence[Case], jobs: int) -> None:
-    """Run the cases of a part."""
-    record.say(f"{report.PARTS[part]}: {len(found)} cases, {jobs or 1} at a time")
-    for results in side_by_side(found, jobs, CASES_AT_MOST):
+class Tests:
+    """A plugin of pytest: computes the cases of tests/gpu side by side, for pytest to judge.
+
+    Args:
+        record: takes what is compared.
+        part: whose tests are to run.
+        warm: cases that compile what is measured later.
+        jobs: processes; 0: all in this one.
+    """
+
+    __name__ = "gpu_check"  # by which tests/gpu find it
+
+    def __init__(self, record: Record, part: str, warm: Sequence[Case], jobs: int) -> None:
+        self.device, self.quick = record.device.type, record.quick
+        self.stopped: OutOfTimeError | None = None
+        self._record, self._part, self._warm, self._jobs = record, part, warm, jobs
+        self._found: dict[tuple[str, ...], list[Compared]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep the tests of the part."""
+        items[:] = [item for item in items if item.callspec.params["case"].part == self._part]
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        """Compute and record all cases."""
+        cases = [*self._warm, *(item.callspec.params["case"] for item in session.items)]
+        self._record.say(f"{TITLES[self._part]}: {len(cases)} cases, {self._jobs or 1} at a time")
+        try:
+            for results in compared(self._record, cases, self._jobs):
+                for one in results:
+                    key = (one.case, one.backend, one.dtype)
+                    self._found.setdefault(key, []).append(one)
+        except OutOfTimeError as error:
+            self.stopped = error
+            session.items.clear()
+
+    def results(self, case: Case) -> list[Compared]:
+        """What a case compared."""
+        return self._found.get((case.name, case.backend, case.dtype), [])
+
+
+def compared(record: Record, cases: Sequence[Case], jobs: int) -> Iterator[list[Compared]]:
+    """The results of each case, recorded."""
+    for results in side_by_side(cases, jobs, CASES_AT_MOST):
         record.compare([one for one in results if one.part in GROUPS["correctness"]])
+        yield results
+
+
+def test(record: Record, part: str, warm: Sequence[Case], jobs: int) -> None:
+    """Run the tests of a part.
+
+    Raises:
+        OutOfTimeError: the minutes are over.
+    """
+    import pytest  # noqa: PLC0415, only correctness needs it
+
+    tests, threads = Tests(record, part, warm, jobs), torch.get_num_threads()
+    options = ["-qq", "-s", "--tb=no", "-W", "ignore", "-p", "no:cacheprovider", "-o", "addopts="]
+    ended = pytest.main([str(ROOT / "tests/gpu"), f"--rootdir={ROOT}", *options], [tests])
+    print(flush=True)
+    torch.set_num_threads(threads)  # tests take one
+    if tests.stopped is not None:
+        raise tests.stopped
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        record.leave(f"{TITLES[part]}: pytest tests/gpu ended with {ended!r}")
 
 
 def run_parts(record: Record, quick: bool, jobs: int) -> None:
     """Every part that was asked for, in order; after each, what is there is written down."""
-    scale = workloads.QUICK if quick else workloads.FULL
-    bench = Bench(record.device, scale, upstream)
+    bench = Bench(record.device, workloads.QUICK if quick else workloads.FULL)
     warm: dict[str, list[Case]] = {}
-    for part, (host, made) in SLOW_TO_COMPILE.items():
+    for part, host in COMPILED_BESIDE.items():
         if jobs and part in record.parts:
-            warm[host if host in record.parts else part] = made(bench)
+            warm[host if host in record.parts else part] = costs.slow_to_compile(part, bench)
     for part in record.parts:
-        found = warm.get(part, [])
-        if part not in MEASURES:
-            found = [*found, *cases(part, record.device, quick)]
-        if found:
-            compare(record, part, found, jobs)
+        beside = warm.get(part, [])
         if part in MEASURES:
+            deque(compared(record, beside, jobs), maxlen=0)
             measure(record, part, bench)
-        report.write(record)
+        else:
+            test(record, part, beside, jobs)
+        write(record)
 
 
 def measure(record: Record, part: str, bench: Bench) -> None:
@@ -167,7 +198,7 @@ def measure(record: Record, part: str, bench: Bench) -> None:
     except OutOfTimeError:
         raise
     except Exception as error:
-        record.leave(f"{report.PARTS[part]}: {reason(error)}")
+        record.leave(f"{TITLES[part]}: {reason(error)}")
 
 
 def command() -> str:
@@ -182,17 +213,24 @@ def main(args: argparse.Namespace) -> None:
         raise FlagError(
             "quick", "there is no CUDA device here: only --quick runs without one, on tiny shapes"
         )
+    tested = set(chosen(args)) & set(GROUPS["correctness"])
+    if tested and not (find_spec("pytest") and find_spec("hypothesis")):
+        raise FlagError(
+            "only",
+            "correctness is tested by pytest, which is not installed: pip install -e '.[dev]', or "
+            "give --only benchmark",
+        )
     device = torch.device("cuda" if on_cuda else "cpu")
     name = folder_name(device)
     out = args.out or Path(f"runs/gpu-{name}-quick" if args.quick else f"results/gpu-{name}")
     out.mkdir(parents=True, exist_ok=True)
     record = Record(out, command(), device, chosen(args), args.quick, args.minutes)
-    record.say(f"{device_name(device)}; {versions()}")
+    record.say(f"{device_name(device)}; {packages()}")
     try:
         run_parts(record, args.quick, jobs_for(args, device))
     except OutOfTimeError as error:
         record.leave(str(error))
-        report.write(record)
+        write(record)
     finish(record)
 
 

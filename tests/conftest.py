@@ -1,13 +1,13 @@
 """Shared settings: one thread, as tests may run beside each other, and repeatable examples."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-# read when Triton is imported, which is when its kernels are first wanted
-os.environ.setdefault("TRITON_INTERPRET", "1")
+ON_A_CARD = Path(__file__).parent / "gpu"
 
 # one browser for all tests that look at a page
 pytest_plugins = ["browser_fixture"]
@@ -20,3 +20,13 @@ settings.load_profile("xcope")
 def _one_thread_and_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_configure(config):
+    """Have Triton's kernels interpreted, unless nothing is asked for but what runs on a card.
+
+    It is read when Triton is imported, which is when its kernels are first wanted.
+    """
+    asked = [Path(str(arg).partition("::")[0]).resolve() for arg in config.args]
+    if not all(path.is_relative_to(ON_A_CARD) for path in asked):
+        os.environ.setdefault("TRITON_INTERPRET", "1")

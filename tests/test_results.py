@@ -1,10 +1,17 @@
-"""The tables that people read say what was measured: results/README.md against its CSV files."""
+"""The tables that people read say what was measured: results/README.md against its CSV files, and
+those against each other."""
 
 import csv
 import re
 from pathlib import Path
 
 import pytest
+
+from xcope.compare import Outcome, plan, summarise
+from xcope.compare.report import tables
+from xcope.compare.report.markdown import results_row
+from xcope.compare.report.write import write_summary
+from xcope.config import load_config
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {
@@ -50,3 +57,24 @@ def test_the_overview_says_what_was_measured(file: str):
             split = "in_distribution"
         found = measured(folder, asked, split)
         assert cells == [found.get(scheme, "–") for scheme in schemes], asked
+
+
+COMPARISONS = sorted(file.parent for file in (ROOT / "results").glob("*/summary.csv"))
+
+
+@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda folder: folder.name)
+def test_the_same_tables_come_from_the_numbers_of_the_runs(folder: Path, tmp_path: Path):
+    config = load_config(folder / "config.yaml", sweep=True, data=False)
+    measured: dict[str, dict[str, dict[str, float]]] = {}
+    with (folder / "results.csv").open() as file:
+        for row in csv.DictReader(file):
+            splits = measured.setdefault(row["run"], {})
+            splits.setdefault(row["split"], {})[row["metric"]] = float(row["value"])
+    outcomes = [Outcome(run, metrics=measured[run.name]) for run in plan(config, folder)]
+    summaries = summarise(outcomes, config.baseline)
+    write_summary(tmp_path / "summary.csv", summaries)
+    assert (tmp_path / "summary.csv").read_bytes() == (folder / "summary.csv").read_bytes()
+    report = (folder / "report.md").read_text()
+    for summary in summaries:
+        for row in tables.results(summary, ())[1]:
+            assert f"| {' | '.join(results_row(row))} |" in report

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from xcope.reading import UnknownPathError, expanded
+from xcope.files import UnknownPathError, expanded
 from xcope.training.errors import told
 
 

@@ -2,14 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from compare_runs import outcome, outcomes
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from xcope.compare import summarise
-from xcope.compare.report import svg
+from xcope.compare.report.charts import MOST_POINTS, linear, logarithmic, run_charts
 from xcope.compare.report.curves import (
     learning_lines,
     length_lines,
@@ -35,6 +38,16 @@ def test_the_curve_over_length_has_the_splits_that_differ_in_length_alone():
     assert length_splits(summary) == {"in_distribution": 16, "longer_2x": 32, "longer_4x": 64}
     (one,) = length_lines(summary)
     assert (one.x, one.mean) == ((16, 32, 64), (0.1, 0.2, 0.4))
+
+
+def test_a_seed_that_was_not_measured_leaves_the_curve_over_length_to_the_others():
+    errors = {"in_distribution": 0.1, "longer_2x": 0.2, "longer_4x": 0.4}
+    whole, other = outcomes({"none": [errors, errors]}, **STRETCHED)
+    for missing, x, seeds in ((errors, (16, 32, 64), 1), (["longer_2x"], (16, 64), 2)):
+        partly = replace(other, metrics=other.metrics | {split: {} for split in missing})
+        (summary,) = summarise([whole, partly])
+        (one,) = length_lines(summary)
+        assert (one.x, one.seeds) == (x, seeds)
 
 
 def test_a_task_of_one_length_has_no_curve_over_length():
@@ -73,29 +86,48 @@ def test_learning_curves_come_from_the_runs_metrics(tmp_path):
 POSITIVE = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5)
 
 
+def places(scale, values):
+    """Where numbers lie between the ends of an axis of this scale, 0 … 1."""
+    axes = Figure().subplots()
+    scale.set(axes, "x")
+    points = axes.transData.transform([(value, 0.5) for value in values])
+    return axes.transAxes.inverted().transform(points)[:, 0].tolist()
+
+
 @given(POSITIVE)
 def test_axes_hold_all_their_numbers_and_their_ticks_rise(values):
-    for axis in (svg.linear(values, "x", str), svg.logarithmic(values, "x")):
-        places = [axis.at(v) for v in sorted(values)]
-        assert places == sorted(places)
-        assert all(0 <= place <= 1 for place in places)
-        ticks = [value for value, _ in axis.ticks]
+    for scale in (linear(values, str), logarithmic(values)):
+        at = places(scale, sorted(values))
+        assert at == sorted(at)
+        assert all(-1e-9 <= place <= 1 + 1e-9 for place in at)
+        ticks = list(scale.ticks)
         assert ticks == sorted(set(ticks))
-        assert all(axis.low - 1e-9 <= v <= axis.high * (1 + 1e-9) for v in ticks)
+        assert all(scale.low - 1e-9 <= v <= scale.high * (1 + 1e-9) for v in ticks)
 
 
 def test_an_axis_begins_at_0_unless_all_numbers_are_far_from_it():
-    assert svg.linear([0.1, 0.9], "x", str).low == 0
-    assert 1.5 < svg.linear([2.2, 2.4], "x", str).low <= 2.2
-    assert svg.logarithmic([0.1, 10.0], "x").at(1.0) == pytest.approx(0.5)
+    assert linear([0.1, 0.9], str).low == 0
+    assert 1.5 < linear([2.2, 2.4], str).low <= 2.2
+    assert places(logarithmic([0.1, 10.0]), [1.0]) == pytest.approx([0.5])
 
 
-def test_long_lines_are_thinned_and_keep_their_ends():
-    steps = range(1, 1001)
-    one = line("none", [{s: 1 / s for s in steps}])
-    axis = svg.linear([0, 1000], "step", str)
-    drawn = svg.line_chart("a", [one], [svg.Look("#123456", ())], axis, axis)
-    (points,) = [part.split('"')[0] for part in drawn.split('<polyline points="')[1:]]
-    assert len(points.split()) <= svg.MOST_POINTS + 1
-    assert float(points.split()[-1].split(",")[0]) == svg.WIDTH - svg.RIGHT
-    assert math.isfinite(float(points.split()[0].split(",")[1]))
+def test_a_logarithmic_axis_has_three_ticks_or_more():
+    assert logarithmic([0.004, 30]).ticks == (0.01, 0.1, 1, 10)
+    assert logarithmic([0.05, 3.5]).ticks == pytest.approx((0.05, 0.1, 0.2, 0.5, 1, 2))
+    assert len(logarithmic([2.1, 2.9]).ticks) >= 3
+
+
+def test_long_lines_are_thinned_and_keep_their_ends(tmp_path):
+    made = outcomes({"none": [0.1]}, folder=tmp_path)
+    made[0].run.folder.mkdir()
+    text = "".join(json.dumps({"step": s, "loss": 1 / s}) + "\n" for s in range(1, 1001))
+    (made[0].run.folder / "metrics.jsonl").write_text(text)
+    (summary,) = summarise(made)
+    (learning,) = (chart for chart in run_charts(summary) if chart.kind == "learning")
+    svg = ElementTree.fromstring(learning.svg)
+    (drawn,) = svg.findall("g[@data-series]/path")
+    x, y = drawn.get("d").split()[1::2], drawn.get("d").split()[2::2]
+    assert len(x) <= MOST_POINTS + 1
+    # what frames the line ends where it does
+    assert float(x[-1]) == max(float(path.get("d").split()[3]) for path in svg.findall("path"))
+    assert math.isfinite(float(y[0]))

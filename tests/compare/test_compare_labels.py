@@ -12,14 +12,12 @@ from compare_runs import outcome
 from rich.console import Console
 
 from xcope.compare import summarise, terminal_table
-from xcope.compare.report import svg
-from xcope.compare.report.curves import Line
+from xcope.compare.report.charts import charts
 from xcope.compare.report.findings import Findings
-from xcope.compare.report.palette import looks
-from xcope.compare.report.wording import markdown
 from xcope.compare.report.write import write
 from xcope.compare.run.plan import folder_names
-from xcope.compare.run.versions import Circumstances
+from xcope.compare.run.pool import Circumstances
+from xcope.markdown import escape
 
 LABELS = {
     "dollars": "$x$ costs $5_0$ \\frac",
@@ -91,7 +89,7 @@ def test_every_file_shows_the_label_as_it_is(label, tmp_path):
     # a cell's own bars are escaped, so a table has as many columns in each line as in its head
     counts = [len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in tables]
     assert len(set(counts[:4])) == 1
-    assert markdown(variant) in report
+    assert escape(variant) in report
 
 
 @each_label
@@ -112,17 +110,23 @@ def test_a_folder_named_after_a_label_is_a_plain_name(label):
 
 
 @each_label
-def test_svg_text_is_escaped(label):
-    bar = svg.Bar(label, label, 0.5, (0.5,), True)
-    axis = svg.linear([0.0, 1.0], label, str)
-    drawn = svg.bar_chart(label, [bar], list(looks([label]).values()), axis)
-    line = Line(label, (1.0, 2.0), (0.1, 0.2), (0.1, 0.2), (0.1, 0.2), 1)
-    drawn += svg.line_chart(label, [line], list(looks([label]).values()), axis, axis, dots=True)
-    read = Read(drawn)
-    assert read.scripts == 0
-    assert label.replace("\r\n", "\n") in "".join(read.texts).replace("\r\n", "\n")
+def test_svg_text_is_escaped(label, tmp_path):
+    errors = {"in_distribution": 0.1, "longer_2x": 0.2}
+    swept, options = {"train.note": label}, {"instructions": 8, "stretch": 2}
+    rest = {"swept": swept, "task": "flip_flop", "options": options, "folder": tmp_path}
+    (summary,) = summarise([outcome("none", s, error=errors, **rest) for s in (0, 1)])
+    drawn = {chart.kind: chart.svg for chart in charts(replace_label(summary, label))}
+    for kind in ("split", "length"):
+        read = Read(drawn[kind])
+        assert read.scripts == 0
+        assert label.replace("\r\n", "\n") in "".join(read.texts).replace("\r\n", "\n")
+
+
+def replace_label(summary, label):
+    """The summary with its first row called so."""
+    return replace(summary, rows=(replace(summary.rows[0], label=label), *summary.rows[1:]))
 
 
 def test_ordinary_labels_stay_as_they_are_in_markdown():
     for label in ("cope(max_pos=32)", "rotary, lr=0.001", "counting(variables=3)", "none+cope"):
-        assert markdown(label) == label
+        assert escape(label) == label

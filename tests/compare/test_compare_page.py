@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from compare_runs import outcome
@@ -10,12 +11,13 @@ from compare_runs import outcome
 from xcope.compare import Outcome, summarise
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.page import breakable, page
-from xcope.compare.run.versions import Circumstances
+from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
 
 COMMAND = "python scripts/compare.py 'a & b.yaml' --out <here>"
 SPLITS = ("in_distribution", "dense", "longer_2x", "longer_4x")
 CURVE = {"metric": "error", "edges": [0, 4, 8], "values": [0.1, 0.3]}
+LINE = "[data-series] path[fill=none]"
 ERRORS = {"none": 0.4, "rotary": 0.2, "cope(max_pos=8, soft_onehot=True)": 0.05, "alibi": 0.05}
 
 
@@ -72,10 +74,29 @@ def test_every_picture_is_there_with_a_line_or_bar_for_every_scheme(report, open
         assert len(svg.get_attribute("aria-label")) > 10
         assert svg.locator("[data-series]").count() == len(ERRORS)
     for kind in ("length", "learning", "position"):
-        assert opened.locator(f".{kind} polyline").count() % len(ERRORS) == 0
-        assert opened.locator(f".{kind} polyline").count() > 0
+        assert opened.locator(f".{kind} {LINE}").count() % len(ERRORS) == 0
+        assert opened.locator(f".{kind} {LINE}").count() > 0
     assert opened.locator(".split circle").count() == 4 * 11  # a dot for each seed with a result
     assert opened.locator(".length circle").count() == 3 * len(ERRORS)
+
+
+def test_every_chart_is_marked_up_and_says_its_numbers_where_it_is_pointed_at(report):
+    drawn = re.findall(r'<svg [^>]*role="img".*?</svg>', report.read_text(), re.DOTALL)
+    charts = [ElementTree.fromstring(svg) for svg in drawn]
+    assert len(charts) == 8
+    for chart in charts:
+        groups = chart.findall("g[@data-series]")
+        assert [group.get("data-series") for group in groups] == ["0", "1", "2", "3"]
+    said = [[title.text for title in chart.iter("title")] for chart in charts]
+    for part in (
+        "none: 41.0 ± 1.0 [40.0, 42.0]",
+        "seed 2: 42%",
+        "alibi: 6.5 ± 2.1 (2 of 3) [5.0, 8.0]",
+    ):
+        assert part in said[0]
+    assert "rotary: 25% at 32" in said[4]
+    for names in said[5:]:
+        assert names == list(ERRORS)
 
 
 def column(opened, number: int, table: int = 0) -> list[str]:
@@ -196,8 +217,8 @@ def test_the_page_of_a_real_comparison_loads(made, open_page):
     opened = open_page(made.out / "report.html")
     assert opened.title() == "Positional schemes on selective copy"
     assert opened.locator("details.run").count() == 4
-    assert opened.locator(".learning polyline").count() == 2
-    assert opened.locator(".position polyline").count() > 0
+    assert opened.locator(f".learning {LINE}").count() == 2
+    assert opened.locator(f".position {LINE}").count() > 0
 
 
 def test_it_asks_for_nothing_from_elsewhere(report):

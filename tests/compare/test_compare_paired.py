@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from xcope.compare.stats.paired import Paired, paired
+from xcope.compare.stats.inference import Paired, paired
 
 
 def test_only_seeds_that_both_have_are_compared():

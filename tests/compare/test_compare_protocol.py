@@ -6,10 +6,11 @@ import pytest
 from compare_runs import outcome, outcomes
 
 from xcope.compare import plan, summarise
-from xcope.compare.report.diffs import changes
+from xcope.compare.report.columns import COLUMNS
+from xcope.compare.report.findings import protocol
+from xcope.compare.report.page import changes
 from xcope.compare.run import results
-from xcope.compare.run.protocol import protocol
-from xcope.compare.stats.costs import bare_params, costs
+from xcope.compare.stats.summary import bare_params
 from xcope.config import ModelConfig, build_model, expand_sweep, load_config
 from xcope.training import read_metrics
 
@@ -82,11 +83,12 @@ def test_time_and_memory_are_compared_over_the_seeds_that_both_have():
             made("rotary", 0, 3.0, 150), made("rotary", 1, 3.0, 10), outcome("rotary", 2),
         ]
     )  # fmt: skip
-    cost = costs(summary, summary.rows[1])
-    assert (cost.time, cost.memory) == (1.5, 1.5)
-    assert (cost.params, cost.seconds, cost.peak_bytes) == (1000, 2.0, 80)
-    base = costs(summary, summary.rows[0])
-    assert (base.time, base.memory, base.peak_bytes) == (1.0, 1.0, 500)
+    params, seconds, peak = (COLUMNS[name] for name in ("params", "seconds", "peak_bytes"))
+    none, rotary = summary.rows
+    assert (seconds.beside(summary, rotary), peak.beside(summary, rotary)) == ("×1.50", "×1.50")
+    assert [rotary.mean(one.of) for one in (params, seconds, peak)] == [1000, 2.0, 80]
+    assert (seconds.beside(summary, none), peak.beside(summary, none)) == ("×1.00", "×1.00")
+    assert none.mean(peak.of) == 500
 
 
 def test_the_pace_of_a_run_leaves_out_its_first_step(made):

@@ -8,13 +8,12 @@ from compare_runs import outcomes
 from matplotlib.image import imread
 
 from xcope.compare import Outcome, plan, summarise
+from xcope.compare.report.charts import save_plots
 from xcope.compare.report.findings import Findings
-from xcope.compare.report.line_plots import plot_learning, plot_lengths, plot_positions
 from xcope.compare.report.markdown import report
-from xcope.compare.report.palette import looks
-from xcope.compare.report.plots import plot_splits
-from xcope.compare.run.versions import Circumstances
+from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
+from xcope.plotting import looks
 
 
 def colourful(file) -> int:
@@ -134,8 +133,8 @@ def test_more_schemes_than_colours_and_splits_than_columns_can_be_drawn(tmp_path
     schemes = {f"scheme{i}": [i / 20, None, i / 30] for i in range(11)}
     made = outcomes(schemes, metric="bits_per_byte")
     (summary,) = summarise(made)
-    plot_splits(summary, tmp_path / "a.png")
-    assert colourful(tmp_path / "a.png") >= 6
+    (picture, _) = save_plots(summary, tmp_path, "a")
+    assert colourful(tmp_path / picture) >= 6
     assert len(set(looks([*"abcdefgh"]).values())) == 8
     assert len(set(looks([*"abcdefghijklmnop"]).values())) == 16
 
@@ -143,9 +142,9 @@ def test_more_schemes_than_colours_and_splits_than_columns_can_be_drawn(tmp_path
 @pytest.mark.parametrize("errors", [{"none": [None]}, {"none": [0.0]}, {"none": [float("nan")]}])
 def test_plots_of_nothing_do_not_fail(tmp_path, errors):
     (summary,) = summarise(outcomes(errors))
-    plot_splits(summary, tmp_path / "a.png")
-    plot_learning(summary, tmp_path / "b.png")
-    assert imread(tmp_path / "b.png").size
+    assert save_plots(summary, tmp_path, "a") == ["plots/error-a.png", "plots/loss-a.png"]
+    assert imread(tmp_path / "plots/error-a.png").size
+    assert imread(tmp_path / "plots/loss-a.png").size
 
 
 def test_lengths_and_positions_are_drawn_in_the_colours_of_the_schemes(tmp_path):
@@ -155,7 +154,6 @@ def test_lengths_and_positions_are_drawn_in_the_colours_of_the_schemes(tmp_path)
     rest = {"by_position": {"in_distribution": curve}}
     options = {"instructions": 8, "stretch": 4}
     (summary,) = summarise(outcomes(errors, task="flip_flop", options=options, **rest))
-    plot_lengths(summary, tmp_path / "a.png")
-    plot_positions(summary, tmp_path / "b.png")
-    for name in ("a.png", "b.png"):
-        assert colourful(tmp_path / name) >= 1, name
+    save_plots(summary, tmp_path, "a")
+    for name in ("length-a.png", "position-a.png"):
+        assert colourful(tmp_path / "plots" / name) >= 1, name

@@ -9,6 +9,7 @@ from compare_runs import outcome, outcomes
 from rich.console import Console
 
 from xcope.compare import summarise, terminal_table
+from xcope.compare.report.columns import COLUMNS
 
 
 def only(errors, **rest):
@@ -24,8 +25,8 @@ def test_mean_and_std_over_seeds():
     assert cell.std == pytest.approx(0.1)
     assert summary.text(row, "near") == "20.0 ± 10.0"
     assert summary.text(summary.rows[1], "near") == "50.0"
-    assert summary.rows[0].seconds == 2.0
-    assert summary.rows[0].params == 1000
+    assert summary.rows[0].mean(COLUMNS["seconds"].of) == 2.0
+    assert summary.rows[0].mean(COLUMNS["params"].of) == 1000
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,12 @@ def test_a_failed_seed_is_left_out_of_the_mean_and_counted():
     summary = only({"none": [0.1, None, 0.3], "rotary": [None, None, None]})
     assert summary.text(summary.rows[0], "near") == "20.0 ± 14.1 (2 of 3)"
     assert summary.text(summary.rows[1], "near") == "failed"
-    assert summary.rows[1].params is None
+    assert summary.rows[1].mean(COLUMNS["params"].of) is None
 
 
 def test_bits_per_byte_are_no_shares():
     summary = only({"none": [2.5], "rotary": [2.25]}, metric="bits_per_byte")
-    assert summary.unit == "bits per byte"
+    assert summary.metric.heading == "bits per byte"
     assert summary.text(summary.rows[1], "near") == "2.250"
     assert summary.standing("near") == {"rotary": "best"}
 

@@ -10,8 +10,9 @@ from compare_runs import TINY
 from rich.console import Console
 
 from xcope.compare import CompareError, Outcome, compare
+from xcope.compare.report.write import write_tuning
 from xcope.compare.run.plan import plan
-from xcope.compare.run.tuning import picks, plan_tuning, with_picks, write_tuning
+from xcope.compare.run.tuning import picks, plan_tuning, with_picks
 from xcope.config import Config, load_config
 
 TUNE = {"train.lr": [0.01, 0.02, 0.04], "seeds": [7, 8], "steps": 3}

@@ -14,8 +14,8 @@ import pytest
 from mutations import mutated
 
 from xcope.config import Config, ConfigError, load_config
+from xcope.config.check import check_model
 from xcope.config.compose import LIBRARY
-from xcope.config.trial import check_model
 from xcope.config.yaml_tree import Node
 
 COUNT = 20_000

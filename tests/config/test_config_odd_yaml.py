@@ -7,8 +7,7 @@ import yaml
 
 from xcope.config import ConfigError, Mark, build_task, load_config
 from xcope.config import yaml_tree as reader
-from xcope.config.compose import LIBRARY, LONGEST_CHAIN, MOST_FILES, compose
-from xcope.config.overrides import parse_override
+from xcope.config.compose import LIBRARY, LONGEST_CHAIN, MOST_FILES, compose, parse_override
 from xcope.config.sweep import MOST_RUNS
 from xcope.config.yaml_tree import DEEPEST, MOST_BYTES, MOST_VALUES, from_plain, read_text
 

@@ -107,9 +107,9 @@ def test_the_table_read_at_the_positions_is_the_bias(make, ids, name, variant):
     for attend, layer, (q, *_) in zip(attends(model), traced.layers, run, strict=True):
         (part,) = attend.parts
         turned = q if part.rotation is None else part.rotation.rotate(q, q, places, places)[0]
-        table = turned @ part.cope.pos_emb.mT
+        table = turned @ part.attend.pos_emb.mT
         if "soft_onehot" in variant:
-            read = soft_one_hot(table, layer.positions, part.cope.soft_onehot_temp)
+            read = soft_one_hot(table, layer.positions, part.attend.soft_onehot_temp)
         else:
             read = interpolated(table, layer.positions)
         if part.bias is not None:
@@ -148,8 +148,8 @@ def defined(part, q, k, v, seen, variant):
     """Logits, gates and bias of one layer's CoPE, from the formulas."""
     places = torch.arange(q.shape[-2])
     scale = q.shape[-1] ** -0.5
-    gate_k = v if part.cope.val_gates else None
-    if part.cope.sep_keys:
+    gate_k = v if part.attend.val_gates else None
+    if part.attend.sep_keys:
         k, gate_k = k.chunk(2, dim=1)
     if part.rotation is not None:
         if gate_k is not None:
@@ -158,11 +158,11 @@ def defined(part, q, k, v, seen, variant):
     logits = scale * (q @ k.mT)
     added = torch.zeros(()) if part.bias is None else part.bias.dense(places, places)
     gate_logits = logits + added if gate_k is None else scale * (q @ gate_k.mT)
-    if part.cope.talking_heads is not None:
-        mix = part.cope.talking_heads.weight[:, :, 0, 0]
+    if part.attend.talking_heads is not None:
+        mix = part.attend.talking_heads.weight[:, :, 0, 0]
         gate_logits = torch.einsum("gh,bhij->bgij", mix, gate_logits)
     options = {name: variant[name] for name in variant if name.startswith("soft")}
-    bias = position_bias(q, gate_logits, part.cope.pos_emb, seen, **options)
+    bias = position_bias(q, gate_logits, part.attend.pos_emb, seen, **options)
     return logits, gate_logits.sigmoid() * seen, bias + added
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from benchmarks.schemes.workloads import position
 from xcope import Decoder, TransformerWrapper, schemes
-from xcope.benchmark.schemes.workloads import position
 
 
 def model(its_position, **flags):

@@ -61,7 +61,7 @@ def test_heads_have_schemes_of_their_own():
     model = wrapped({"heads": ["cope", "rotary"]})
     (first, second) = parts(model)[0]
     assert (first.heads, second.heads) == (2, 2)
-    assert first.cope is not None
+    assert first.attend is not None
     assert second.rotation is not None
     assert model.plan.label() == "heads(cope, rotary)"
 

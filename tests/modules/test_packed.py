@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.schemes.workloads import position
 from xcope import Decoder, TransformerWrapper, schemes
-from xcope.benchmark.schemes.workloads import position
 from xcope.errors import FlagError
 from xcope.positions import draw_places_of_documents
 

@@ -51,7 +51,7 @@ def test_a_moved_keyword_names_the_supported_versions(monkeypatch):
 def test_a_moved_attribute_of_attend_names_the_supported_versions(attribute):
     layers = xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8)
     (attention,) = seam.self_attentions(layers)
-    delattr(attention.attend, attribute)
+    del vars(attention.attend)[attribute]
     with pytest.raises(seam.SeamError, match=rf"Attend has no {attribute}"):
         seam.check_layers(layers)
 

@@ -10,7 +10,7 @@ from schemes import NAMES, position
 
 import xcope
 from xcope.errors import FlagError
-from xcope.positions import Geometry, Slot, clash, parse, register, single
+from xcope.positions import AttendInputs, Geometry, Slot, clash, parse, register, single
 from xcope.positions.alibi import alibi_slopes
 from xcope.positions.cope import CoPE
 
@@ -77,9 +77,9 @@ def test_each_scheme_builds_what_its_slot_needs(name):
             assert module.dense(pos[4:], pos).shape == (4, 3, 7)
         elif isinstance(module, CoPE):
             q = torch.randn(1, 4, 7, 16)
-            assert module.attend(q, q, q, scale=0.25).shape == q.shape
+            assert module.attend(q, q, q, AttendInputs(scale=0.25)).shape == q.shape
         else:
-            gates = module.log_gates(torch.randn(2, 7, 32))
+            gates = module.remember(torch.randn(2, 7, 32))
             assert gates.shape == (2, 4, 7)
             assert module.dense(gates, 3).shape == (2, 4, 3, 7)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xcope.benchmark.cope.workloads import QUICK
+from benchmarks.cope.workloads import QUICK
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu.cope_cases import cope_cases
 
-from xcope.benchmark.gpu.cope_cases import cope_cases
-from xcope.benchmark.gpu.workloads import QUICK
+from benchmarks.gpu.workloads import QUICK
 from xcope.ops import cope
 
 

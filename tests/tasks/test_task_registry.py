@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xcope.discovery import discover
 from xcope.errors import FlagError
+from xcope.registry import discover
 from xcope.tasks import Task, register, registry, task, tasks
 
 NEW_TASK = '''

@@ -14,7 +14,8 @@ from xcope.errors import FlagError
 from xcope.modules import TransformerWrapper
 from xcope.tasks import IGNORE, Batch, Task, task
 from xcope.training import RunFolder, evaluate
-from xcope.training.evaluation import MOST_PAIRS, Tally, tally
+from xcope.training.evaluation import MOST_PAIRS, tally
+from xcope.training.metrics import Tally
 
 
 class Guess(nn.Module):

@@ -15,9 +15,8 @@ from xcope.config import TrainConfig, build_model, build_task
 from xcope.errors import FlagError
 from xcope.training import RunDivergedError, RunInterruptedError, train
 from xcope.training.device import accelerated
-from xcope.training.loop import mean_loss, update
-from xcope.training.optimizer import adamw, learning_rate
-from xcope.training.state import TrainingState
+from xcope.training.loop import learning_rate, mean_loss, update
+from xcope.training.state import TrainingState, adamw
 
 
 def test_a_few_dozen_steps_lower_the_loss_clearly(tiny: MakeConfig, tmp_path: Path):

@@ -6,8 +6,8 @@ import multiprocessing
 import pytest
 import torch
 
-from xcope.training import memory, train
-from xcope.training.memory import PeakMemory
+from xcope.training import device, train
+from xcope.training.device import PeakMemory
 
 MB = 1_000_000
 
@@ -25,7 +25,7 @@ def measured(before: int, during: int) -> tuple[int | None, int]:
     return peak.bytes(), held.nbytes
 
 
-@pytest.mark.skipif(not memory.STATUS.exists(), reason="Linux alone tells the peak")
+@pytest.mark.skipif(not device.STATUS.exists(), reason="Linux alone tells the peak")
 @pytest.mark.parametrize(("before", "during"), [(0, 50), (100, 200)])
 def test_the_peak_is_what_was_taken_since(before, during):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -35,8 +35,8 @@ def test_the_peak_is_what_was_taken_since(before, during):
 
 
 def test_where_the_system_does_not_tell_there_is_no_peak(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
-    monkeypatch.setattr(memory, "RESET", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(device, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(device, "RESET", tmp_path / "none" / "clear_refs")
     assert PeakMemory(torch.device("cpu")).bytes() is None
     (tmp_path / "status").write_text("Name:\tpython\nVmPeak:\t 10 kB\n")
     assert PeakMemory(torch.device("cpu")).bytes() is None
@@ -52,7 +52,7 @@ def test_on_a_gpu_it_is_what_pytorch_allocated(monkeypatch):
     assert asked == [device]
 
 
-@pytest.mark.skipif(not memory.STATUS.exists(), reason="Linux alone tells the peak")
+@pytest.mark.skipif(not device.STATUS.exists(), reason="Linux alone tells the peak")
 def test_a_run_notes_its_peak_beside_its_time(tiny, tmp_path):
     train(tiny(), tmp_path / "run")
     timing = json.loads((tmp_path / "run" / "timing.json").read_text())

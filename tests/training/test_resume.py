@@ -34,7 +34,7 @@ def press_twice() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal counts at once."""
-    monkeypatch.setattr("xcope.training.interruption.PATIENCE", -1.0)
+    monkeypatch.setattr("xcope.training.loop.PATIENCE", -1.0)
 
 
 @pytest.mark.parametrize("step", [1, 7, 12])

@@ -8,7 +8,7 @@ from training_runs import MakeConfig, assert_same_run
 
 from xcope.config import load_config
 from xcope.training import RunError, default_run_dir, safe_name, train
-from xcope.training.metrics import read_metrics
+from xcope.training.log import read_metrics
 
 
 def test_an_existing_run_is_refused_with_the_ways_out(tiny: MakeConfig, tmp_path: Path):

@@ -1,9 +1,8 @@
 """YAML configs: composed, overridden, checked, and turned into a task and a decoder."""
 
-from xcope.config.build import build_model, build_task
 from xcope.config.check import check_data
 from xcope.config.errors import ConfigError, Mark
-from xcope.config.load import load_config, read_config
+from xcope.config.load import build_model, build_task, load_config, read_config
 from xcope.config.schema import (
     Config,
     EvaluateConfig,
@@ -12,8 +11,7 @@ from xcope.config.schema import (
     TrainConfig,
     TuneConfig,
 )
-from xcope.config.sweep import expand_sweep
-from xcope.config.tuning import expand_tuning
+from xcope.config.sweep import expand_sweep, expand_tuning
 
 __all__ = [
     "Config",

@@ -1,41 +1,159 @@
-"""`build_task` and `build_model`: what a config describes, ready to train."""
+"""The task and the decoder that a config's sections describe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from xcope.config.assemble import make_model_for, make_task
-from xcope.config.load import as_config
-from xcope.config.schema import Config
-from xcope.modules import TransformerWrapper
-from xcope.tasks import Task
+import torch
+
+from xcope.config.schema import ModelConfig, TaskConfig
+from xcope.errors import FlagError, listing
+from xcope.modules import Decoder, TransformerWrapper, wrapper_flags
+from xcope.modules.flags import option_flags
+from xcope.positions import entries, parse, schemes
+from xcope.tasks import Task, task
+
+LARGEST = 2**24
+"""The largest whole number as a flag or an option of a scheme: some are the lengths of tables."""
+COUNTED = dict.fromkeys(
+    (
+        "num_output_heads",
+        "shift_tokens",
+        "num_residual_streams",
+        "dynamic_depth",
+        "dynamic_pos_bias_mlp_depth",
+    ),
+    1024,
+)
+"""The largest value of flags that say how many modules or entries of a list there are."""
+
+ABSOLUTE_SWITCHES = frozenset({"use_abs_pos_emb", "scaled_sinu_pos_emb", "disable_abs_pos_emb"})
+"""Flags that say whether positions are added to the input; without a position and without them
+x-transformers would silently add learned ones."""
 
 
-def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
-    """The task of a config, a mapping of the same shape, or a YAML file.
-
-    Of a `Config` its data are read when the first batch is drawn.
+def make_task(config: TaskConfig) -> Task:
+    """The task; its data are not read yet.
 
     Raises:
-        ConfigError: a file or mapping that cannot be used.
+        FlagError: see `xcope.tasks.task`.
     """
-    return make_task(as_config(config).task)
+    return task(config.name, config.options, data=False)
 
 
-def build_model(config: Config | Mapping[str, Any] | str | Path) -> TransformerWrapper:
-    """The decoder of a config, a mapping of the same shape, or a YAML file, with fresh weights.
+def make_model(
+    config: ModelConfig, num_tokens: int, longest: int, device: str = "cpu"
+) -> TransformerWrapper:
+    """The decoder, with fresh weights; on device ``"meta"`` without any.
 
-    Token ids (b n) in, logits (b n num_tokens) out; weights come from torch's global generator.
-
-        build_model({
-            "model": {"dim": 64, "depth": 2, "heads": 4, "position": "cope"},
-            "task": {"name": "flip_flop"},
-        })
+    Args:
+        num_tokens: size of the vocabulary.
+        longest: ``max_seq_len`` where the config does not say it.
 
     Raises:
-        ConfigError: a file or mapping that cannot be used.
+        FlagError: see `xcope.Decoder` and `xcope.TransformerWrapper`; heads that do not divide
+            dim, no position at all.
     """
-    config = as_config(config)
-    return make_model_for(config.model, make_task(config.task))
+    flags = _checked_flags(config)
+    to_wrapper = wrapper_flags()
+    inner = {flag: value for flag, value in flags.items() if flag not in to_wrapper}
+    outer = {flag: value for flag, value in flags.items() if flag in to_wrapper}
+    inner.setdefault("attn_dim_head", head_width(config))
+    with torch.device(device):
+        decoder = Decoder(
+            dim=config.dim,
+            depth=config.depth,
+            heads=config.heads,
+            position=config.position,
+            **inner,
+        )
+        if decoder.abs_pos_default and not ABSOLUTE_SWITCHES & flags.keys():
+            raise FlagError(
+                "position", f"no position is named: set position to one of {listing(schemes())}"
+            )
+        return TransformerWrapper(
+            num_tokens=num_tokens,
+            max_seq_len=config.max_seq_len or longest,
+            attn_layers=decoder,
+            **outer,
+        )
+
+
+def make_model_for(config: ModelConfig, task: Task, device: str = "cpu") -> TransformerWrapper:
+    """The decoder for a task; see `make_model`.
+
+    Raises:
+        FlagError: also a table of positions that is too short for the task.
+    """
+    model = make_model(config, task.num_tokens, task.max_seq_len, device)
+    _check_length(model, task)
+    return model
+
+
+def head_width(config: ModelConfig) -> int:
+    """Width of a head: ``dim_head``, or ``dim / heads``.
+
+    Raises:
+        FlagError: heads that do not divide dim.
+    """
+    if config.dim_head is not None:
+        return config.dim_head
+    if config.dim % config.heads:
+        raise FlagError(
+            "heads",
+            f"heads={config.heads} does not divide dim={config.dim}: choose another number, or "
+            "set dim_head",
+        )
+    return config.dim // config.heads
+
+
+def _checked_flags(config: ModelConfig) -> dict[str, Any]:
+    flags, options = config.flags, option_flags()
+    for flag, value in flags.items():
+        if isinstance(value, str) and flag not in options:
+            raise FlagError(flag, f"expected true, false, a number or a list, got {value!r}")
+        _check_size(flag, value)
+    if "attn_dim_head" in flags and config.dim_head is not None:
+        raise FlagError("attn_dim_head", "stands beside dim_head, which means the same: drop one")
+    _check_said_once(config)
+    for entry in entries(config.position):
+        for option, value in entry.items():
+            _check_size(f"{entry.get('name')}_{option}", value)
+    return flags
+
+
+def _check_size(flag: str, value: object) -> None:
+    most = COUNTED.get(flag, LARGEST)
+    if isinstance(value, int) and abs(value) > most:
+        raise FlagError(
+            flag,
+            f"{flag}={value} is not allowed: a whole number of at most {most:,}; what is no count "
+            "may be written as 1.0e9",
+        )
+
+
+def _check_said_once(config: ModelConfig) -> None:
+    """Refuse ``position: {name: cope, max_pos: 64}`` beside ``cope_max_pos: 32``."""
+    flags = config.flags
+    for entry in entries(config.position):
+        names = {one.name for one in parse(entry).schemes}
+        for flag, takers in option_flags().items():
+            for name, option in takers:
+                given = {option, f"{name}_{option}"} & entry.keys()
+                if flag in flags and name in names and given:
+                    raise FlagError(
+                        flag, f"{flag}={flags[flag]!r} stands beside position={entry!r}: drop one"
+                    )
+
+
+def _check_length(model: TransformerWrapper, task: Task) -> None:
+    rows = model.max_table_len
+    if rows is None or task.max_seq_len <= rows:
+        return
+    longest = max(task.every_split, key=task.seq_len)
+    raise FlagError(
+        "max_seq_len",
+        f"max_seq_len={rows} ends the table of learned absolute positions, but split {longest!r} "
+        f"of task {task.name!r} has sequences of {task.max_seq_len} tokens: raise max_seq_len or "
+        "drop it",
+    )

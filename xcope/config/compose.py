@@ -1,16 +1,19 @@
-"""One tree from several YAML files: what ``extends`` names comes first, later files win."""
+"""One tree from several YAML files and the command line.
+
+What a file ``extends`` comes first, later files win over it, and ``model.position=rotary`` on the
+command line wins over all files.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from xcope import reading
-from xcope.config.errors import ConfigError, Mark, Path
-from xcope.config.wording import shown
-from xcope.config.yaml_tree import Node, read_file, shown_path
+from xcope import files
+from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, Path, shown
+from xcope.config.yaml_tree import Node, from_plain, read_file, read_text, shown_path
 from xcope.errors import FlagError, did_you_mean
 
 LIBRARY = FilePath(__file__).resolve().parents[2] / "configs"
@@ -23,6 +26,11 @@ LONGEST_CHAIN = 20
 
 NAMED: tuple[Path, ...] = (("task",), ("model", "position"))
 """Values that are a name with options; another name does not inherit the options."""
+
+LONGEST_PATH = 16
+"""Parts of a key on the command line."""
+LITERAL = ("*", "@", "%", "`")
+"""No YAML value begins with one of these, so an override that does is a text as it stands."""
 
 
 def compose(path: str | FilePath) -> Node:
@@ -94,7 +102,7 @@ def _find(name: str, file: FilePath, mark: Mark) -> FilePath:
 
 def _path(name: str, mark: Mark) -> FilePath:
     try:
-        return reading.expanded(name)
+        return files.expanded(name)
     except FlagError as error:
         raise ConfigError(str(error), mark=mark) from error
 
@@ -122,7 +130,7 @@ def merge(old: Node, new: Node, path: Path = ()) -> Node:
     """``old`` with what ``new`` says: mappings key by key, all else replaced.
 
     Where a scheme or a task is named (`NAMED`), the same name adds to the options, another one
-    starts anew.
+    replaces the first with all its options.
     """
     if path in NAMED:
         if None not in (_name(old), _name(new)) and _name(old) != _name(new):
@@ -150,3 +158,57 @@ def _spelled_out(old: Node, new: Node) -> tuple[Node, Node]:
     if isinstance(old.value, Mapping) and isinstance(new.value, str):
         return old, Node({"name": new}, new.mark)
     return old, new
+
+
+def override(tree: Node, overrides: Sequence[str]) -> Node:
+    """``tree`` with ``a.b=value`` for each override; the value is YAML, the last one wins.
+
+    A value that begins with one of `LITERAL` is a text: ``task.glob=**/*.txt``.
+
+    Raises:
+        ConfigError: no ``=``, no key before it, a value that is not YAML or that ``#`` cuts.
+    """
+    return set_keys(tree, map(parse_override, overrides))
+
+
+def set_keys(tree: Node, values: Iterable[tuple[Sequence[str], Node]]) -> Node:
+    """``tree`` with a value at each path.
+
+    The values are put together first: ``task.length=64 task.name=counting`` keeps the length,
+    whichever stands first.
+    """
+    given = Node({}, COMMAND_LINE)
+    for path, value in values:
+        nested = value
+        for key in reversed(path):
+            nested = Node({key: nested}, value.mark)
+        given = merge(given, nested)
+    return merge(tree, given)
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Node]:
+    """Path and value of one override."""
+    key, equals, value = text.partition("=")
+    path = split_key(key.strip())
+    if not equals:
+        raise _malformed(text, "lacks '='")
+    if not key.strip():
+        raise _malformed(text, "has no key before '='")
+    if not all(path):
+        raise _malformed(text, "has an empty part in its key")
+    if len(path) > LONGEST_PATH:
+        raise _malformed(f"{text:.60}", f"has a key of {len(path)} parts")
+    if value.strip().startswith(LITERAL):
+        return path, from_plain(value.strip(), COMMAND_LINE)
+    return path, read_text(value, COMMAND_LINE, key.strip())
+
+
+def _malformed(text: str, wrong: str) -> ConfigError:
+    advice = "write key=value, for instance model.position=rotary"
+    return ConfigError(f"{text!r} {wrong}: {advice}", mark=COMMAND_LINE)
+
+
+def split_key(key: str) -> tuple[str, ...]:
+    """``a.b.c`` → its parts; after ``sweep.`` and ``tune.`` all that follows is one key."""
+    first, dot, rest = key.partition(".")
+    return (first, rest) if first in ("sweep", "tune") and dot else tuple(key.split("."))

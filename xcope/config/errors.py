@@ -1,8 +1,20 @@
-"""The error that a config's author reads: where, which key, what was given, what is allowed."""
+"""The error that a config's author reads: where, which key, what was given, what is allowed.
+
+Also the words for it: types and values as they stand in a sentence.
+"""
 
 from __future__ import annotations
 
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from xcope.errors import did_you_mean, listing
 
 
 @dataclass(frozen=True)
@@ -67,3 +79,88 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list of values",
+    type(None): "null",
+}
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+@dataclass(frozen=True)
+class Worded:
+    """In an annotation: the words for a type that is hard to read."""
+
+    words: str
+
+
+def expected(kind: Any, constraints: Sequence[Any] = ()) -> str:
+    """``a whole number of at least 1``: the values that an annotation allows."""
+    if isinstance(kind, FieldInfo):
+        return expected(kind.annotation, kind.metadata)
+    for one in constraints:
+        if isinstance(one, Worded):
+            return one.words
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return expected(inner[0], [c for outer in inner[1:] for c in _constraints(outer)])
+    if origin in _COMPOSITES:
+        return _COMPOSITES[origin](inner)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "a mapping of keys and values"
+    limits = [
+        f"{word} {getattr(one, name):g}"
+        for one in constraints
+        for name, word in _BOUNDS.items()
+        if hasattr(one, name)
+    ]
+    return " ".join([_WORDS[origin or kind], " and ".join(limits)]).strip()
+
+
+def _either(kinds: Sequence[Any]) -> str:
+    return " or ".join(expected(one) for one in kinds)
+
+
+_COMPOSITES: dict[Any, Callable[[Sequence[Any]], str]] = {
+    Literal: lambda words: f"one of {listing(words)}",
+    Union: _either,
+    types.UnionType: _either,
+    tuple: lambda kinds: f"a list of {len(kinds)}, each {expected(kinds[0])}",
+}
+
+
+def _constraints(metadata: Any) -> Sequence[Any]:
+    return metadata.metadata if isinstance(metadata, FieldInfo) else [metadata]
+
+
+def near_choice(given: Any, kind: FieldInfo) -> str:
+    """``; did you mean 'bf16'?`` where one of several words is expected."""
+    choices = typing.get_args(kind.annotation) if isinstance(kind, FieldInfo) else ()
+    words = [choice for choice in choices if isinstance(choice, str)]
+    return did_you_mean(given, words) if isinstance(given, str) else ""
+
+
+def quotes_needed(written: str, wanted: str) -> str:
+    """``; a text that looks like another value needs quotes: '08'``, where one lacks them."""
+    if not written or "text" not in wanted:
+        return ""
+    return f"; a text that looks like another value needs quotes: '{written}'"
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """The value as its author wrote it, cut where it is long."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(shown(item) for item in value) + "]"
+    else:
+        text = repr(value)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""`load_config`: a YAML file, what it extends and the command line's overrides → a `Config`."""
+"""From a YAML file, or a mapping, to a checked `Config`, a task and a decoder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xcope.config.build import make_model_for, make_task
 from xcope.config.check import checked, typed
-from xcope.config.compose import compose
+from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
-from xcope.config.overrides import override
 from xcope.config.schema import Config
-from xcope.config.sweep import check_overrides, expand_sweep
-from xcope.config.tuning import expand_tuning
-from xcope.config.yaml_tree import Node, from_plain
+from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
+from xcope.config.yaml_tree import from_plain
+from xcope.modules import TransformerWrapper
+from xcope.tasks import Task
 
 
 def load_config(
@@ -66,7 +67,35 @@ def read_config(path: str | Path) -> Config:
     return typed(compose(path))
 
 
-def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
+    """The task of a config, a mapping of the same shape, or a YAML file.
+
+    Of a `Config` its data are read when the first batch is drawn.
+
+    Raises:
+        ConfigError: a file or mapping that cannot be used.
+    """
+    return make_task(_as_config(config).task)
+
+
+def build_model(config: Config | Mapping[str, Any] | str | Path) -> TransformerWrapper:
+    """The decoder of a config, a mapping of the same shape, or a YAML file, with fresh weights.
+
+    Token ids (b n) in, logits (b n num_tokens) out; weights come from torch's global generator.
+
+        build_model({
+            "model": {"dim": 64, "depth": 2, "heads": 4, "position": "cope"},
+            "task": {"name": "flip_flop"},
+        })
+
+    Raises:
+        ConfigError: a file or mapping that cannot be used.
+    """
+    config = _as_config(config)
+    return make_model_for(config.model, make_task(config.task))
+
+
+def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     """The config of one run, from a file or a mapping if it is none yet.
 
     Raises:
@@ -75,6 +104,5 @@ def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     if isinstance(config, Config):
         return config
     if isinstance(config, Mapping):
-        tree: Node = from_plain(config, Mark("config"))
-        return checked(tree)
+        return checked(from_plain(config, Mark("config")))
     return load_config(config)

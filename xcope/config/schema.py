@@ -1,8 +1,8 @@
-"""What a config holds: its sections, the type and the meaning of every key."""
+"""What a config holds: its sections, the type and the meaning of every key, and which there are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,15 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from xcope import reading
-from xcope.config.assemble import make_model
-from xcope.config.wording import Worded
+from xcope import files
+from xcope.config.errors import ConfigError, Mark, Worded, dotted
 from xcope.config.yaml_tree import Node, write_text
+from xcope.errors import did_you_mean, listing
+from xcope.modules import decoder_flags, plan_of, wrapper_flags
 from xcope.modules.seam import UPSTREAM_ONLY
 
 
 def _at_most(most: int) -> Callable[[int], int]:
-    """A bound that only a slip of the hand reaches: what is built would fill the machine."""
+    """Refuse numbers that can only be a slip: what they ask for would fill the machine."""
 
     def check(value: int) -> int:
         if value > most:
@@ -44,7 +45,7 @@ HeadWidth = Annotated[Count, AfterValidator(_at_most(2**16))]
 Length = Annotated[Count, AfterValidator(_at_most(2**31))]
 Layers = Annotated[Count, AfterValidator(_at_most(1024))]
 Heads = Annotated[Count, AfterValidator(_at_most(4096))]
-Folder = Annotated[str, AfterValidator(lambda path: str(reading.expanded(path)))]
+Folder = Annotated[str, AfterValidator(lambda path: str(files.expanded(path)))]
 Options = dict[str, Any]
 Position = Annotated[
     str | Options | list[Any] | None,
@@ -61,13 +62,13 @@ class Section(BaseModel):
 
 
 class OpenSection(Section):
-    """A section whose further keys are known elsewhere: flags of a decoder, options of a task."""
+    """A section with further keys, which others check: flags of a decoder, options of a task."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def rest(self) -> Options:
-        """The keys that are not declared."""
+        """The further keys."""
         return dict(self.model_extra or {})
 
 
@@ -90,8 +91,16 @@ class ModelConfig(OpenSection):
 
     @property
     def flags(self) -> Options:
-        """Flags of the decoder and the wrapper beside the declared keys."""
-        return self.rest
+        """Flags of the decoder and the wrapper beside the declared keys, as keyword arguments.
+
+        Null is as if not written; a list, which YAML has where a keyword takes one value for each
+        layer, is a tuple.
+        """
+        return {
+            flag: tuple(value) if isinstance(value, list) else value
+            for flag, value in self.rest.items()
+            if value is not None
+        }
 
 
 class TaskConfig(OpenSection):
@@ -191,7 +200,7 @@ class Config(Section):
     baseline: str | None = None
     """The scheme that the others of a sweep are compared with, as reports name it; null: the first
     one."""
-    _source: Source = PrivateAttr(default_factory=lambda: Source(None))
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin(Node(None, Mark("config"))))
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -199,40 +208,74 @@ class Config(Section):
         return {} if value is None else value  # sweep=null on the command line drops the sweep
 
     def to_yaml(self) -> str:
-        """The config as YAML that loads back to an equal one, defaults written out."""
+        """YAML that loads back to an equal config; it holds the defaults too."""
         data = self.model_dump()
         left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
 
+    def flat(self, whole: Collection[str] = ()) -> dict[str, Any]:
+        """Dotted key → value, as JSON holds it: ``{"model.dim": 64, "model.depth": 2, …}``.
+
+        Args:
+            whole: keys whose mappings are one value.
+        """
+        found: dict[str, Any] = {}
+
+        def add(key: str, value: Any) -> None:
+            if isinstance(value, dict) and value and key not in whole:
+                for name, inner in value.items():
+                    add(f"{key}.{name}" if key else name, inner)
+            else:
+                found[key] = value
+
+        add("", self.model_dump(mode="json"))
+        return found
+
     def label(self) -> str:
         """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the
         model with the options that are not defaults."""
-        model = make_model(self.model, num_tokens=1, longest=1, device="meta")
+        flags = self.model.flags
+        plan = plan_of(self.model.position, flags)
         # schemes that only x-transformers has go by the flag that turns them on
-        names = [flag for flag in UPSTREAM_ONLY if self.model.flags.get(flag)]
-        if model.schemes or not names:
-            names.insert(0, model.plan.label())
+        names = [flag for flag in UPSTREAM_ONLY if flags.get(flag)]
+        if plan.schemes or not names:
+            names.insert(0, plan.label())
         return "+".join(names)
 
     @property
     def source(self) -> Node | None:
         """The tree that the config was read from; None if it was made in Python."""
-        return self._source.tree
+        return None if self._origin.tree.value is None else self._origin.tree
+
+    @property
+    def origin(self) -> Origin:
+        """The tree that the config was read from, and what is known of it."""
+        return self._origin
 
     def read_from(self, tree: Node) -> Config:
         """This config, which remembers from now on the tree that it was read from."""
-        self._source = Source(tree)
+        self._origin = Origin(tree)
         return self
 
 
-class Source:
-    """Where the keys of a config were written; says nothing about what the config is."""
+class Origin:
+    """The tree that a config was read from, and what was found out about it.
 
-    def __init__(self, tree: Node | None) -> None:
+    It says nothing about what the config is: any two are equal.
+
+    Args:
+        tree: null for a config that was made in Python.
+    """
+
+    def __init__(self, tree: Node) -> None:
         self.tree = tree
+        self.passed: set[str] = set()
+        """Descriptions of tasks and models that were tried, and work."""
+        self.runs: dict[str, list[Config]] = {}
+        """"sweep" or "tune" → the runs that the tree stands for."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Source)
+        return isinstance(other, Origin)
 
     def __hash__(self) -> int:
         return 0
@@ -244,3 +287,45 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
+
+GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
+"""Flags of the wrapper that are no keys: they follow from the task and the decoder."""
+
+
+def check_keys(tree: Node) -> None:
+    """Raise `ConfigError` for the first unknown key at the root or in a section.
+
+    Options of a task or a scheme are checked by those who know them, when they are built.
+    """
+    for section in ("", *SECTIONS):
+        node = tree.get(section) if section else tree
+        known = known_keys(section)
+        for key, child in (node.children if node else {}).items():
+            if key not in known and section != "task":
+                path = (section, key) if section else (key,)
+                raise ConfigError(unknown_key(key, section), dotted(path), child.mark)
+
+
+def unknown_key(key: str, section: str = "") -> str:
+    """What to say about a key that a section (the root if empty) does not have."""
+    allowed = listing(known_keys(section))
+    if section == "model":
+        allowed = f"{listing(ModelConfig.model_fields)} and the flags of Decoder and "
+        allowed += "TransformerWrapper"
+    return f"unknown key {key!r}; allowed: {allowed}{_hint(key, section)}"
+
+
+def known_keys(section: str = "") -> Collection[str]:
+    """Keys of a section, those of the root if empty; of a task only the declared ones."""
+    if section == "model":
+        flags = decoder_flags() | wrapper_flags()
+        return ModelConfig.model_fields.keys() | (flags - GIVEN_BY_TASK)
+    return (SECTIONS[section] if section else Config).model_fields.keys()
+
+
+def _hint(key: str, section: str) -> str:
+    """The section that has this very key, else the nearest key of this one."""
+    owners = [name for name in SECTIONS if key in known_keys(name)]
+    return (
+        f"; did you mean '{owners[0]}.{key}'?" if owners else did_you_mean(key, known_keys(section))
+    )

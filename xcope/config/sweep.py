@@ -1,4 +1,8 @@
-"""``sweep``: keys with several values each; a run for every combination."""
+"""The runs that one config stands for.
+
+``sweep`` gives keys several values each: a run for every combination. ``tune`` names keys whose
+value is picked for each scheme of the sweep, in runs with seeds of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,11 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from xcope.config.build import make_task
 from xcope.config.check import checked, typed
-from xcope.config.errors import COMMAND_LINE, ConfigError, Mark
-from xcope.config.keys import known_keys, unknown_key
-from xcope.config.overrides import parse_override, set_keys
-from xcope.config.schema import SECTIONS, Config
-from xcope.config.wording import shown
+from xcope.config.compose import parse_override, set_keys
+from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, shown
+from xcope.config.schema import SECTIONS, Config, Origin, TuneConfig, known_keys, unknown_key
 from xcope.config.yaml_tree import Node, from_plain
 from xcope.errors import did_you_mean, listing
 
@@ -19,6 +22,8 @@ MOST_RUNS = 10_000
 """Of a sweep or of its tuning."""
 ABOVE = frozenset({"sweep", "tune", "baseline"})
 """Keys that are about several runs: no run has them."""
+FIXED = ("train.seed", "train.steps")
+"""Keys of ``train`` that cannot be tuned: they are the same for all schemes."""
 
 
 def expand_sweep(config: Config, *, data: bool = True) -> list[Config]:
@@ -34,8 +39,42 @@ def expand_sweep(config: Config, *, data: bool = True) -> list[Config]:
         ConfigError: a key that cannot be swept over, a list that is empty or holds a value twice, a
             run whose task or model cannot be built.
     """
-    tree = tree_of(config)
-    return combinations(tree, sweep_axes(tree), "the sweep's run", data)
+    origin = origin_of(config)
+    if data or "sweep" not in origin.runs:
+        axes = sweep_axes(origin.tree)
+        origin.runs["sweep"] = combinations(origin, axes, "the sweep's run", data)
+    return list(origin.runs["sweep"])
+
+
+def expand_tuning(config: Config, *, data: bool = True) -> list[Config]:
+    """The config of every tuning run.
+
+    One for each combination of the sweep but for its training seeds, each combination of the
+    values to try, and each tuning seed; the last changes fastest. A tuning run has the seeds and
+    the steps that ``tune`` says, and is measured only in distribution.
+
+    Args:
+        data: see `expand_sweep`.
+
+    Raises:
+        ConfigError: nothing to try, a key that cannot be tuned or that the sweep sets, seeds that
+            are those of the test, a run that cannot be built.
+    """
+    tune = config.tune
+    if tune is None:
+        return []
+    origin = origin_of(config)
+    if data or "tune" not in origin.runs:
+        tree = origin.tree
+        axes = sweep_axes(tree)
+        axes.pop("train.seed", None)
+        _check_seeds(tree, config, tune)
+        axes |= _grid(tree, tune, axes)
+        mark = tree.mark_of(("tune", "seeds"))
+        axes["train.seed"] = [from_plain(seed, mark) for seed in tune.seeds]
+        runs = combinations(origin, axes, "the tuning run", data)
+        origin.runs["tune"] = [_tuned(run, tune) for run in runs]
+    return list(origin.runs["tune"])
 
 
 def check_overrides(tree: Node, overrides: Sequence[str]) -> None:
@@ -57,7 +96,7 @@ def check_overrides(tree: Node, overrides: Sequence[str]) -> None:
 
 
 def _set_above(tree: Node) -> Iterator[tuple[str, str, Node]]:
-    """Section, key and values of all that is set by the sweep or tuning."""
+    """Section, key and values of each key that the sweep or tuning sets."""
     for section in ("sweep", "tune"):
         node = tree.get(section)
         for key, values in (node.children if node else {}).items():
@@ -65,11 +104,11 @@ def _set_above(tree: Node) -> Iterator[tuple[str, str, Node]]:
                 yield section, key, values
 
 
-def tree_of(config: Config) -> Node:
-    """The tree that the config was read from, unless it is a copy that was changed since."""
+def origin_of(config: Config) -> Origin:
+    """Where the config comes from; a new one for a copy that was changed, or made in Python."""
     if config.source is not None and typed(config.source) == config:
-        return config.source
-    return from_plain(config.model_dump(), Mark("config"))
+        return config.origin
+    return Origin(from_plain(config.model_dump(), Mark("config")))
 
 
 def sweep_axes(tree: Node) -> dict[str, list[Node]]:
@@ -84,11 +123,13 @@ def sweep_axes(tree: Node) -> dict[str, list[Node]]:
     return axes
 
 
-def combinations(tree: Node, axes: Mapping[str, list[Node]], run: str, data: bool) -> list[Config]:
+def combinations(
+    origin: Origin, axes: Mapping[str, list[Node]], name: str, data: bool
+) -> list[Config]:
     """The checked config of every combination of values, the first key changing slowest.
 
     Args:
-        run: what one of them is called in an error.
+        name: of a run, for errors.
         data: see `expand_sweep`.
 
     Raises:
@@ -99,18 +140,26 @@ def combinations(tree: Node, axes: Mapping[str, list[Node]], run: str, data: boo
         raise ConfigError(
             f"the sweep has {count:,} runs: at most {MOST_RUNS:,}",
             "sweep",
-            tree.mark_of(("sweep",)),
+            origin.tree.mark_of(("sweep",)),
         )
-    base = Node({key: node for key, node in tree.children.items() if key not in ABOVE}, tree.mark)
-    tried: set[str] = set()
-    return [
-        _run(base, dict(zip(axes, values, strict=True)), tried, run, data)
-        for values in itertools.product(*axes.values())
-    ]
+    entries = {key: node for key, node in origin.tree.children.items() if key not in ABOVE}
+    base, runs = Node(entries, origin.tree.mark), []
+    for row in itertools.product(*axes.values()):
+        values = dict(zip(axes, row, strict=True))
+        tree = set_keys(base, ((key.split("."), value) for key, value in values.items()))
+        try:
+            runs.append(checked(tree, origin.passed, data=data))
+        except ConfigError as error:
+            if not values:
+                raise
+            run = " ".join(f"{key}={shown(value.plain())}" for key, value in values.items())
+            message = f"{error.message} (in {name} {run})"
+            raise ConfigError(message, error.key, error.mark) from error
+    return runs
 
 
 def unknown(key: str) -> str | None:
-    """What is wrong with a key that is to be set, if anything is."""
+    """What is wrong with a key of a sweep; None if nothing is."""
     section, dot, rest = key.partition(".")
     if not dot or section not in SECTIONS:
         return (
@@ -123,20 +172,77 @@ def unknown(key: str) -> str | None:
 
 
 def unusable(values: list[object]) -> str | None:
-    """What is wrong with the values of a key, if anything is."""
+    """What is wrong with the values of a key; None if nothing is."""
     if not values:
         return "the list of values is empty"
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     return f"{shown(twice[0])} stands twice in the list" if twice else None
 
 
-def _run(base: Node, values: Mapping[str, Node], tried: set[str], name: str, data: bool) -> Config:
-    tree = set_keys(base, ((key.split("."), value) for key, value in values.items()))
-    try:
-        return checked(tree, tried, data=data)
-    except ConfigError as error:
-        if not values:
-            raise
-        run = " ".join(f"{key}={shown(value.plain())}" for key, value in values.items())
-        message = f"{error.message} (in {name} {run})"
-        raise ConfigError(message, error.key, error.mark) from error
+def _tuned(run: Config, tune: TuneConfig) -> Config:
+    evaluate = {"seed": tune.evaluate_seed, "splits": [make_task(run.task).validation]}
+    train = {"steps": tune.steps or run.train.steps}
+    return run.model_copy(
+        update={
+            "train": run.train.model_copy(update=train),
+            "evaluate": run.evaluate.model_copy(update=evaluate),
+        }
+    )
+
+
+def _grid(tree: Node, tune: TuneConfig, swept: dict[str, list[Node]]) -> dict[str, list[Node]]:
+    """Key → values to try, checked."""
+    if not tune.grid:
+        message = "nothing to try: add for instance train.lr: [5.0e-4, 1.0e-3, 2.0e-3]"
+        raise ConfigError(message, "tune", tree.mark_of(("tune",)))
+    axes = {}
+    for key in tune.grid:
+        node = tree.get("tune", key)
+        if node is None or not isinstance(node.value, list):
+            given = node.plain() if node else tune.grid[key]
+            raise _error(tree, key, f"expected a list of values, got {shown(given)}")
+        if wrong := _wrong(key, node.value, swept):
+            raise _error(tree, key, wrong)
+        axes[key] = node.value
+    return axes
+
+
+def _wrong(key: str, values: Sequence[Node], swept: dict[str, list[Node]]) -> str | None:
+    """What is wrong with a key to tune; None if nothing is."""
+    if not key.startswith("train.") or key in FIXED:
+        return (
+            f"{key!r} cannot be tuned; allowed: {listing(TuneConfig.model_fields)} and the keys "
+            f"of 'train' but {listing(FIXED)}, for instance 'train.lr'"
+        )
+    if key in swept:
+        return f"the sweep sets {key!r} too (sweep.{key}): drop one of the two"
+    return unknown(key) or unusable([value.plain() for value in values])
+
+
+def _check_seeds(tree: Node, config: Config, tune: TuneConfig) -> None:
+    """Refuse seeds for tuning that the test uses too."""
+    for key, seeds, tested in (
+        ("seeds", tune.seeds, "train.seed"),
+        ("evaluate_seed", [tune.evaluate_seed], "evaluate.seed"),
+    ):
+        if wrong := unusable(list(seeds)):
+            raise _error(tree, key, wrong)
+        where, test_seeds = _seeds(tree, config, tested)
+        both = next((seed for seed in seeds if seed in test_seeds), None)
+        if both is not None:
+            message = f"{both} is a test seed too ({where}): what is picked on the data or the "
+            message += "runs that it is tested on looks better than it is; choose another"
+            raise _error(tree, key, message)
+
+
+def _error(tree: Node, key: str, message: str) -> ConfigError:
+    return ConfigError(message, f"tune.{key}", tree.mark_of(("tune", key)))
+
+
+def _seeds(tree: Node, config: Config, key: str) -> tuple[str, list[int]]:
+    """The key that sets the test's seeds, with its place, and the seeds."""
+    section, _, name = key.partition(".")
+    path = ("sweep", key) if key in config.sweep else (section, name)
+    seeds = config.sweep.get(key) or [getattr(getattr(config, section), name)]
+    written = f", {tree.mark_of(path)}" if tree.get(*path) else ""
+    return ".".join(path) + written, seeds

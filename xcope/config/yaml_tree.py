@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from xcope import reading
+from xcope import files
 from xcope.config.errors import ConfigError, Mark, Path
 
 Scalar: TypeAlias = str | int | float | bool | None
@@ -147,10 +147,10 @@ def read_file(path: FilePath) -> Node:
     """
     mark = Mark(shown_path(path))
     try:
-        text = reading.read_text(path, MOST_BYTES)
+        text = files.read_text(path, MOST_BYTES)
     except FileNotFoundError as error:
         raise ConfigError("there is no such file", mark=mark) from error
-    except reading.UnreadableError as error:
+    except files.UnreadableError as error:
         raise ConfigError(str(error), mark=mark) from error
     tree = read_text(text, mark)
     if tree.value is None:

@@ -113,7 +113,7 @@ def forgetting_panels(module: Any) -> list[Panel]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, n, GEOMETRY.dim, generator=generator)
     with torch.no_grad():
-        fresh = module.log_gates(x)
+        fresh = module.remember(x)
         tables = [module.dense(gates, n)[0, 0] for gates in (spaces.expand(1, 1, n), fresh)]
     tables = [table.masked_fill(seen(n) == 0, torch.nan) for table in tables]
     return [

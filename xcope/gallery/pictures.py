@@ -14,7 +14,7 @@ from xcope.gallery.example import beginning, numbers
 from xcope.gallery.inputs import input_panels
 from xcope.gallery.rotations import rotation_panels
 from xcope.gallery.style import GREY, INK, Panel, show, show_small
-from xcope.png import save
+from xcope.plotting import save_png
 from xcope.positions import Scheme, Slot
 
 COLUMNS = 4
@@ -57,7 +57,7 @@ def draw(one: Scheme, path: Path) -> None:
     figure.suptitle(title(one), fontsize=12, color=INK, x=0.01, ha="left")
     if numbers(one):
         figure.supxlabel(numbers(one), fontsize=8.5, color=GREY, x=0.01, ha="left")
-    save(figure, path)
+    save_png(figure, path)
 
 
 def title(one: Scheme) -> str:
@@ -79,4 +79,4 @@ def contact_sheet(examples: Sequence[Scheme], path: Path) -> None:
         for panel, axes in zip(drawn, row, strict=True):
             show_small(panel, axes)
         cell.suptitle(one.name, fontsize=10, color=INK, fontweight="bold")
-    save(figure, path)
+    save_png(figure, path)

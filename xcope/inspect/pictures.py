@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xcope.inspect.labels import visible
 from xcope.inspect.traced import LayerTrace, Trace
-from xcope.png import save
+from xcope.plotting import save_png
 
 INK, MARK = "#222222", "#D55E00"
 # inches
@@ -92,7 +92,7 @@ def picture(trace: Trace, path: Path | str, row: int = 0, title: str = "") -> No
     for (block, there), height in zip(blocks, heights, strict=True):
         _draw(sheet, top, trace, block, there, row)
         top += height
-    save(sheet.figure, path)
+    save_png(sheet.figure, path)
 
 
 def _blocks(row: int) -> list[Block]:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from xcope.inspect.traced import LayerTrace
 from xcope.modules import seam
-from xcope.modules.attend import Call, Part, dense_of
-from xcope.ops.cope import positions
+from xcope.modules.attention import LayerCall, Part, bias_of
 from xcope.positions import Plan
 from xcope.positions.cope import CoPE
 
@@ -44,8 +43,8 @@ def recorded(model: Any) -> Iterator[list[LayerTrace]]:
             attend = attention.attend
             counted: dict[nn.Module, Counted] = {}
             for part in attend.parts:
-                if part.cope is not None:
-                    stack.enter_context(_hook(part.cope, _cope_hook(counted)))
+                if isinstance(part.attend, CoPE):
+                    stack.enter_context(_hook(part.attend, _cope_hook(counted)))
             schemes = labels_of_heads(plan, index, attend.parts)
             stack.enter_context(_hook(attend, _attend_hook(layers, schemes, counted)))
         yield layers
@@ -71,16 +70,9 @@ def labels_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str,
 
 def _cope_hook(counted: dict[nn.Module, Counted]) -> Callable[..., None]:
     def hook(cope: CoPE, args: Any, kwargs: Any, bias: Tensor) -> None:
-        gates = gates_of(cope, *args)
-        counted[cope] = Counted(gates, positions(gates, cope.max_pos), bias)
+        counted[cope] = Counted(**cope.trace(*args), bias=bias)
 
     return hook
-
-
-def gates_of(cope: CoPE, query: Tensor, attn_logits: Tensor) -> Tensor:
-    """g_ij as `CoPE.forward` makes them from the same arguments, (b h i j)."""
-    logits, seen = cope.gate_logits(query, attn_logits)
-    return logits.sigmoid().masked_fill(~seen, 0.0)
 
 
 def _attend_hook(
@@ -94,12 +86,12 @@ def _attend_hook(
         seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
         attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
         parts: tuple[Part, ...] = attend.parts
-        found = [None if part.cope is None else counted.pop(part.cope) for part in parts]
-        call = seam.call_of(kwargs.get("flash_pack_seq_kwargs"), kwargs.get("attn_bias"))
+        found = [counted.pop(part.attend) if part.attend in counted else None for part in parts]
+        call = seam.call_of(kwargs)
         bias = _bias(parts, call, found, logits)
         gates = _of_heads(parts, [None if one is None else one.gates for one in found], torch.nan)
         pos = _of_heads(parts, [None if one is None else one.positions for one in found], torch.nan)
-        tables = [None if part.cope is None else part.cope.max_pos for part in parts]
+        tables = [getattr(part.attend, "max_pos", None) for part in parts]
         max_pos = tuple(
             size for part, size in zip(parts, tables, strict=True) for _ in range(part.heads)
         )
@@ -118,13 +110,11 @@ def _bias(
 ) -> Tensor | None:
     """All that is added to the logits (b h i j); without b where it is the same for all."""
     i, j = logits.shape[-2:]
-    placed = isinstance(call, Call)
-    pieces = [
-        _sum(dense_of(part, call, i, j) if placed else None, None if one is None else one.bias)
-        for part, one in zip(parts, found, strict=True)
-    ]
-    bias = _of_heads(parts, pieces, 0.0)
-    if not placed or call.bias is None:
+    counted = _of_heads(parts, [None if one is None else one.bias for one in found], 0.0)
+    if not isinstance(call, LayerCall):
+        return counted
+    bias = _sum(bias_of(parts, call, i, j), counted)
+    if call.bias is None:
         return bias
     # what the caller added does not know of x-transformers' key of zeros before the others
     return _sum(bias, F.pad(call.bias, (j - call.bias.shape[-1], 0)).expand_as(logits))

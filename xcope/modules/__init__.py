@@ -3,7 +3,7 @@
 from xcope.modules.decoder import Decoder
 from xcope.modules.flags import decoder_flags, wrapper_flags
 from xcope.modules.seam import SeamError, logits_kept
-from xcope.modules.wrapper import AutoregressiveWrapper, TransformerWrapper
+from xcope.modules.wrapper import AutoregressiveWrapper, TransformerWrapper, plan_of
 
 __all__ = [
     "AutoregressiveWrapper",
@@ -12,5 +12,6 @@ __all__ = [
     "TransformerWrapper",
     "decoder_flags",
     "logits_kept",
+    "plan_of",
     "wrapper_flags",
 ]

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.modules import seam
-from xcope.modules.attend import Part
+from xcope.modules.attention import Part
 from xcope.modules.flags import Request, resolve
-from xcope.modules.packed import documents_of
-from xcope.modules.places import check_context_pos, check_masks, places_of
+from xcope.modules.places import check_context_pos, check_masks, documents_of, places_of
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.base import fill_constants
-from xcope.positions.cope import CoPE
 from xcope.positions.plan import Group, Layer
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         seam.check_widths(self)
         self.plan = request.plan
         self.schemes = request.plan.schemes
-        self.abs_pos_default = _abs_pos_default(request)
+        self.abs_pos_default = abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
         self.register_load_state_dict_post_hook(fill_constants)
         # x-transformers' wrappers add learned absolute positions unless this says no
@@ -88,7 +86,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         CoPE's table meets the rotated queries, so there the place itself matters, not only the
         distance. Memories before the padding keep their places and are seen.
 
-        Beside a ``cache``, ``x`` is all tokens or the last ``cache_age`` alone. ``pos``, whole
+        Beside a ``cache``, ``x`` is all tokens or only the last ``cache_age``. ``pos``, whole
         numbers (n) or (b n), are the places of all tokens, cached ones too; a bias of the logits
         takes them for each head, (b h n).
 
@@ -108,7 +106,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
                 ``attn_flash_pack_seq=True`` promised them.
         """
-        for ready in ("rotary_pos_emb", "polar_pos_emb"):
+        for ready in seam.PLACES_AS:
             if kwargs.get(ready) is not None:
                 raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
         documents = documents_of(x, kwargs)
@@ -132,7 +130,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             self._check_cache(kwargs)
             if not self._reads_places and kwargs.get("pos") is not None:
                 kwargs["pos"] = None  # no scheme here reads them
-        masks = [kwargs.get(name) for name in ("mask", "self_attn_kv_mask")]
+        mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
         if places.padding is not None and self._windowed:
             raise FlagError(
@@ -143,10 +141,9 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         if places.keys.ndim == 3:
             self._check_places_of_heads(places.keys)
         if self._reads_length:
-            for mask in masks:
-                places = places if mask is None else places.ending_with(mask)
-        # under the names of their angles x-transformers hands the places on to its attentions
-        kwargs |= {"rotary_pos_emb": places, "polar_pos_emb": places}
+            places = places if mask is None else places.ending_with(mask)
+            places = places if kv_mask is None else places.ending_with(kv_mask)
+        kwargs |= dict.fromkeys(seam.PLACES_AS, places)
         with nullcontext() if inside is None else seam.shifted_within(self, inside):
             return super().forward(x, *args, **kwargs)
 
@@ -251,14 +248,7 @@ class Builder:
         sizes: dict[Group, int] = {}
         for group in layer:
             sizes[group] = sizes.get(group, 0) + heads // len(layer)
-        parts = [self._part(group, size) for group, size in sizes.items()]
-        if sum(part.forgetting is not None for part in parts) > 1:
-            raise FlagError(
-                "position",
-                "two groups of a layer's heads forget, with different schemes: let the heads of "
-                "one group forget",
-            )
-        return parts
+        return [self._part(group, size) for group, size in sizes.items()]
 
     def _part(self, group: Group, heads: int) -> Part:
         part = Part(heads)
@@ -271,9 +261,7 @@ class Builder:
                 bias = self._once(one, heads) if one.shared else self._build(one, heads)
                 part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
             elif one.slot is Slot.ATTEND:
-                module: Any = self._build(one, heads)
-                field = "cope" if isinstance(module, CoPE) else "forgetting"
-                part = replace(part, **{field: module})
+                part = replace(part, attend=self._build(one, heads), attend_name=one.name)
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
@@ -287,7 +275,7 @@ class Builder:
 
 
 def _materialised_by_dropout(part: Part) -> bool:
-    return any(module is not None for module in (part.bias, part.cope, part.forgetting))
+    return part.bias is not None or part.attend is not None
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:
@@ -319,7 +307,7 @@ def _check_layers(plan: Plan, attentions: int) -> None:
 def random_numbers_of_its_own() -> Iterator[None]:
     """Within, a scheme draws its weights; all other weights stay those of the seed.
 
-    So models of one seed that differ in the scheme alone begin from the same weights.
+    So models of one seed that differ only in the scheme begin from the same weights.
     """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
@@ -329,7 +317,12 @@ def random_numbers_of_its_own() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _abs_pos_default(request: Request) -> bool:
+def abs_pos_default(request: Request) -> bool:
+    """Whether the wrapper adds learned absolute positions unless told otherwise.
+
+    Raises:
+        FlagError: flags that contradict each other.
+    """
     disable = request.upstream.get("disable_abs_pos_emb")
     named = request.plan.of(Slot.INPUT)
     if disable and named:

@@ -1,7 +1,8 @@
-"""Where the tokens of one call stand."""
+"""Where the tokens of one call stand: their places, their documents, what is padding."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.modules.packed import packed_places
+from xcope.ops.documents import check_edges, document_of
+from xcope.ops.inputs import require, shape
 from xcope.positions import draw_places, draw_places_of_documents
 
 
+@dataclass(eq=False)
 class Places:
     """The places of a call's keys; its queries are the last of them.
 
@@ -26,50 +29,36 @@ class Places:
         padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
     """
 
-    def __init__(
-        self,
-        keys: Tensor,
-        given: bool = False,
-        drawn: bool = False,
-        documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> None:
-        self.keys = keys
-        self.given = given
-        self.documents = documents
-        self.padding = padding
-        self._draws: dict[int, Tensor] | None = {} if drawn and not given else None
+    keys: Tensor
+    given: bool = False
+    documents: Tensor | None = None
+    drawn: bool = False
+    padding: Tensor | None = None
+    _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    @property
-    def count(self) -> int:
-        """How many; not ``len``, which would fix the length of an exported program."""
-        return self.keys.shape[-1]
+    def of(self, random_max: int | None) -> tuple[Tensor, int]:
+        """The keys' places for a scheme with this option, and what their distances stay below.
 
-    def of(self, random_max: int | None) -> Tensor:
-        """The keys' places for a scheme with this option; one draw serves all layers of a call."""
-        if random_max is None or self._draws is None:
-            return self.keys
+        One draw serves all layers of a call.
+        """
+        count = self.keys.shape[-1]
+        if random_max is None or self.given or not self.drawn:
+            return self.keys, count
         if random_max not in self._draws:
             if self.documents is None:
-                drawn = draw_places(self.count, random_max, self.keys.device)
+                drawn = draw_places(count, random_max, self.keys.device)
             else:
                 drawn = draw_places_of_documents(self.documents, random_max)
             self._draws[random_max] = drawn[self.keys.clamp(min=0)]
-        return self._draws[random_max]
+        return self._draws[random_max], random_max
 
     def ending_with(self, seen: Tensor) -> Places:
         """The same, but no place beyond that of a row's last key that is seen, (b j) bool."""
-        if self.given or seen.shape[-1] > self.count:
+        if self.given or seen.shape[-1] > self.keys.shape[-1]:
             return self
-        seen = F.pad(seen, (self.count - seen.shape[-1], 0), value=True)  # memories
+        seen = F.pad(seen, (self.keys.shape[-1] - seen.shape[-1], 0), value=True)  # memories
         last = self.keys.masked_fill(~seen, 0).amax(-1, keepdim=True)
-        ended = Places(torch.minimum(self.keys, last), padding=self.padding)
-        ended._draws = self._draws
-        return ended
-
-    def span(self, random_max: int | None) -> int:
-        """What the distances of places `of` a scheme stay below."""
-        return self.count if random_max is None or self._draws is None else random_max
+        return replace(self, keys=torch.minimum(self.keys, last))
 
 
 def places_of(
@@ -94,9 +83,14 @@ def places_of(
     if documents is not None:
         keys = packed_places(documents, x.shape[1])
         return Places(keys, drawn=drawn, documents=documents)
-    behind = tokens_only_cached(x.shape[1], arguments.get("cache"), arguments.get("cache_age", 1))
-    total = behind + x.shape[1]
-    memories = next((m.shape[1] for m in arguments.get("mems") or () if m is not None), 0)
+    cache, before_x, memories = arguments.get("cache"), 0, 0
+    if cache is not None:
+        before_x = tokens_only_cached(x.shape[1], cache, arguments.get("cache_age", 1))
+    for memory in arguments.get("mems") or ():
+        if memory is not None:
+            memories = memory.shape[1]
+            break
+    total = before_x + x.shape[1]
     start, between = arguments.pop("seq_start_pos", None), None
     padding: Tensor | int = 0  # before each slot
     slots = torch.arange(total, device=x.device)
@@ -113,11 +107,11 @@ def places_of(
             raise FlagError(
                 "pos",
                 f"pos has {pos.shape[-1]} places, but there are {total} tokens"
-                + (" with those in the cache" if behind else ""),
+                + (" with those in the cache" if before_x else ""),
             )
         pos = pos.long()
         return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True, padding=between)
-    first = (arguments.get("seq_pos_offset") or behind) - behind
+    first = (arguments.get("seq_pos_offset") or before_x) - before_x
     keys = slots
     if start is not None:
         keys = torch.maximum(slots - padding, slots.clamp(max=lead))
@@ -133,8 +127,6 @@ def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:
     Of the ``n`` tokens the last ``cache_age`` are read (all, if it is not above 0): what is cached
     stands before these, whether or not it is handed over once more.
     """
-    if cache is None:
-        return 0
     cached = next((a.cached_kv[0].shape[-2] for a in cache.attn_intermediates if a.cached_kv), 0)
     new = min(cache_age, n) if cache_age > 0 else n
     return max(cached + new - n, 0)
@@ -239,3 +231,104 @@ def check_masks(x: Tensor, arguments: dict[str, Any]) -> None:
                 name,
                 f"{name} {tuple(mask.shape)} does not fit x {tuple(x.shape)}: it must be {wanted}",
             )
+
+
+# -- packed documents: several in one row, each as if it stood alone ------------------------------
+
+NOT_WITH = {
+    "cache": "generate from each document alone",
+    "mems": "give no memories",
+    "seq_start_pos": "packed rows are not padded",
+    "seq_pos_offset": "places begin at 0 in each document",
+    "context": "cross attention does not know of documents",
+    "flash_pack_seq_context_kwargs": "cross attention does not know of documents",
+    "prepend_embeds": "put them into the row, as tokens of a document",
+    "self_attn_additional_kv": "give no further keys",
+}
+"""Keywords of a call that say something else about the row."""
+
+
+def documents_of(x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+    """``cu_seqlens`` of a call, taken out of its keyword arguments; None: nothing is packed.
+
+    x-transformers' spelling, ``flash_pack_seq_kwargs``, is understood, too. Places may not be
+    given beside it, but an embedding of them may: ``pos`` of a floating dtype.
+
+    Args:
+        x: tokens (1 n) or embeddings (1 n dim).
+        arguments: of the call.
+
+    Raises:
+        FlagError: edges that do not fit ``x``; an argument that does not go together with them.
+    """
+    cu_seqlens = arguments.pop("cu_seqlens", None)
+    spelled = arguments.pop("flash_pack_seq_kwargs", None)
+    if spelled is not None:
+        require(
+            cu_seqlens is None,
+            "flash_pack_seq_kwargs",
+            "flash_pack_seq_kwargs and cu_seqlens say the same: give one of them",
+        )
+        cu_seqlens = _of_upstream(spelled)
+    if cu_seqlens is None:
+        return None
+    _check_documents(cu_seqlens, x)
+    for name, instead in NOT_WITH.items():
+        given = arguments.get(name)
+        if given is not None and not (isinstance(given, int) and given == 0):
+            raise FlagError(name, f"{name} does not go together with cu_seqlens: {instead}")
+    pos = arguments.get("pos")
+    require(
+        pos is None or pos.is_floating_point(),
+        "pos",
+        "pos does not go together with cu_seqlens: places begin anew in each document",
+    )
+    return cu_seqlens  # type: ignore[no-any-return]
+
+
+def _check_documents(cu_seqlens: Any, x: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens must be a tensor, int32 or int64, but is a {type(cu_seqlens).__name__}",
+        )
+    if x.shape[0] != 1:
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens is for documents in one row, but x {shape(x)} has {x.shape[0]}: flatten "
+            "the batch into one row",
+        )
+    if cu_seqlens.device != x.device:
+        raise FlagError(
+            "cu_seqlens",
+            f"cu_seqlens is on {cu_seqlens.device}, but x on {x.device}: they must agree",
+        )
+    check_edges(cu_seqlens, x.shape[1])
+
+
+def _of_upstream(spelled: dict[str, Any]) -> Tensor:
+    q, k = (spelled.get(f"cu_seqlens_{side}") for side in "qk")
+    if q is None or k is None:
+        lacking = "cu_seqlens_q" if q is None else "cu_seqlens_k"
+        raise FlagError("flash_pack_seq_kwargs", f"flash_pack_seq_kwargs lacks {lacking}")
+    require(
+        q is k or _same(q, k),
+        "flash_pack_seq_kwargs",
+        "flash_pack_seq_kwargs must have the same cu_seqlens_q and cu_seqlens_k: queries and keys "
+        "are the same tokens",
+    )
+    return q  # type: ignore[no-any-return]
+
+
+def _same(q: Tensor, k: Tensor) -> bool:
+    """Values are looked at on CPUs only: elsewhere that would wait for the device."""
+    if q.shape != k.shape:
+        return False
+    seen = q.device.type == k.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not seen or q.tolist() == k.tolist()
+
+
+def packed_places(cu_seqlens: Tensor, n: int) -> Tensor:
+    """Of each token in its document, int64 (n); does not wait for the device."""
+    document = document_of(cu_seqlens, n).clamp(max=max(len(cu_seqlens) - 2, 0))
+    return torch.arange(n, device=cu_seqlens.device) - cu_seqlens.long()[document]

@@ -5,7 +5,7 @@ x-transformers builds the decoder without positions; then each slot is filled he
     input     TransformerWrapper.pos_emb
     rotation  AttentionLayers.rotary_pos_emb, or polar_pos_emb
     bias      AttentionLayers.rel_pos
-    attend    Attention.attend, whose ``cope`` holds CoPE's parameters, or, for forgetting
+    attend    Attention.attend, as ``cope`` of which the module is registered, or, for forgetting
               attention, Attention.data_dependent_alibi
 
 There the modules have x-transformers' names in state dicts. They act in one place only,
@@ -22,7 +22,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -47,12 +47,19 @@ from x_transformers.x_transformers import (
 )
 
 from xcope.errors import FlagError, words_of
-from xcope.modules.attend import Call, Part
-from xcope.modules.groups import CoPEOfGroups, LastHeads, attend_by_groups, written_out
+from xcope.modules.attention import (
+    Gates,
+    LayerCall,
+    Part,
+    added_by_modules,
+    attend,
+    attend_groups,
+    bias_of,
+    turned,
+)
 from xcope.modules.places import Places
 from xcope.ops.documents import within_documents
-from xcope.positions import Slot
-from xcope.positions.cope import CoPE
+from xcope.positions import AttendInputs, AttendModule, Rotation, Slot
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,7 +105,10 @@ REFUSED: dict[str, str] = {
 what to do instead."""
 
 
-_PLACES_AS = "flash_pack_seq_kwargs"
+PLACES_AS = ("rotary_pos_emb", "polar_pos_emb")
+"""The keywords by which the layers hand the places on to their attentions, instead of angles."""
+
+_CALL_AS = "flash_pack_seq_kwargs"
 """The keyword that attention hands on to ``attend`` as it is; documents are told by the places."""
 
 
@@ -128,7 +138,7 @@ def check_layers(layers: nn.Module) -> None:
     _require(layers, ["attn_heads", "attn_dim_head", "residual_attn", "num_attn_layers"])
     _require(layers, ["layers", "layer_types", "can_cache_kv"])
     for cls in (Attention, Attend):
-        _check_moved(cls.__name__, sorted({_PLACES_AS} - _keywords(cls.forward)))
+        _check_moved(cls.__name__, sorted({_CALL_AS} - _keywords(cls.forward)))
     for attention in self_attentions(layers):
         _require(attention, ["attend", "heads", "kv_heads", "num_mem_kv", "data_dependent_alibi"])
         _require(attention, ["hybrid_module", "orthog_projected_values"])
@@ -308,7 +318,7 @@ def keep_shared(layers: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def forget_cache(layers: Any) -> None:
-    """Generation computes everything anew for each token."""
+    """Generation computes everything again for each token."""
     layers.can_cache_kv = False
     # ContinuousTransformerWrapper asks the attentions
     for attention in (*self_attentions(layers), *cross_attentions(layers)):
@@ -320,7 +330,8 @@ def needs_all_tokens(attention: Attention) -> bool:
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
     # a scheme that x-transformers builds itself knows nothing of its cache
-    foreign = not attention.forgets and "data_dependent_alibi" in attention._modules
+    alibi = attention.data_dependent_alibi
+    foreign = alibi is not None and not isinstance(alibi, AttendModule)
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
@@ -344,7 +355,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 class MaskedShiftTokens(ShiftTokens):  # type: ignore[misc]
     """x-transformers' shift, to which tokens that stand before a row are zeros.
 
-    x-transformers gives its masks to attention alone.
+    x-transformers gives its masks to attention only.
     """
 
     inside: Tensor | None = None
@@ -365,7 +376,7 @@ def fill_meetings(layers: nn.Module) -> None:
 
 @contextmanager
 def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
-    """Within, tokens are shifted among those of ``inside``, (b n) bool, alone; None: among all."""
+    """Within, tokens are shifted only among those of ``inside``, (b n) bool; None: among all."""
     shifts = [module for module in layers.modules() if isinstance(module, MaskedShiftTokens)]
     for module in shifts:
         module.inside = inside
@@ -563,9 +574,12 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
         parts: of its groups of heads.
         keep_logits: another part of the decoder reads this layer's logits, so that they must be
             materialised.
+
+    Raises:
+        FlagError: a scheme that does not go together with the layer's flags.
     """
     parts = _last_heads_turned(attention, parts)
-    _check_one_input(attention, any(part.forgetting is not None for part in parts))
+    _check_one_input(attention, parts)
     for part in parts:
         if part.rotation is not None and part.rotation.widens and attention.num_mem_kv > 0:
             raise FlagError(
@@ -573,15 +587,44 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
                 f"attn_num_mem_kv={attention.num_mem_kv} is not allowed with position 'pope', "
                 "whose keys are wider than the learned memories: drop one of them",
             )
-        if part.forgetting is not None:
-            attention.data_dependent_alibi = part.forgetting
-        if part.cope is not None:
-            _check_gates(attention, part.cope)
-    if any(part.cope is not None and part.cope.sep_keys for part in parts):
+        if part.attend is not None:
+            _check_gates(attention, part.attend)
+    if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
-    attention.forgets = any(part.forgetting is not None for part in parts)
     attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
+    named: dict[str, list[nn.Module]] = {}
+    for part in parts:
+        if part.attend is not None:
+            modules = named.setdefault(part.attend.upstream_name, [nn.Identity() for _ in parts])
+            modules[parts.index(part)] = part.attend
+    for name, modules in named.items():
+        _register(attention, name, modules)
+
+
+def _register(attention: Attention, name: str, modules: Sequence[nn.Module]) -> None:
+    """Give the modules of a layer's groups their name in state dicts.
+
+    Raises:
+        FlagError: several of them where x-transformers has place for one.
+    """
+    owner, _, last = name.rpartition(".")
+    place = getattr(attention, owner) if owner else attention
+    if len(modules) == 1:
+        setattr(place, last, modules[0])
+    elif owner:
+        groups = nn.Module()
+        groups.groups = nn.ModuleList(modules)
+        setattr(place, last, groups)
+    else:
+        ours = [module for module in modules if isinstance(module, AttendModule)]
+        if len(ours) > 1:
+            raise FlagError(
+                "position",
+                "two groups of a layer's heads forget, with different schemes: let the heads of "
+                "one group forget",
+            )
+        setattr(place, last, ours[0])
 
 
 def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) -> None:
@@ -594,7 +637,6 @@ def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) ->
     """
     parts = _last_heads_turned(attention, [part])
     attention.__class__ = PlacedAttention
-    attention.forgets = False
     attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
 
 
@@ -621,12 +663,47 @@ def _last_heads_turned(attention: Attention, parts: Sequence[Part]) -> list[Part
     return turned[::-1]
 
 
-def _check_one_input(attention: Attention, forgets: bool) -> None:
+class LastHeads(Rotation):
+    """A rotation of the last heads only.
+
+    Args:
+        rotation: of all heads; owned, and registered, elsewhere.
+        heads: of the group.
+        last: how many of them are turned.
+    """
+
+    def __init__(self, rotation: Rotation, heads: int, last: int) -> None:
+        super().__init__()
+        self.rotation = rotation
+        self.heads, self.last = heads, last
+        self.length_dependent, self.scales = rotation.length_dependent, rotation.scales
+
+    def rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        heads: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Rotation.rotate`; there are as many key heads as query heads, or, with those that
+        gates are made from after them, twice as many."""
+        rest = self.heads - self.last
+        groups = torch.split(k, self.heads, dim=1)
+        last = torch.cat([keys[:, rest:] for keys in groups], dim=1)
+        turned_q, turned_k = self.rotation.rotate(q[:, rest:], last, q_pos, k_pos)
+        pieces = zip(groups, torch.split(turned_k, self.last, dim=1), strict=True)
+        k = torch.cat([piece for keys, mine in pieces for piece in (keys[:, :rest], mine)], dim=1)
+        return torch.cat((q[:, :rest], turned_q), dim=1), k
+
+
+def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     """Refuse what reads the input of a layer whose queries, keys and values have one each."""
     if not attention.qkv_receive_diff_residuals:
         return
+    reading = [p for p in parts if p.attend is not None and p.attend.remembers]
     reads = {
-        "position": forgets,
+        "position": bool(reading),
         "attn_data_dependent_alibi_per_row": attention.data_dependent_alibi is not None,
         "attn_num_mem_kv": attention.num_mem_kv > 0,
         "attn_gate_values": attention.to_v_gate is not None,
@@ -636,7 +713,7 @@ def _check_one_input(attention: Attention, forgets: bool) -> None:
     }
     for flag, on in reads.items():
         if on:
-            name = "position 'forgetting'" if flag == "position" else flag
+            name = f"position {reading[0].attend_name!r}" if flag == "position" else flag
             raise FlagError(
                 flag,
                 f"{name} does not go together with qkv_receive_diff_residuals, which "
@@ -645,16 +722,25 @@ def _check_one_input(attention: Attention, forgets: bool) -> None:
             )
 
 
-def _check_gates(attention: Attention, cope: CoPE) -> None:
-    if cope.val_gates and attention.to_v.out_features != attention.to_k.out_features:
+def _check_gates(attention: Attention, module: AttendModule) -> None:
+    """Refuse gates' keys that the layer cannot give."""
+    flag = module.gate_flag
+    if module.gate_keys == "values" and attention.to_v.out_features != attention.to_k.out_features:
         raise FlagError(
-            "cope_val_gates",
-            "cope_val_gates=True needs values as wide as the keys: drop attn_value_dim_head",
+            flag, f"{flag}=True needs values as wide as the keys: drop attn_value_dim_head"
         )
+    taken = {
+        "attn_qk_norm_dim_scale": attention.qk_norm_dim_scale,
+        "attn_qk_rmsnorm or attn_k_rmsnorm": attention.k_rmsnorm is not None,
+        "attn_use_latent_kv": attention.use_latent_kv,
+    }
+    for other, on in taken.items():
+        if module.gate_keys == "own" and on:
+            raise FlagError(flag, f"{flag}=True does not go together with {other}: drop one")
 
 
 class _KeysAndGateKeys(nn.Linear):
-    """Projects to the keys and, as further heads behind them, to the keys of the gates.
+    """Projects to the keys and, as further heads after them, to the keys of the gates.
 
     So the gates' keys share the keys' way through x-transformers: split, normalised, rotated,
     cached.
@@ -668,16 +754,6 @@ class _KeysAndGateKeys(nn.Linear):
 
 def _add_gate_keys(attention: Attention) -> None:
     """Give the layer a second projection, for the gates' keys."""
-    taken = {
-        "attn_qk_norm_dim_scale": attention.qk_norm_dim_scale,
-        "attn_qk_rmsnorm or attn_k_rmsnorm": attention.k_rmsnorm is not None,
-        "attn_use_latent_kv": attention.use_latent_kv,
-    }
-    for flag, on in taken.items():
-        if on:
-            raise FlagError(
-                "cope_sep_keys", f"cope_sep_keys=True does not go together with {flag}: drop one"
-            )
     keys = _as(_KeysAndGateKeys, attention.to_k)
     fresh = nn.Linear(keys.in_features, keys.out_features, bias=False)
     keys.gate_weight = nn.Parameter(fresh.weight.detach())
@@ -704,8 +780,6 @@ _PLAIN_OFF = (
 class PlacedAttention(Attention):  # type: ignore[misc]
     """x-transformers' attention, whose positions are left to `SchemeAttend`."""
 
-    forgets: bool
-
     def forward(
         self,
         x: Tensor,
@@ -724,49 +798,49 @@ class PlacedAttention(Attention):  # type: ignore[misc]
         if rotary_pos_emb is None:  # cross attention whose context has no places
             call = None
         elif context_rotary_pos_emb is not None:
-            call = Call(Places(context_rotary_pos_emb), q_places=rotary_pos_emb)
+            call = LayerCall(Places(context_rotary_pos_emb), q_places=rotary_pos_emb)
         else:
-            call = Call(rotary_pos_emb, attn_bias)
+            call = LayerCall(rotary_pos_emb, attn_bias)
         if self.orthog_projected_values or self.orthog_projected_values_per_head:
             x = _masked(x, kwargs.get("mask"))
-        gates = None
-        if self.forgets and call is not None:
-            gates = self._log_gates(self.data_dependent_alibi, x, kwargs.get("mem"), cache)
-            if call.places.padding is not None:  # forgets nothing of what stands before it
-                gates = gates.masked_fill(call.places.padding[:, None], 0.0)
-            call = replace(call, log_gates=gates)
-            cache = _without_gates(cache)
-        kwargs[_PLACES_AS] = call
+        remembered: list[Tensor | None] = []
+        if self.attend.remembers and call is not None:
+            remembered = self._remembered(x, kwargs.get("mem"), cache, call.places.padding)
+            call = replace(call, remembered=tuple(remembered))
+            if cache is not None:
+                cache = copy(cache)
+                cache.cached_kv = tuple(cache.cached_kv[:2])
+        kwargs[_CALL_AS] = call
         out = super().forward(
-            x,
-            *args,
-            cache=cache,
-            return_intermediates=return_intermediates,
-            **kwargs,
+            x, *args, cache=cache, return_intermediates=return_intermediates, **kwargs
         )
-        if gates is not None and return_intermediates:
-            _, inter = out
-            inter.cached_kv = (*inter.cached_kv, gates[..., None])
+        if remembered and return_intermediates:
+            # beside k and v, (b h j c) as these are
+            kept = (t if t.ndim == 4 else t[..., None] for t in remembered if t is not None)
+            out[1].cached_kv = (*out[1].cached_kv, *kept)
         return out
 
-    def _log_gates(
-        self, forgetting: Any, x: Tensor, mem: Tensor | None, cache: Intermediates | None
-    ) -> Tensor:
-        """Of all keys, (b h j): x-transformers' cache holds them beside k and v."""
-        gates: Tensor = forgetting.log_gates(x)
-        if cache is not None and len(cache.cached_kv) > 2:
-            gates = torch.cat((cache.cached_kv[2][..., 0], gates), dim=-1)
-        if mem is not None:
-            gates = torch.cat((forgetting.log_gates(mem), gates), dim=-1)
-        return gates
-
-
-def _without_gates(inter: Intermediates | None) -> Intermediates | None:
-    if inter is None:
-        return None
-    cut = copy(inter)
-    cut.cached_kv = tuple(inter.cached_kv[:2])
-    return cut
+    def _remembered(
+        self, x: Tensor, mem: Tensor | None, cache: Intermediates | None, padding: Tensor | None
+    ) -> list[Tensor | None]:
+        """What the tokens of all keys leave behind, for each group of heads."""
+        found: list[Tensor | None] = []
+        cached = iter(() if cache is None else cache.cached_kv[2:])
+        for part in self.attend.parts:
+            if part.attend is None or not part.attend.remembers:
+                found.append(None)
+                continue
+            new = part.attend.remember(x)
+            earlier = next(cached, None)
+            if earlier is not None:
+                new = torch.cat((earlier if new.ndim == 4 else earlier[..., 0], new), dim=2)
+            if mem is not None:
+                new = torch.cat((part.attend.remember(mem), new), dim=2)
+            if padding is not None:
+                hidden = padding[:, None]
+                new = new.masked_fill(hidden if new.ndim == 3 else hidden[..., None], 0.0)
+            found.append(new)
+        return found
 
 
 class FusedIntermediates(Intermediates):  # type: ignore[misc]
@@ -774,6 +848,9 @@ class FusedIntermediates(Intermediates):  # type: ignore[misc]
 
     x-transformers' own wrappers read them where ``return_attn`` asks for maps.
     """
+
+    # every field keeps the default that it has in the class
+    __init__ = object.__init__
 
     def _never_held(self) -> Any:
         raise FlagError(
@@ -783,24 +860,29 @@ class FusedIntermediates(Intermediates):  # type: ignore[misc]
             "whose return_attn=True keeps them",
         )
 
-    def _ignored(self, value: Any) -> None:
-        """The dataclass sets its defaults."""
-
-    qk_similarities = property(_never_held, _ignored)
-    pre_softmax_attn = property(_never_held, _ignored)
-    post_softmax_attn = property(_never_held, _ignored)
+    qk_similarities = property(_never_held)
+    pre_softmax_attn = property(_never_held)
+    post_softmax_attn = property(_never_held)
 
 
 class SchemeAttend(Attend):  # type: ignore[misc]
     """x-transformers' attention operation under the schemes of its layer.
 
-    Where its softmax is the plain one, `attend_by_groups` does the work and no (h i j) tensor
-    exists; where a flag changes the softmax or reads its logits, x-transformers' own (h i j) path
-    runs on turned queries and keys, with the bias written out.
+    Where its softmax is the plain one, `xcope.modules.attention.attend` does the work, and no
+    (h i j) tensor exists unless a scheme needs it; where a flag changes the softmax or reads its
+    logits, x-transformers' own (h i j) path runs on turned queries and keys, with the bias written
+    out.
     """
 
     parts: tuple[Part, ...]
     keep_logits: bool
+    ordinary: bool
+    """Whether the softmax is the ordinary one."""
+    own_gate_keys: bool
+    """Whether keys of the gates come beside the keys."""
+    remembers: bool
+    """Whether tokens leave something behind beside their keys and values."""
+    _given: list[AttendInputs | None] | None = None
 
     @classmethod
     def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> SchemeAttend:
@@ -808,22 +890,30 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         new = _as(cls, attend)
         new.parts = tuple(parts)
         new.keep_logits = keep_logits
-        copes = [part.cope for part in parts]
+        off = not any(getattr(attend, name) for name in _PLAIN_OFF)
+        new.ordinary = off and getattr(attend.attn_fn, "func", None) is F.softmax
         own = [part.bias for part in parts if part.bias is not None and part.own_bias]
         if own:
             new.bias = own[0] if len(parts) == 1 else nn.ModuleList(own)
-        new.cope = copes[0] if len(parts) == 1 else CoPEOfGroups(parts) if any(copes) else None
-        if any(copes):
-            new.flash = False  # where x-transformers' path runs, its flash attention has no CoPE
+        modules = [part.attend for part in parts if part.attend is not None]
+        new.own_gate_keys = any(module.gate_keys == "own" for module in modules)
+        new.remembers = any(module.remembers for module in modules)
+        if any(type(module).terms is AttendModule.terms for module in modules):
+            # where x-transformers' path runs, its flash attention adds nothing to the logits
+            new.flash = False
         return new
 
     @property
-    def plain(self) -> bool:
-        """Whether the softmax is the ordinary one, without dropout, and nobody reads its logits."""
-        softmax = getattr(self.attn_fn, "func", None) is F.softmax
-        dropped = self.training and self.dropout > 0
-        off = not any(getattr(self, name) for name in _PLAIN_OFF)
-        return softmax and off and not dropped and not self.keep_logits
+    def cope(self) -> Any:
+        """What x-transformers calls with (q, logits) for what is to be added to them, or None."""
+        if self._given is None:
+            held = self.__dict__ if "cope" in self.__dict__ else self._modules
+            if "cope" not in held:
+                raise AttributeError("cope")  # moved, see `check_layers`
+            return held["cope"]
+        if all(inputs is None for inputs in self._given):
+            return None
+        return partial(added_by_modules, self.parts, self._given)
 
     def forward(
         self,
@@ -835,36 +925,42 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         prev_attn: Tensor | None = None,
         attn_delta: Tensor | None = None,
         causal: bool | None = None,
-        flash_pack_seq_kwargs: Call | None = None,
+        flash_pack_seq_kwargs: LayerCall | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Intermediates]:
         """As x-transformers' Attend: (b h i d) in and out, (b 1 i d) keys for one head."""
-        call, parts = call_of(flash_pack_seq_kwargs, attn_bias), self.parts
+        call, parts = flash_pack_seq_kwargs, self.parts
         if call is None:  # nobody said where the keys stand: what needs no places acts
-            call = Call(Places(torch.arange(0, device=k.device)), attn_bias)
-            parts = tuple(Part(part.heads, cope=part.cope) for part in self.parts)
-        copes = [part.cope for part in parts if part.cope is not None]
-        gate_k = v if any(cope.val_gates for cope in copes) else None
-        if any(cope.sep_keys for cope in copes):
-            k, gate_k = k.chunk(2, dim=1)
+            call = LayerCall(Places(torch.arange(0, device=k.device)))
+            parts = tuple(Part(part.heads, attend=part.attend) for part in parts)
+        if attn_bias is not None:
+            call = _with_bias(call, attn_bias)
+        gates: dict[str | None, Tensor | None] = {None: None, "values": v}
+        if self.own_gate_keys:
+            k, gates["own"] = k.chunk(2, dim=1)
         causal = self.causal if causal is None else causal
         scale = float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
-        others = (call.bias, prev_attn, attn_delta)
-        biased = any(part.bias is not None for part in parts)
-        free_order = biased and (call.places.given or not (causal or q.shape[-2] == 1))
-        if self.plain and not free_order and all(other is None for other in others):
+        plain = self.ordinary and not self.keep_logits and not (self.training and self.dropout > 0)
+        plain = plain and call.bias is None and prev_attn is None and attn_delta is None
+        if plain and (call.places.given or not (causal or q.shape[2] == 1)):
+            # keys in any order, which biases written as vectors do not know
+            plain = not any(part.bias is not None for part in parts)
+        if plain:
             given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
-            out = attend_by_groups(parts, call, q, k, v, gate_k, **given)
-            return out, FusedIntermediates()
+            return self._fused(parts, call, q, k, v, gates, given), FusedIntermediates()
         if call.places.documents is not None:
             mask = within_documents(mask, call.places.documents, k.shape[-2])
-        dtype = v.dtype
-        q, k, v, gate_k, bias = written_out(parts, call, q, k, v, gate_k)
+        dtype, i, j = v.dtype, q.shape[2], k.shape[2]
+        q, k, v, inputs = self._turned(parts, call, q, k, v, gates, scale)
+        bias = bias_of(parts, call, i, j)
+        if call.bias is not None:
+            bias = call.bias if bias is None else call.bias + bias
         if bias is not None:
             # rounded once, at the end; under autocast products are still narrow
             wide = torch.promote_types(bias.dtype, dtype)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        with _gates_from(self.cope, gate_k, scale):
+        self._given = inputs
+        try:
             out, inter = super().forward(
                 q,
                 k,
@@ -876,18 +972,85 @@ class SchemeAttend(Attend):  # type: ignore[misc]
                 causal=causal,
                 **kwargs,
             )
+        finally:
+            self._given = None
         return out.to(dtype), inter
 
+    def _fused(
+        self,
+        parts: Sequence[Part],
+        call: LayerCall,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        given: dict[str, Any],
+    ) -> Tensor:
+        """Attention without a (b h i j) tensor, (b h i dv)."""
+        h, kv_heads = q.shape[1], k.shape[1]
+        if q.shape[0] == 0:
+            return v.new_zeros(*q.shape[:3], v.shape[-1])
+        if len(parts) > 1:
+            k, v = for_each_query_head(k, h), for_each_query_head(v, h)
+            gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
+            return attend_groups(parts, call, q, k, v, gates, **given)
+        if 1 < kv_heads < h:
+            # x-transformers' query head a uses key head a mod kv_heads
+            given["order"] = torch.arange(h, device=q.device).view(-1, kv_heads).T.flatten()
+        remembered = None if call.remembered is None else call.remembered[0]
+        return attend(parts[0], call, q, k, v, gates, remembered, **given)
 
-def call_of(places_as: Call | None, attn_bias: Tensor | None) -> Call | None:
-    """What `SchemeAttend` is told, from the two keywords by which x-transformers hands it on."""
-    if places_as is None or attn_bias is None or attn_bias.ndim <= 1:  # see `Forgetting.forward`
-        return places_as
-    return places_as + attn_bias
+    def _turned(
+        self,
+        parts: Sequence[Part],
+        call: LayerCall,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor, list[AttendInputs | None]]:
+        """q, k and v for attention with all logits; for each part, what its module gets there."""
+        h = q.shape[1]
+        if len(parts) > 1:
+            k, v = for_each_query_head(k, h), for_each_query_head(v, h)
+            gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
+        qs, ks, inputs, first = [], [], list[AttendInputs | None](), 0
+        for index, part in enumerate(parts):
+            heads = slice(first, first + part.heads) if len(parts) > 1 else slice(None)
+            first += part.heads
+            gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+            gate_k = None if gate_k is None else gate_k[:, heads]
+            its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
+            qs.append(its_q)
+            ks.append(its_k)
+            left = None if call.remembered is None else call.remembered[index]
+            if part.attend is None or (
+                left is not None and part.attend.terms(left, q.shape[2]) is not None
+            ):
+                inputs.append(None)  # nothing, or a bias that is written out
+            else:
+                gate_k = for_each_query_head(gate_k, part.heads)
+                inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+        return torch.cat(qs, dim=1), torch.cat(ks, dim=1), v, inputs
 
 
-def _gates_from(cope: Any, gate_k: Tensor | None, scale: float) -> AbstractContextManager[None]:
-    return nullcontext() if cope is None else cope.gates_from(gate_k, scale)
+def for_each_query_head(t: Any, h: int) -> Any:
+    """(b hk j d) → (b h j d) in x-transformers' order: query head a uses key head a mod hk."""
+    return t if t is None or t.shape[1] == h else t.repeat(1, h // t.shape[1], 1, 1)
+
+
+def call_of(kwargs: Mapping[str, Any]) -> LayerCall | None:
+    """What `SchemeAttend` was told, from the keywords of its call."""
+    call, bias = kwargs.get(_CALL_AS), kwargs.get("attn_bias")
+    return call if call is None or bias is None else _with_bias(call, bias)
+
+
+def _with_bias(call: LayerCall, bias: Tensor) -> LayerCall:
+    """The call with one more bias, (… i j); (1) is what `Forgetting.forward` says."""
+    if bias.ndim <= 1:
+        return call
+    return replace(call, bias=bias if call.bias is None else call.bias + bias)
 
 
 @contextmanager
@@ -897,17 +1060,18 @@ def logits_kept(layers: nn.Module) -> Iterator[None]:
     For callers that want to see them: (b h n n) memory.
     """
     attends = [module for module in layers.modules() if isinstance(module, SchemeAttend)]
-    before = [(attend.keep_logits, attend.flash) for attend in attends]
-    for attend in attends:
-        attend.keep_logits, attend.flash = True, False
+    before = [(module.keep_logits, module.flash) for module in attends]
+    for module in attends:
+        module.keep_logits, module.flash = True, False
     try:
         yield
     finally:
-        for attend, (kept, flash) in zip(attends, before, strict=True):
-            attend.keep_logits, attend.flash = kept, flash
+        for module, (kept, flash) in zip(attends, before, strict=True):
+            module.keep_logits, module.flash = kept, flash
 
 
 __all__ = [
+    "PLACES_AS",
     "REFUSED",
     "SUPPORTED",
     "UPSTREAM_ONLY",

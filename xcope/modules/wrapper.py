@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,13 +12,19 @@ from torch import Tensor, nn
 
 from xcope.errors import FlagError, did_you_mean
 from xcope.modules import seam
-from xcope.modules.decoder import Decoder, random_numbers_of_its_own
-from xcope.modules.flags import wrapper_flags
-from xcope.modules.packed import documents_of, packed_places
-from xcope.modules.places import check_masks, is_places, tokens_only_cached
+from xcope.modules.decoder import Decoder, abs_pos_default, random_numbers_of_its_own
+from xcope.modules.flags import resolve, wrapper_flags
+from xcope.modules.places import (
+    check_masks,
+    documents_of,
+    is_places,
+    packed_places,
+    tokens_only_cached,
+)
 from xcope.positions import (
     Geometry,
     Plan,
+    Position,
     Scheme,
     Slot,
     combined,
@@ -25,17 +32,21 @@ from xcope.positions import (
     scheme,
     single,
 )
-from xcope.positions.base import AddedToInput, IndexBias, Rotation, fill_constants
-from xcope.positions.cope import CoPE
-from xcope.positions.forgetting import Forgetting
+from xcope.positions.base import (
+    AddedToInput,
+    AttendModule,
+    IndexBias,
+    Rotation,
+    fill_constants,
+)
 
-SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, CoPE, Forgetting)
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
     """A decoder with its token embedding and output layer.
 
-    As x-transformers' wrapper, with one difference: choosing a scheme means that scheme alone.
+    As x-transformers' wrapper, with one difference: choosing a scheme means that scheme only.
     Learned absolute positions stand beside it only when asked for.
 
     Args:
@@ -66,9 +77,17 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         **flags: Any,
     ) -> None:
         _check(num_tokens, max_seq_len, attn_layers, flags)
-        chosen = _input_scheme(attn_layers, use_abs_pos_emb, scaled_sinu_pos_emb, max_seq_len)
-        if chosen is not None and flags.get("l2norm_embed") and "l2norm" in chosen.options():
-            chosen = dataclasses.replace(chosen, **{"l2norm": True})
+        if isinstance(attn_layers, Decoder):
+            plan, default = attn_layers.plan, attn_layers.abs_pos_default
+        else:
+            plan, default = single(), not attn_layers.disable_abs_pos_emb
+        plan, chosen = with_input(
+            plan,
+            default and max_seq_len > 0,
+            use_abs_pos_emb=use_abs_pos_emb,
+            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
+            l2norm_embed=bool(flags.get("l2norm_embed")),
+        )
         dim = flags.get("emb_dim") or attn_layers.dim
         geometry = Geometry(dim, attn_layers.attn_heads, attn_layers.attn_dim_head, max_seq_len)
         upstream = {
@@ -87,9 +106,6 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             with random_numbers_of_its_own():
                 embedding: Any = chosen.build(geometry)
             seam.fill_input(self, embedding)
-        plan: Plan = getattr(attn_layers, "plan", single())
-        if chosen is not None and not plan.of(Slot.INPUT):
-            plan = combined([single(chosen), plan])
         self.plan = plan
         self.schemes = plan.schemes
         self.register_load_state_dict_pre_hook(_explain_positions)
@@ -279,28 +295,62 @@ def _check(num_tokens: int, max_seq_len: int, attn_layers: nn.Module, flags: Any
         )
 
 
-def _input_scheme(
-    layers: Any, use_abs: bool | None, sinusoidal: bool, max_seq_len: int
-) -> Scheme | None:
-    """Which scheme is added to the embedding, from the decoder's choice and the two flags."""
-    schemes: tuple[Scheme, ...] = getattr(layers, "schemes", ())
-    named = next((one for one in schemes if one.slot is Slot.INPUT), None)
-    asked = "sinusoidal" if sinusoidal else "absolute"
-    if use_abs is False and (named is not None or sinusoidal):
+def plan_of(position: Position | None, flags: Mapping[str, Any]) -> Plan:
+    """The plan of the model that these flags describe, without building it.
+
+    Args:
+        position: as for `Decoder`.
+        flags: of `Decoder` and of `TransformerWrapper`; sizes need not be among them.
+
+    Raises:
+        FlagError: flags that contradict each other, as when the model is built.
+    """
+    to_wrapper = wrapper_flags()
+    request = resolve(position, {k: v for k, v in flags.items() if k not in to_wrapper})
+    plan, _ = with_input(
+        request.plan,
+        abs_pos_default(request),
+        use_abs_pos_emb=flags.get("use_abs_pos_emb"),
+        scaled_sinu_pos_emb=flags.get("scaled_sinu_pos_emb", False),
+        l2norm_embed=bool(flags.get("l2norm_embed")),
+    )
+    return plan
+
+
+def with_input(
+    plan: Plan,
+    default: bool,
+    *,
+    use_abs_pos_emb: bool | None,
+    scaled_sinu_pos_emb: bool,
+    l2norm_embed: bool,
+) -> tuple[Plan, Scheme | None]:
+    """A decoder's plan with what the wrapper adds to the embedding, and that scheme.
+
+    Args:
+        default: add learned absolute positions where no flag says whether to.
+
+    Raises:
+        FlagError: flags that contradict each other or the plan.
+    """
+    named = next(iter(plan.of(Slot.INPUT)), None)
+    asked = "sinusoidal" if scaled_sinu_pos_emb else "absolute"
+    if use_abs_pos_emb is False and (named is not None or scaled_sinu_pos_emb):
         other = f"position={named.name!r}" if named is not None else "scaled_sinu_pos_emb=True"
         raise FlagError("use_abs_pos_emb", f"use_abs_pos_emb=False contradicts {other}")
-    if named is not None:
-        if sinusoidal and named.name != asked:
-            raise FlagError(
-                "scaled_sinu_pos_emb",
-                f"two schemes at once: scaled_sinu_pos_emb=True and position={named.name!r}",
-            )
-        return named
-    if use_abs is None:
-        ours = isinstance(layers, Decoder)
-        default = layers.abs_pos_default if ours else not layers.disable_abs_pos_emb
-        use_abs = sinusoidal or (default and max_seq_len > 0)
-    return scheme(asked) if use_abs else None
+    if named is not None and scaled_sinu_pos_emb and named.name != asked:
+        raise FlagError(
+            "scaled_sinu_pos_emb",
+            f"two schemes at once: scaled_sinu_pos_emb=True and position={named.name!r}",
+        )
+    if use_abs_pos_emb is None:
+        use_abs_pos_emb = scaled_sinu_pos_emb or default
+    if named is None and not use_abs_pos_emb:
+        return plan, None
+    chosen = named or scheme(asked)
+    if l2norm_embed and "l2norm" in chosen.options():
+        chosen = dataclasses.replace(chosen, **{"l2norm": True})
+    return plan if named else combined([single(chosen), plan]), chosen
 
 
 def _explain_positions(

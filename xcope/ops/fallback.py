@@ -1,4 +1,4 @@
-"""Where Triton's kernels cannot take a call: why, said once."""
+"""Why Triton's kernels do not run, where they do not; logged once for each reason."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def warn(what: str, reason: str) -> None:
     _warn(what, reason)
 
 
-# said while compiling, it cuts no graph in two
+# logged while compiling, it cuts no graph in two
 torch.compiler.assume_constant_result(warn)  # type: ignore[no-untyped-call]

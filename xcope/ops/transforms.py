@@ -19,7 +19,7 @@ Definition = Callable[..., Tensor]
 def by_definition(*tensors: Tensor | None) -> bool:
     """Whether a transform of `torch.func` or forward mode is at work: fused operators know neither.
 
-    Compiled graphs know of `torch.func` alone.
+    Compiled graphs know of `torch.func` only.
     """
     if torch._C._are_functorch_transforms_active():
         return True
@@ -32,7 +32,7 @@ def by_definition(*tensors: Tensor | None) -> bool:
 def gradients(
     definition: Definition, dout: Tensor, tensors: Sequence[Tensor | None], wanted: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """Those of the wanted tensors, by the definition, differentiable in their turn."""
+    """Gradients of the wanted tensors, by the definition; they can be differentiated again."""
 
     def forward(*some: Tensor) -> Tensor:
         whole = list(tensors)

@@ -1,8 +1,9 @@
 """Positional schemes, one file each, the registry that lists them, and plans made of them."""
 
-from xcope.discovery import discover
 from xcope.positions.base import (
     AddedToInput,
+    AttendInputs,
+    AttendModule,
     Geometry,
     IndexBias,
     IndexedScheme,
@@ -14,11 +15,14 @@ from xcope.positions.base import (
 )
 from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.registry import discover
 
 discover(__name__, __path__)
 
 __all__ = [
     "AddedToInput",
+    "AttendInputs",
+    "AttendModule",
     "Geometry",
     "IndexBias",
     "IndexedScheme",

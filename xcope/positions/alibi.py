@@ -53,11 +53,9 @@ class AlibiBias(IndexBias):
 
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Separable:
         """See `IndexBias`: −m |i − j| = (−m i) − (−m j) where j ≤ i."""
-        row, key = (
-            -self.slopes[:, None] * real(pos, like=self.slopes)[..., None, :]
-            for pos in (q_pos, k_pos)
-        )
-        return Separable(row, key)
+        slopes = -self.slopes[:, None]
+        q_pos, k_pos = q_pos.to(slopes.dtype), k_pos.to(slopes.dtype)
+        return Separable(slopes * q_pos[..., None, :], slopes * k_pos[..., None, :])
 
 
 @register

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.ops.biased.terms import Terms
-from xcope.options import is_a
+from xcope.ops.definition import attention_by_definition
+from xcope.registry import Named, hints, is_a
 
 
 class Slot(enum.Enum):
@@ -28,7 +30,7 @@ class Slot(enum.Enum):
     BIAS = "bias"
     """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
-    """the attention operation itself"""
+    """the attention operation itself (`AttendModule`)"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme(ABC):
+class Scheme(Named, ABC):
     """One positional scheme with its options (the dataclass fields).
 
     A subclass is a frozen dataclass in a file of its own under ``xcope/positions/``, decorated
@@ -55,7 +57,6 @@ class Scheme(ABC):
     ``position: {name: cope, max_pos: 64}`` in YAML.
     """
 
-    name: ClassVar[str]
     title: ClassVar[str]
     """its name for people"""
     slot: ClassVar[Slot | None]
@@ -85,17 +86,16 @@ class Scheme(ABC):
         Raises:
             FlagError: names the flag and the type.
         """
-        hints = typing.get_type_hints(type(self))
         for option in self.options():
             value = getattr(self, option)
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, option, value)
-            if not is_a(value, hints[option]):
-                flag = f"{self.name}_{option}"
-                wanted = getattr(hints[option], "__name__", None) or str(hints[option])
-                if typing.get_origin(hints[option]) is not None:
-                    wanted = str(hints[option])
+            hint = hints(type(self))[option]
+            if not is_a(value, hint):
+                flag = self.flag(option)
+                plain = typing.get_origin(hint) is None
+                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
                 raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
 
     @classmethod
@@ -118,9 +118,9 @@ class Scheme(ABC):
         """
 
     @classmethod
-    def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """Option name → dataclass field (type, default)."""
-        return {field.name: field for field in dataclasses.fields(cls)}
+    def flag(cls, option: str) -> str:
+        """``cope_max_pos``: the keyword flag of an option."""
+        return f"{cls.name}_{option}"
 
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
@@ -135,12 +135,6 @@ class Scheme(ABC):
         given = ", ".join(f"{name}={value}" for name, value in self.given().items())
         return f"{self.name}({given})" if given else self.name
 
-    def require(self, ok: bool, option: str, allowed: str) -> None:
-        """Raise an error that names the flag unless ``ok``."""
-        if not ok:
-            flag = f"{self.name}_{option}"
-            raise FlagError(flag, f"{flag}={getattr(self, option)!r} is not allowed: {allowed}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedScheme(Scheme):
@@ -151,7 +145,7 @@ class IndexedScheme(Scheme):
 
     Args:
         random_max: in training, n tokens stand at n places drawn without repetition from
-            0 … random_max − 1, in order, anew for each batch; in evaluation at 0 … n − 1. None:
+            0 … random_max − 1, in order, again for each batch; in evaluation at 0 … n − 1. None:
             always at 0 … n − 1.
     """
 
@@ -164,7 +158,7 @@ class IndexedScheme(Scheme):
 
 
 class WithConstants(nn.Module):
-    """A module with buffers that follow from its options alone: frequencies, slopes.
+    """A module with buffers that follow from its options only: frequencies, slopes.
 
     They are float32, or float64 after ``.double()``, whatever else happens: the default dtype has
     no say; ``.bfloat16()`` and a checkpoint in a narrower dtype leave them as they are, for with a
@@ -305,18 +299,155 @@ class IndexBias(WithConstants, ABC):
             k_pos: int64 places of the keys, (j) or (b j).
 
         Returns:
-            (h i j) or (b h i j); also where a key stands behind its query.
+            (h i j) or (b h i j); also where a key stands after its query.
         """
 
     @abstractmethod
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Terms:
-        """The same wherever no key stands behind its query, as vectors for tiled attention.
+        """The same wherever no key stands after its query, as vectors for tiled attention.
 
         Args:
             q_pos: as for `dense`.
             k_pos: as for `dense`.
             span: no key that is seen stands this many places before its query.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendInputs:
+    """What attention of a group of heads gets beside q, k and v.
+
+    Args:
+        scale: of the logits q·k.
+        mask: bool, True where a key may be attended; broadcasts to (b h i j).
+        causal: query i sees keys up to its own place; queries are the last of the keys.
+        bias: of the logits, from a scheme of the bias slot at the same heads.
+        cu_seqlens: int (m + 1), where each of m documents begins that are packed in one row.
+        gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
+        remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
+        heads: int64 (h), which head of the group each head of q is; None: they are in order.
+    """
+
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = True
+    bias: Terms | None = None
+    cu_seqlens: Tensor | None = None
+    gate_k: Tensor | None = None
+    remembered: Tensor | None = None
+    heads: Tensor | None = None
+
+    def of_keys(self, j: int) -> AttendInputs:
+        """With zeros in ``gate_k`` and ``remembered`` for keys that stand before theirs."""
+
+        def filled(t: Tensor | None, after: int) -> Tensor | None:
+            return None if t is None else F.pad(t, (0, 0) * after + (j - t.shape[2], 0))
+
+        gate_k, remembered = self.gate_k, self.remembered
+        after = 0 if remembered is None else remembered.ndim - 3
+        return dataclasses.replace(
+            self, gate_k=filled(gate_k, 1), remembered=filled(remembered, after)
+        )
+
+
+class AttendModule(nn.Module, ABC):
+    """A module of the attend slot: the attention operation of a group of a layer's heads.
+
+    Its definition is `forward`, what is added to the logits before the softmax. That is enough:
+    `attend` follows from it in (b h i j) memory, and so do cache, padding, packed documents,
+    groups of heads and layers, traces and pictures. A scheme overrides `attend` where it knows a
+    faster way, or gives `terms` where what it adds follows from `remember` only.
+    """
+
+    upstream_name: str = "attend.cope"
+    """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
+    gate_keys: str | None = None
+    """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
+    ``"values"``; None: there is none."""
+    gate_flag: str = "position"
+    """The keyword flag that asks for ``gate_keys``, for errors."""
+    remembers: bool = False
+    """Whether `remember` gives something that is cached beside each token's key and value."""
+
+    def remember(self, x: Tensor) -> Tensor:
+        """What later queries need of each token beside its key and value; 0 means nothing.
+
+        Args:
+            x: (b n dim), what the layer's attention reads.
+
+        Returns:
+            (b h n) or (b h n c).
+        """
+        raise NotImplementedError
+
+    def terms(self, remembered: Tensor, i: int) -> Terms | None:
+        """All that is added, for the last ``i`` of j queries, if it follows from ``remembered``.
+
+        Args:
+            remembered: (b h j) or (b h j c), of all keys.
+            i: number of queries.
+        """
+        return None
+
+    @abstractmethod
+    def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
+        """The definition: what is added to the logits, (b h i j).
+
+        Args:
+            q: queries as they meet the keys, unscaled, (b h i d), all heads in order.
+            logits: (b h i j), with the bias of other schemes; without meaning where not seen.
+            seen: bool (b h i j), whether the query sees the key.
+            inputs: here ``gate_k`` is (b h j d), and ``remembered`` has zeros for keys of no token.
+        """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
+        """Attention of the group's heads; here by the definition, in (b h i j) memory.
+
+        Args:
+            q: (b h i d).
+            k: (b hk j d); query head ``a`` uses key head ``a // (h / hk)``.
+            v: (b hk j dv).
+            inputs: the rest.
+
+        Returns:
+            (b h i dv), dtype of ``q``, heads in the order of ``q``.
+        """
+        h, j = q.shape[1], k.shape[2]
+        # parameters of heads are in the group's order
+        order = torch.arange(h, device=q.device) if inputs.heads is None else inputs.heads
+        place = order.argsort()
+        key_heads = torch.arange(h, device=q.device)[place] // (h // k.shape[1])
+        mask, bias = inputs.mask, inputs.bias
+        if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
+            mask = mask[:, place]
+        gate_k = inputs.gate_k if inputs.gate_k is None else inputs.gate_k[:, key_heads]
+        inputs = dataclasses.replace(inputs, gate_k=gate_k).of_keys(j)
+
+        def added(q: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
+            out: Tensor = self(q, logits, seen.expand_as(logits), inputs)
+            return out
+
+        out = attention_by_definition(
+            q[:, place],
+            k[:, key_heads],
+            v[:, key_heads],
+            None if bias is None else bias.of_heads(place),
+            scale=inputs.scale,
+            mask=mask,
+            causal=inputs.causal,
+            cu_seqlens=inputs.cu_seqlens,
+            added=added,
+        )
+        return out[:, order]
+
+    def trace(
+        self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs
+    ) -> dict[str, Tensor]:
+        """Name → (b h i j), what `forward` computes on its way and people want to see.
+
+        CoPE's ``gates`` and ``positions``, say. Arguments as of `forward`.
+        """
+        return {}
 
 
 class AddedToInput(WithConstants, ABC):
@@ -372,8 +503,8 @@ def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
 def draw_places_of_documents(cu_seqlens: Tensor, random_max: int) -> Tensor:
     """`draw_places` for the longest of several documents in one row; int64 (random_max).
 
-    Where in a document tokens stand is the index: behind the longest document it means nothing.
-    Does not wait for the device, so it looks for what is wrong on CPUs alone.
+    Where in a document tokens stand is the index: after the longest document it means nothing.
+    Does not wait for the device, so it looks for what is wrong on CPUs only.
 
     Raises:
         FlagError: as there.

@@ -21,23 +21,19 @@ The table e starts at zero, so that a fresh layer is attention without positions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError, listing
-from xcope.ops.biased.terms import Terms
-from xcope.ops.cope import BACKENDS, cope_attention, position_bias
-from xcope.positions.base import Geometry, Scheme, Slot
+from xcope.ops.cope import BACKENDS, cope_attention, position_bias, positions
+from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
 
 
-class CoPE(nn.Module):
+class CoPE(AttendModule):
     """The table of one layer, and attention with it; x-transformers' parameter names.
 
     Args:
@@ -48,7 +44,7 @@ class CoPE(nn.Module):
         talking_heads: mix the gates' logits across heads by a learned (h h) matrix.
         soft_onehot_temp: the temperature above.
         per_head: a table for each head, (heads max_pos dim), instead of one for all.
-        sep_keys: the gates come from keys of their own; whoever calls `attend` brings them.
+        sep_keys: the gates come from keys of their own (``AttendInputs.gate_k``).
         val_gates: the gates come from the values.
         init_std: the standard deviation with which the table begins.
         backend: of `xcope.ops.cope.cope_attention`.
@@ -81,7 +77,9 @@ class CoPE(nn.Module):
         self.pos_emb = nn.Parameter(torch.zeros(table))
         if init_std > 0:
             nn.init.normal_(self.pos_emb, std=init_std)
-        self._given_gates: tuple[Tensor, float] | None = None
+        if sep_keys or val_gates:
+            self.gate_keys = "own" if sep_keys else "values"
+            self.gate_flag = "cope_sep_keys" if sep_keys else "cope_val_gates"
         self.talking_heads = nn.Conv2d(heads, heads, 1, bias=False) if talking_heads else None
         if soft_onehot:
             # not read here, but x-transformers' checkpoints hold it
@@ -92,101 +90,88 @@ class CoPE(nn.Module):
         """(h h) or None."""
         return None if self.talking_heads is None else self.talking_heads.weight[:, :, 0, 0]
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        mask: Tensor | None = None,
-        causal: bool = True,
-        gate_k: Tensor | None = None,
-        bias: Terms | None = None,
-        head_order: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-    ) -> Tensor:
-        """Attention with this layer's table; shapes and errors as `cope_attention`.
-
-        Args:
-            gate_k: what the gates are made from, with ``sep_keys`` or ``val_gates``.
-            bias: added to the logits before the gates are made.
-            head_order: (h) int64; head ``a`` of ``q`` is this layer's head ``head_order[a]``.
-        """
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
+        """See `AttendModule`; O(n) memory."""
         pos_emb: Tensor = self.pos_emb
-        head_mix = self.head_mix
-        if head_order is not None:
-            pos_emb = pos_emb[head_order] if pos_emb.ndim == 3 else pos_emb
-            head_mix = None if head_mix is None else head_mix[head_order][:, head_order]
+        head_mix = None if self.talking_heads is None else self.head_mix
+        if inputs.heads is not None:
+            pos_emb = pos_emb[inputs.heads] if pos_emb.ndim == 3 else pos_emb
+            head_mix = None if head_mix is None else head_mix[inputs.heads][:, inputs.heads]
         return cope_attention(
             q,
             k,
             v,
             pos_emb,
-            scale=scale,
-            mask=mask,
-            causal=causal,
+            scale=inputs.scale,
+            mask=inputs.mask,
+            causal=inputs.causal,
             soft_onehot=self.soft_onehot,
             soft_onehot_temp=self.soft_onehot_temp,
-            gate_k=gate_k,
+            gate_k=inputs.gate_k,
             head_mix=head_mix,
-            bias=bias,
-            cu_seqlens=cu_seqlens,
+            bias=inputs.bias,
+            cu_seqlens=inputs.cu_seqlens,
             backend=self.backend,
         )
 
-    @contextmanager
-    def gates_from(self, gate_k: Tensor | None, scale: float) -> Iterator[None]:
-        """Within, `forward` makes its gates from ``scale`` · q·gate_k; gate_k is (b h j d)."""
-        self._given_gates = None if gate_k is None else (gate_k, scale)
-        try:
-            yield
-        finally:
-            self._given_gates = None
-
-    def forward(self, query: Tensor, attn_logits: Tensor) -> Tensor:
-        """The bias alone (b h i j), for attention that materialises its logits.
+    def forward(
+        self,
+        q: Tensor,
+        logits: Tensor,
+        seen: Tensor | None = None,
+        inputs: AttendInputs | None = None,
+    ) -> Tensor:
+        """See `AttendModule`; with two arguments as x-transformers calls its own CoPE.
 
         Args:
-            query: unscaled, (b h i d).
-            attn_logits: (b h i j), masked keys at the dtype's lowest value, as x-transformers
-                hands them to its own CoPE.
+            q: unscaled, (b h i d).
+            logits: (b h i j).
+            seen: bool (b h i j); None: keys whose logit is not the dtype's lowest value.
+            inputs: for ``gate_k`` and ``scale``; None: the gates come from the logits.
         """
-        gate_logits, seen = self.gate_logits(query, attn_logits)
+        gate_logits, seen = self.gate_logits(q, logits, seen, inputs)
         # counts are sums of many gates
         wide = torch.promote_types(gate_logits.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(q.device.type, enabled=False):
             bias = position_bias(
-                query,
+                q,
                 gate_logits.to(wide),
                 self.pos_emb,
                 seen,
                 soft_onehot=self.soft_onehot,
                 soft_onehot_temp=self.soft_onehot_temp,
             )
-        return bias.to(attn_logits.dtype)
+        return bias.to(logits.dtype)
 
-    def gate_logits(self, query: Tensor, attn_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """What the gates are the sigmoids of, and which keys are seen at all.
-
-        Args:
-            query: as for `forward`.
-            attn_logits: as for `forward`.
+    def gate_logits(
+        self,
+        q: Tensor,
+        logits: Tensor,
+        seen: Tensor | None = None,
+        inputs: AttendInputs | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the gates are the sigmoids of, and which keys are seen; arguments as of `forward`.
 
         Returns:
             (b h i j) logits, without meaning where a key is not seen; (b h i j) bool.
         """
-        seen = ~(attn_logits <= torch.finfo(attn_logits.dtype).min / 2)  # NaN is no mask
-        gate_logits = attn_logits
-        if self._given_gates is not None:
-            gate_k, scale = self._given_gates
-            # x-transformers may have put a key of zeros before the others
-            added = attn_logits.shape[-1] - gate_k.shape[-2]
-            gate_logits = scale * (query @ F.pad(gate_k, (0, 0, added, 0)).to(query.dtype).mT)
+        if seen is None:
+            seen = ~(logits <= torch.finfo(logits.dtype).min / 2)  # NaN is no mask
+        gate_logits = logits
+        if inputs is not None and inputs.gate_k is not None:
+            gate_logits = inputs.scale * (q @ inputs.gate_k.to(q.dtype).mT)
         if self.head_mix is not None:
             unmasked = gate_logits.masked_fill(~seen, 0.0)
             gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix.to(unmasked.dtype), unmasked)
         return gate_logits, seen
+
+    def trace(
+        self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs
+    ) -> dict[str, Tensor]:
+        """``gates`` g_ij, 0 where a key is not seen, and ``positions`` p_ij."""
+        gate_logits, seen = self.gate_logits(q, logits, seen, inputs)
+        gates = gate_logits.sigmoid().masked_fill(~seen, 0.0)
+        return {"gates": gates, "positions": positions(gates, self.max_pos)}
 
 
 @register
@@ -230,7 +215,7 @@ class ContextualPosition(Scheme):
     init_std: float = 0.0
     backend: str = "auto"
 
-    def alone(self) -> ContextualPosition:
+    def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""
         options = ContextualPosition.options()
         return ContextualPosition(**{name: getattr(self, name) for name in options})

@@ -45,7 +45,7 @@ class CoPEWithAbsolute(ContextualPosition):
 
     def parts(self) -> tuple[Scheme, ...]:
         """CoPE and learned absolute positions."""
-        return (self.alone(), Absolute(l2norm=self.absolute_l2norm))
+        return (self.itself(), Absolute(l2norm=self.absolute_l2norm))
 
     def build(self, geometry: Geometry) -> None:
         """Nothing of its own: its parts are built."""

@@ -44,7 +44,7 @@ class CoPEWithAlibi(ContextualPosition):
 
     def parts(self) -> tuple[Scheme, ...]:
         """CoPE and ALiBi."""
-        return (self.alone(), Alibi(num_heads=self.alibi_num_heads))
+        return (self.itself(), Alibi(num_heads=self.alibi_num_heads))
 
     def build(self, geometry: Geometry) -> None:
         """Nothing of its own: its parts are built."""

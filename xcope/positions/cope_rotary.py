@@ -44,7 +44,7 @@ class CoPEWithRotary(ContextualPosition):
 
     def parts(self) -> tuple[Scheme, ...]:
         """CoPE and rotary."""
-        return (self.alone(), Rotary(dim=self.rotary_dim))
+        return (self.itself(), Rotary(dim=self.rotary_dim))
 
     def build(self, geometry: Geometry) -> None:
         """Nothing of its own: its parts are built."""

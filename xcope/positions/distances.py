@@ -13,7 +13,7 @@ from xcope.positions.base import IndexBias
 
 
 def distances(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-    """q_pos_i − k_pos_j, int64 (i j) or (b i j); below 0 where a key stands behind its query."""
+    """q_pos_i − k_pos_j, int64 (i j) or (b i j); below 0 where a key stands after its query."""
     return q_pos[..., :, None] - k_pos[..., None, :]
 
 
@@ -52,7 +52,7 @@ class DistanceBias(IndexBias):
         """The formula.
 
         Args:
-            distance: int64 i − j, any shape; below 0 where a key stands behind its query.
+            distance: int64 i − j, any shape; below 0 where a key stands after its query.
 
         Returns:
             (… h).

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcope.ops.biased import dense
 from xcope.ops.biased.terms import Separable
-from xcope.positions.base import Geometry, Scheme, Slot
+from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
 
 
-class Forgetting(nn.Module):
+class Forgetting(AttendModule):
     """The forget gates of one layer; x-transformers' parameter names.
 
     Args:
@@ -33,6 +34,9 @@ class Forgetting(nn.Module):
         bias_init: where b begins.
         post_log_scale: multiplies every log f.
     """
+
+    upstream_name = "data_dependent_alibi"
+    remembers = True
 
     def __init__(
         self, dim: int, heads: int, bias_init: float = 5.0, post_log_scale: float = 1.0
@@ -43,12 +47,8 @@ class Forgetting(nn.Module):
         nn.init.constant_(linear.bias, bias_init)
         self.to_forget_gates = nn.Sequential(linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """A bias of 0, (1): x-transformers asks for one here, but it is added in `terms`."""
-        return x.new_zeros(1)
-
-    def log_gates(self, x: Tensor) -> Tensor:
-        """log f of each token: what a cache keeps of it.
+    def remember(self, x: Tensor) -> Tensor:
+        """log f of each token.
 
         Args:
             x: (b n dim).
@@ -60,7 +60,7 @@ class Forgetting(nn.Module):
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         return F.logsigmoid(gates).mT * self.post_log_scale
 
-    def terms(self, log_gates: Tensor, i: int) -> Separable:
+    def terms(self, remembered: Tensor, i: int) -> Separable:
         """The bias of the last ``i`` tokens' queries, as vectors for tiled attention.
 
         Sums are made in float64 (where the device has it) and then told from their mean over the
@@ -68,20 +68,34 @@ class Forgetting(nn.Module):
         lose; this way they are there near the middle query, or at the only one.
 
         Args:
-            log_gates: of all keys, (b h j).
+            remembered: log f of all keys, (b h j).
             i: number of queries.
         """
-        exact = log_gates.dtype if log_gates.device.type == "mps" else torch.float64
-        c = log_gates.cumsum(-1, dtype=exact)
+        exact = remembered.dtype if remembered.device.type == "mps" else torch.float64
+        c = remembered.cumsum(-1, dtype=exact)
         # not an entry: its index would tell exported programs something about the length
         middle = c[..., -i:].mean(-1, keepdim=True).detach()  # cancels out, also from the gradient
-        c = (c - middle).to(log_gates.dtype)
+        c = (c - middle).to(remembered.dtype)
         return Separable(c[..., -i:], c)
 
-    def dense(self, log_gates: Tensor, i: int) -> Tensor:
-        """The same written out, (b h i j); also where a key stands behind its query."""
-        c = self.terms(log_gates, i)
-        return c.row[..., :, None] - c.key[..., None, :]
+    def dense(self, remembered: Tensor, i: int) -> Tensor:
+        """The same written out, (b h i j); also where a key stands after its query."""
+        return dense(self.terms(remembered, i))
+
+    def forward(
+        self,
+        q: Tensor,
+        logits: Tensor | None = None,
+        seen: Tensor | None = None,
+        inputs: AttendInputs | None = None,
+    ) -> Tensor:
+        """See `AttendModule`; with one argument, 0.
+
+        So x-transformers calls what has this name, for a bias that is added elsewhere.
+        """
+        if inputs is None or inputs.remembered is None:
+            return q.new_zeros(1)
+        return self.dense(inputs.remembered, q.shape[2])
 
 
 @register

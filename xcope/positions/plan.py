@@ -22,7 +22,7 @@ from xcope.positions.base import Scheme, Slot
 from xcope.positions.registry import scheme, schemes
 
 Position: TypeAlias = str | Mapping[str, Any] | Scheme | Sequence[Any]
-"""See above."""
+"""What ``position`` may be."""
 
 Group: TypeAlias = tuple[Scheme, ...]
 """The schemes that a group of heads has, combinations replaced by their parts."""

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from xcope.ops.polar import polar
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.base import Geometry, IndexedScheme, Rotation, Slot
 from xcope.positions.registry import register
-from xcope.positions.rotary import WithFrequencies
 
 
 def polar_frequencies(dim: int, base: float) -> Tensor:
@@ -34,7 +33,7 @@ def polar_frequencies(dim: int, base: float) -> Tensor:
     return 1.0 / base ** (torch.arange(dim, device="cpu").float() / dim)
 
 
-class PolarEmbedding(WithFrequencies):
+class PolarEmbedding(Rotation):
     """PoPE of every layer; x-transformers' parameter names. It doubles the width of q and k.
 
     Args:
@@ -46,6 +45,8 @@ class PolarEmbedding(WithFrequencies):
 
     widens = True
     upstream_name = "polar_pos_emb"
+
+    inv_freq: Tensor
 
     def __init__(
         self, dim: int, heads: int, bias_uniform_init: bool = False, base: float = 10000.0
@@ -69,11 +70,11 @@ class PolarEmbedding(WithFrequencies):
         """See `Rotation`; q (b h i 2d) and k (b hk j 2d)."""
         delta = self.learned_bias[:, 0].to(self.inv_freq.dtype).clamp(-2 * math.pi, 0)
         delta = delta if heads is None else delta[heads]
-        k_angles = self.angles(k_pos, self.inv_freq)
+        k_angles = k_pos[..., None].to(delta.dtype) * self.inv_freq
         k_turn = k_angles.cos(), k_angles.sin()
         q_turn = k_turn
         if q_pos is not k_pos:
-            q_angles = self.angles(q_pos, self.inv_freq)
+            q_angles = q_pos[..., None].to(delta.dtype) * self.inv_freq
             q_turn = q_angles.cos(), q_angles.sin()
         return polar(q, *q_turn, phase=delta), polar(k, *k_turn)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from xcope.errors import FlagError, did_you_mean, listing
 from xcope.positions.base import Scheme
+from xcope.registry import add, make
 
 S = TypeVar("S", bound=type[Scheme])
 _SCHEMES: dict[str, type[Scheme]] = {}
@@ -14,9 +14,7 @@ _SCHEMES: dict[str, type[Scheme]] = {}
 
 def register(scheme: S) -> S:
     """Class decorator: list the scheme under its name."""
-    if scheme.name in _SCHEMES:
-        raise ValueError(f"two schemes are called {scheme.name!r}")
-    _SCHEMES[scheme.name] = scheme
+    add(_SCHEMES, scheme, "scheme")
     return scheme
 
 
@@ -69,18 +67,4 @@ def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
         FlagError: an unknown name (flag ``position``) or option (flag ``<name>_<option>``), with
             the nearest valid one; an option whose value is not allowed.
     """
-    if name not in _SCHEMES:
-        raise FlagError(
-            "position",
-            f"position={name!r} is not a scheme: choose among {listing(schemes())}"
-            f"{did_you_mean(name, _SCHEMES)}",
-        )
-    kind = _SCHEMES[name]
-    for option in options or {}:
-        if option not in kind.options():
-            raise FlagError(
-                f"{name}_{option}",
-                f"position {name!r} has no option {option!r}: it takes "
-                f"{listing(kind.options())}{did_you_mean(option, kind.options())}",
-            )
-    return kind(**(options or {}))
+    return make(_SCHEMES, name, options, flag="position", noun="scheme")

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE): queries and keys are rotated by their place.
 
 Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, arXiv 2104.09864.
-Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance alone:
+Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance only:
 
     (q_2m, q_2m+1) ← R(i ω_m) (q_2m, q_2m+1),  ω_m = base^(−2m/dim)
 
@@ -37,17 +37,7 @@ def rescaled_base(base: float, factor: float, dim: int) -> float:
     return base if factor == 1 else float(base * factor ** (dim / (dim - 2)))
 
 
-class WithFrequencies(Rotation):
-    """A rotation by angles place · frequency."""
-
-    inv_freq: Tensor
-
-    def angles(self, pos: Tensor, inv_freq: Tensor) -> Tensor:
-        """(n) or (b n) places times (m) frequencies: (n m) or (b n m)."""
-        return pos[..., None].to(inv_freq.dtype) * inv_freq
-
-
-class RotaryAngles(WithFrequencies):
+class RotaryAngles(Rotation):
     """Rotary position embedding of every layer; x-transformers' buffer name.
 
     Args:
@@ -60,6 +50,7 @@ class RotaryAngles(WithFrequencies):
         amplitude: multiplies the turned channels of q and of k.
     """
 
+    inv_freq: Tensor
     freq_scale: Tensor | None
 
     def __init__(
@@ -89,7 +80,7 @@ class RotaryAngles(WithFrequencies):
 
     def turns(self, pos: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the angles at places (n) or (b n): (n m) or (b n m)."""
-        angles = self.angles(pos, inv_freq)
+        angles = pos[..., None].to(inv_freq.dtype) * inv_freq
         if self.interpolation_factor != 1:
             angles = angles / self.interpolation_factor
         cos, sin = angles.cos(), angles.sin()

@@ -8,7 +8,7 @@ Shippole, *YaRN*, arXiv 2309.00071. With places 0 … L − 1 in the text:
 
 Up to the trained length s is 1. The paper's growth is that of ``factor`` 1, s = L / trained_len;
 Hugging Face's models have other factors, too. Beyond the trained length every new token turns all
-earlier ones anew, so that keys that were turned earlier are of no use.
+earlier ones again, so that keys that were turned earlier are of no use.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from xcope.positions.registry import register
 from xcope.positions.rotary import Rotary, RotaryAngles
 
 GAMMA = 0.4
-# Powers of ζ lie within e^−40 … e^40: the product of two, at a key behind its query, is finite in
+# Powers of ζ lie within e^−40 … e^40: the product of two, at a key after its query, is finite in
 # float32 until it is masked. q's and k's own numbers may grow to e^4 before they leave float16.
 LARGEST, HEADROOM = 40.0, 4.0
 

@@ -1,6 +1,6 @@
 """Tasks to train and compare on, one file each, and the registry that lists them."""
 
-from xcope.discovery import discover
+from xcope.registry import discover
 from xcope.tasks.base import IGNORE, Batch, Task
 from xcope.tasks.registry import register, task, tasks
 

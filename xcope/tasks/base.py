@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
-from xcope.options import is_a
+from xcope.registry import Named, hints, is_a
 
 IGNORE = -100
 """Target of tokens that are not scored (cross entropy's ``ignore_index``)."""
@@ -33,12 +31,6 @@ _KINDS: Mapping[type, str] = {
 }
 
 
-@functools.cache
-def _hints(task: type) -> Mapping[str, Any]:
-    """Option → its type."""
-    return typing.get_type_hints(task)
-
-
 @dataclass(frozen=True)
 class Batch:
     """Inputs and what should follow them.
@@ -54,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ABC):
+class Task(Named, ABC):
     """One task with its options (the dataclass fields). A subclass is one file.
 
     It is decorated with `xcope.tasks.register`. Options are checked in ``__post_init__``, here
@@ -64,19 +56,17 @@ class Task(ABC):
         FlagError: an option whose type or value is not allowed; its flag is the option's name.
     """
 
-    name: ClassVar[str]
     paper: ClassVar[str]
     metric: ClassVar[str]
-    """The headline: "error" (share of wrong scored tokens), "sequence_error" (share of sequences
-    with a wrong one) or "bits_per_byte"; all are measured."""
+    """The headline metric, by its name in `xcope.training.metrics`."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
         for option in self.options():
-            kinds = typing.get_args(hints[option]) or (hints[option],)
+            hint = hints(type(self))[option]
+            kinds = typing.get_args(hint) or (hint,)
             needed = " or ".join(_KINDS[kind] for kind in kinds) + " is needed"
             value = getattr(self, option)
-            self.require(is_a(value, hints[option]), option, needed)
+            self.require(is_a(value, hint), option, needed)
             # vocabularies and sequences of that many are lists
             small = not isinstance(value, int) or abs(value) <= LARGEST
             self.require(small, option, f"at most {LARGEST:,}")
@@ -110,8 +100,8 @@ class Task(ABC):
 
     @property
     def length_splits(self) -> tuple[str, ...]:
-        """Those of `splits` that differ from the first in length alone, it included, shortest
-        first: the points of a curve over length."""
+        """The first of `splits` and those that differ from it only in length, shortest first: the
+        points of a curve over length."""
         return self.splits[:1]
 
     @abstractmethod
@@ -122,7 +112,7 @@ class Task(ABC):
     def sample(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch; all randomness comes from ``generator`` (on the CPU)."""
 
-    def check_data(self) -> None:  # noqa: B027 (most tasks make their sequences up)
+    def check_data(self) -> None:
         """Read what the sequences are drawn from, and refuse too little of it.
 
         A task can be made, and its tokens encoded and decoded, where its data are not at hand.
@@ -151,17 +141,6 @@ class Task(ABC):
     @abstractmethod
     def decode(self, tokens: list[int]) -> str:
         """Tokens as a person reads them; ``encode`` takes it back."""
-
-    @classmethod
-    def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """Option name → dataclass field (type, default)."""
-        return {field.name: field for field in dataclasses.fields(cls)}
-
-    def require(self, ok: bool, option: str, allowed: str) -> None:
-        """Raise an error that names the option unless ``ok``."""
-        if not ok:
-            value = getattr(self, option)
-            raise FlagError(option, f"{option}={value!r} is not allowed: {allowed}")
 
     def for_split(self, split: str, values: Mapping[str, T]) -> T:
         """What ``values`` has for ``split``.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from xcope.errors import FlagError, listing
-from xcope.reading import UnknownPathError, expanded
+from xcope.files import UnknownPathError, expanded
 from xcope.tasks.base import Task
 
 SEPARATOR = b"\0"
@@ -136,8 +136,8 @@ def _find(root: Path, glob: str, left_out: frozenset[str]) -> list[str]:
 
 
 def _split(files: Sequence[str], held_out: float) -> tuple[Sequence[str], Sequence[str]]:
-    """Files for training, and those held out; a file's side depends on its own path and the share
-    alone."""
+    """Files for training, and those held out; a file's side depends only on its path and the
+    share."""
     sides: dict[str, list[str]] = {TRAIN: [], HELD_OUT: []}
     for file in files:
         digest = hashlib.sha256(os.fsencode(file)).digest()

@@ -3,15 +3,15 @@
 Kazemnejad et al., *The Impact of Positional Encoding on Length Generalization in Transformers*,
 arXiv 2305.19466.
 
-A string of fair bits, a query and the answer: ``1 0 1 1 ? odd``. Asked so, small models with each
-of four schemes that we tried learned training's lengths and guessed beyond them, which tells
-nothing apart. So ``scratchpad``, the default, has the parity after each bit: ``1 odd 0 odd 1 even
-1 odd``. Each answer follows from the one before and one bit, if the model finds these two at any
-length.
+A string of fair bits, a query and the answer: ``1 0 1 1 ? odd``. Asked in this way, small models
+with each of the four schemes that we tried learned the lengths of training and guessed beyond them,
+so the schemes cannot be told apart. So ``scratchpad``, the default, has the parity after each bit:
+``1 odd 0 odd 1 even 1 odd``. Each answer follows from the one before and one bit, if the model
+finds these two at any length.
 
 From the authors' generator (McGill-NLP/length-generalization): training strings have every length
 up to ``length`` equally often. Ours: from 1 bit on (theirs from 3), tests 2, 4 and 8 times as long
-(theirs up to twice), tokens instead of English sentences, and a scratchpad of answers alone (theirs
+(theirs up to twice), tokens instead of English sentences, and a scratchpad of answers only (theirs
 spells out each step after the string).
 """
 

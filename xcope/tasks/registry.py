@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from xcope.errors import FlagError, did_you_mean, listing
+from xcope.registry import add, make
 from xcope.tasks.base import Task
 
 T = TypeVar("T", bound=type[Task])
@@ -15,9 +15,7 @@ _TASKS: dict[str, type[Task]] = {}
 
 def register(task: T) -> T:
     """Class decorator: list the task under its name."""
-    if task.name in _TASKS:
-        raise ValueError(f"two tasks are called {task.name!r}")
-    _TASKS[task.name] = task
+    add(_TASKS, task, "task")
     return task
 
 
@@ -37,21 +35,7 @@ def task(name: str, options: Mapping[str, Any] | None = None, *, data: bool = Tr
             valid one; an option whose type or value is not allowed, or data that do not
             suffice (flag: the option).
     """
-    if name not in _TASKS:
-        raise FlagError(
-            "task",
-            f"task={name!r} is not a task: choose among {listing(tasks())}"
-            f"{did_you_mean(name, _TASKS)}",
-        )
-    kind = _TASKS[name]
-    for option in options or {}:
-        if option not in kind.options():
-            raise FlagError(
-                option,
-                f"task {name!r} has no option {option!r}: it takes {listing(kind.options())}"
-                f"{did_you_mean(str(option), kind.options())}",
-            )
-    made = kind(**(options or {}))
+    made = make(_TASKS, name, options, flag="task", noun="task")
     if data:
         made.check_data()
     return made

@@ -8,14 +8,13 @@ from xcope.training.errors import (
     RunInterruptedError,
 )
 from xcope.training.evaluation import evaluate, tally
-from xcope.training.files import safe_name
-from xcope.training.load import load_run
+from xcope.training.log import read_metrics
 from xcope.training.loop import train
-from xcope.training.metrics import read_metrics
+from xcope.training.metrics import results_table
 from xcope.training.reporter import Reporter, reporter
-from xcope.training.run import Result, RunFolder, default_run_dir
+from xcope.training.run import Result, RunFolder, default_run_dir, safe_name
 from xcope.training.sampling import example_prompt, rest_of_sequence, sample
-from xcope.training.tables import results_table
+from xcope.training.state import load_run
 
 __all__ = [
     "BrokenModelError",

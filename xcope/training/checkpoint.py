@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xcope import files
 from xcope.training.errors import RunError
-from xcope.training.files import fsync, read_json, write_json
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -49,14 +49,14 @@ def save(folder: Path, groups: Mapping[str, Tensors], state: Mapping[str, Any]) 
     try:
         _write(new, groups, state)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the space
         kept = "the one before it is kept" if exists(folder) else "there is none before it"
         raise RunError(f"the checkpoint {folder} cannot be written, {kept}: {error}") from error
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
-    fsync(folder.parent)
+    files.fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -79,7 +79,7 @@ def load(folder: Path, groups: Iterable[str]) -> tuple[dict[str, dict[str, Tenso
 
 
 def load_state(folder: Path) -> Any:
-    """The state alone; errors as `load`."""
+    """The state without the tensors; errors as `load`."""
     return load(folder, ())[1]
 
 
@@ -87,6 +87,20 @@ def remove(folder: Path) -> None:
     """Remove the checkpoint, and what a save that was cut off left beside it."""
     for place in (folder, _beside(folder, "new"), _beside(folder, "old")):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file of a run.
+
+    Raises:
+        RunError: the file is missing or is not JSON.
+    """
+    try:
+        return files.parse_json(files.read_text(path))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except files.UnreadableError as error:
+        raise RunError(f"{path} {error}") from None
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -103,9 +117,9 @@ def _write(folder: Path, groups: Mapping[str, Tensors], state: Mapping[str, Any]
     for group, tensors in groups.items():
         path = folder / f"{group}.safetensors"
         save_file({name: _own_copy(tensor) for name, tensor in tensors.items()}, path)
-        fsync(path)
+        files.fsync(path)
         digests[path.name] = _digest_file(path)
-    write_json(folder / STATE, {"state": state, "sha256": digests})
+    files.write_json(folder / STATE, {"state": state, "sha256": digests})
 
 
 def _own_copy(tensor: Tensor) -> Tensor:

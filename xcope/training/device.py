@@ -1,10 +1,11 @@
-"""Where numbers are computed, in which precision, and from which seeds."""
+"""Where numbers are computed, in which precision, from which seeds, and in how much memory."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,9 @@ from accelerate.state import AcceleratorState
 from xcope.config import TrainConfig
 from xcope.errors import FlagError
 from xcope.tasks.base import stream_generator
+
+STATUS = Path("/proc/self/status")
+RESET = Path("/proc/self/clear_refs")
 
 
 def device_for(name: str) -> torch.device:
@@ -81,3 +85,53 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+class PeakMemory:
+    """The peak of memory since this was made, less what was held then.
+
+    On a GPU it is what PyTorch allocated. On a CPU it is the resident memory of the process without
+    mapped files, which are the code of libraries; only Linux tells it. There it is truest in a new
+    process: memory that earlier work gave back may be used again without being counted.
+
+    Args:
+        device: where the model is trained.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start: int | None = torch.cuda.memory_allocated(device)
+        else:
+            _forget_peak()
+            self._start = _resident("RssAnon")
+
+    def bytes(self) -> int | None:
+        """The peak; None where the system does not tell."""
+        if self._device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident("VmHWM", without="RssFile")
+        return None if peak is None or self._start is None else max(0, peak - self._start)
+
+
+def _forget_peak() -> None:
+    """Let Linux count the peak of resident memory (VmHWM) from now on."""
+    try:
+        RESET.write_text("5", encoding="utf-8")
+    except OSError:
+        return  # what was higher before will be counted
+
+
+def _resident(kind: str, without: str | None = None) -> int | None:
+    """Bytes that the kernel counts for this process; None where it does not tell."""
+    try:
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    parts = (line.partition(":") for line in lines if line.endswith(" kB"))
+    kilobytes = {name: int(rest.split()[0]) for name, _, rest in parts}
+    if kind not in kilobytes:
+        return None
+    return 1024 * (kilobytes[kind] - (kilobytes.get(without, 0) if without else 0))

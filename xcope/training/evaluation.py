@@ -1,89 +1,23 @@
-"""Loss and errors of a model on the test splits of a task."""
+"""Measure a model on the test splits of a task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.modules import TransformerWrapper
-from xcope.tasks import IGNORE, Task
+from xcope.tasks import Task
 from xcope.training.errors import BrokenModelError
+from xcope.training.metrics import Tally
 
-BINS = 64
-"""The most bins of a curve over positions."""
 MOST_PAIRS = 2**22
 """The most pairs of query and key that are measured at once, counted once for all heads: larger
 batches go through the model in parts, so that long sequences need no more memory."""
-
-
-@dataclass
-class Tally:
-    """Sums over batches of sequences of one length, and the metrics that follow from them.
-
-    ``loss`` (float64), ``scored`` and ``wrong`` (int64) are sums of each position, (n) on the CPU.
-    """
-
-    sequences: int = 0
-    wrong_sequences: int = 0
-    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    scored: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
-    wrong: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
-
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch: logits (b n num_tokens), targets (b n) with `IGNORE` where not scored."""
-        losses = F.cross_entropy(
-            logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
-        )
-        scored = targets != IGNORE
-        wrong = scored & (logits.argmax(dim=-1) != targets)
-        self.sequences += int(scored.any(dim=-1).sum())
-        self.wrong_sequences += int(wrong.any(dim=-1).sum())
-        self.loss = self.loss + losses.cpu().double().sum(dim=0)
-        self.scored = self.scored + scored.sum(dim=0).cpu()
-        self.wrong = self.wrong + wrong.sum(dim=0).cpu()
-
-    def metrics(self, task: Task) -> dict[str, float]:
-        """``loss`` in nats per scored token, ``error`` and ``sequence_error`` as shares of 1, and
-        ``bits_per_byte`` where that is the task's metric (its tokens are bytes)."""
-        scored = int(self.scored.sum())
-        if scored == 0:
-            raise ValueError(f"task {task.name!r} scored no token in the batches it gave")
-        loss = self.loss.sum().item() / scored
-        metrics = {
-            "loss": loss,
-            "error": int(self.wrong.sum()) / scored,
-            "sequence_error": self.wrong_sequences / self.sequences,
-        }
-        if task.metric == "bits_per_byte":
-            metrics["bits_per_byte"] = loss / math.log(2)
-        return metrics
-
-    def by_position(self, task: Task) -> dict[str, Any]:
-        """The curve over positions: position t is that of the target of tokens 0 … t.
-
-        Returns:
-            ``metric``: "bits_per_byte" where that is the task's, else "error"; ``edges`` of the
-            bins, one more than there are bins (at most `BINS`, all as wide but the last);
-            ``values``: the metric over the scored tokens of each bin, None where there is none.
-        """
-        n = len(self.scored)
-        width = math.ceil(n / BINS)
-        in_bytes = task.metric == "bits_per_byte"
-        sums = self.loss / math.log(2) if in_bytes else self.wrong.double()
-        bins = zip(torch.split(sums, width), torch.split(self.scored, width), strict=True)
-        values = [
-            part.sum().item() / int(scored.sum()) if scored.any() else None for part, scored in bins
-        ]
-        metric = "bits_per_byte" if in_bytes else "error"
-        return {"metric": metric, "edges": [*range(0, n, width), n], "values": values}
 
 
 def evaluate(
@@ -148,7 +82,7 @@ def tally(
                 parts = (torch.split(t, at_once) for t in (batch.tokens, batch.targets))
                 for tokens, targets in zip(*parts, strict=True):
                     one.add(model(tokens.to(place)), targets.to(place))
-            check_loss(model, split, float(one.loss.sum()))
+            check_loss(model, split, one.loss)
     return tallies
 
 

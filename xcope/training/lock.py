@@ -31,7 +31,7 @@ from typing import Any
 import filelock
 import psutil
 
-from xcope import reading
+from xcope import files
 from xcope.training.errors import RunError
 
 BEAT = 10.0
@@ -47,7 +47,7 @@ UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENO
 
 @contextmanager
 def only_writer(folder: Path, refused: type[RunError] = RunError) -> Iterator[Writer]:
-    """Context in which this process alone writes to ``folder``, which exists.
+    """Context in which no other process writes to ``folder``, which exists.
 
     Args:
         refused: the error to raise.
@@ -142,8 +142,8 @@ class Writer:
 def _read(folder: Path) -> dict[str, Any] | None:
     """The record; None where there is none, or none that can be read."""
     try:
-        record = reading.parse_json(reading.read_text(folder / WRITER, 2**16))
-    except (FileNotFoundError, reading.UnreadableError):
+        record = files.parse_json(files.read_text(folder / WRITER, 2**16))
+    except (FileNotFoundError, files.UnreadableError):
         return None
     return record if isinstance(record, dict) else None
 

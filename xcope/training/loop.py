@@ -1,28 +1,29 @@
-"""The training loop."""
+"""The training loop: update, log, save; stop politely when asked to, then measure."""
 
 from __future__ import annotations
 
 import math
 import shlex
+import signal
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcope.config import Config, build_task, check_data
+from xcope.config import Config, TrainConfig, build_task, check_data
+from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
-from xcope.training.device import accelerated, deterministic, seed_everything
+from xcope.training.device import PeakMemory, accelerated, deterministic, seed_everything
 from xcope.training.errors import RunDivergedError, RunError, RunInterruptedError
 from xcope.training.evaluation import broken_weights, tally
-from xcope.training.interruption import Interruption
 from xcope.training.lock import Writer
-from xcope.training.memory import PeakMemory
-from xcope.training.metrics import MetricsLog
-from xcope.training.optimizer import learning_rate
+from xcope.training.log import MetricsLog
 from xcope.training.reporter import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.state import TrainingState
@@ -31,6 +32,10 @@ WHAT_HELPS = (
     "The last checkpoint is kept. A smaller train.lr, a longer train.warmup or a smaller "
     "train.clip may help"
 )
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+PATIENCE = 1.0
+"""Seconds in which further signals count as the first: a terminal and a launcher may both send."""
 
 
 def train(
@@ -144,6 +149,19 @@ def update(state: TrainingState, task: Task) -> dict[str, float]:
     return metrics
 
 
+def learning_rate(step: int, train: TrainConfig) -> float:
+    """The rate of update ``step`` (from 0): a linear warm-up to ``lr``, then a cosine towards 0.
+
+    The warm-up takes the share ``train.warmup`` of all updates; 0 would be reached one update
+    after the last.
+    """
+    warmup = round(train.warmup * train.steps)
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    progress = (step - warmup) / (train.steps - warmup)
+    return train.lr * (1 + math.cos(math.pi * progress)) / 2
+
+
 def mean_loss(state: TrainingState, task: Task) -> Tensor:
     """Cross entropy of this process's share of the batch.
 
@@ -230,7 +248,42 @@ def measure(state: TrainingState, task: Task, run: RunFolder) -> None:
         steps_per_second=state.step / state.seconds,
         evaluate_seconds=time.perf_counter() - began,
         peak_bytes=state.peak_bytes,
-        device=str(state.accelerator.device),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **noted(state.accelerator.device),
     )
+
+
+class Interruption:
+    """Context in which SIGINT or SIGTERM sets `requested`; one more, later, acts as usual.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._since = 0.0
+        self._usual: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._usual = {s: signal.signal(s, self._request) for s in STOPS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > PATIENCE:
+            self._restore()
+            signal.raise_signal(signum)
+
+    def _restore(self) -> None:
+        for number, usual in self._usual.items():
+            signal.signal(number, usual)
+        self._usual = {}

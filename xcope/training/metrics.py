@@ -1,88 +1,300 @@
-"""The metrics of a run: one JSON line per logged step, and TensorBoard where it is installed."""
+"""What is measured: a metric is one record, which results, tables, reports and plots all read.
+
+To add a metric, `register` its record.
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
-from xcope import reading
-from xcope.training.errors import RunError
-from xcope.training.files import MOST_BYTES, write_text
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from xcope.errors import FlagError, did_you_mean, listing
+from xcope.tasks import IGNORE, Task
+
+BINS = 64
+"""The most bins of a curve over positions."""
+NOTHING = "-"
+"""What tables show where there is no number."""
 
 
-class MetricsLog:
-    """Context that appends to ``metrics.jsonl`` and writes TensorBoard events beside it.
+@dataclass(frozen=True)
+class Answers:
+    """What a model says on a batch.
 
     Args:
-        path: the JSON lines file.
-        events: folder of the TensorBoard events.
-        step: the step from which the run goes on; later lines, which an interrupted run may have
-            written after its last checkpoint, are dropped.
+        logits: (b n num_tokens).
+        targets: (b n) with `IGNORE` where nothing is scored.
     """
 
-    def __init__(self, path: Path, events: Path, step: int) -> None:
-        keep_until(path, step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(events, step)
+    logits: Tensor
+    targets: Tensor
 
-    def write(self, metrics: dict[str, float]) -> None:
-        """Log ``metrics``, which has the key ``step``."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                if name != "step":
-                    self._board.add_scalar(f"train/{name}", value, metrics["step"])
+    @cached_property
+    def scored(self) -> Tensor:
+        """Which tokens count, (b n) bool."""
+        return self.targets != IGNORE
 
-    def __enter__(self) -> Self:
-        return self
+    @cached_property
+    def losses(self) -> Tensor:
+        """Cross entropy in nats, (b n) float32."""
+        logits = self.logits.float().transpose(1, 2)
+        return F.cross_entropy(logits, self.targets, ignore_index=IGNORE, reduction="none")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+    @cached_property
+    def wrong(self) -> Tensor:
+        """Where another token than the target is the likeliest, (b n) bool."""
+        return self.scored & (self.logits.argmax(dim=-1) != self.targets)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The logged steps in order; a last line that was cut off is left out.
+def _as_it_is(mean: float) -> float:
+    return mean
+
+
+def _everywhere(task: Task) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good a model is on a split, and how it is written.
+
+    Args:
+        name: in ``results.json``, in CSV files and for ``--show``.
+        of: gives a number of each token, (b n), or of each sequence, (b); the metric is the mean
+            of those that are scored. Or the name of another metric: this one follows from it, is
+            computed where it is asked for, and is stored only where it is a task's headline.
+        then: makes the metric of that mean, or of that other metric.
+        better: ``"lower"`` or ``"higher"``.
+        share: it lies between 0 and 1 and is shown in per cent.
+        unit: words after its name in headings.
+        digits: decimals that reports show (of per cent for shares).
+        fits: whether it says something about a task; tables leave it out where it does not.
+    """
+
+    name: str
+    of: Callable[[Answers], Tensor] | str
+    then: Callable[[float], float] = _as_it_is
+    better: Literal["lower", "higher"] = "lower"
+    share: bool = False
+    unit: str = ""
+    digits: int = 3
+    fits: Callable[[Task], bool] = _everywhere
+
+    @property
+    def words(self) -> str:
+        """The name as people write it: ``sequence error``."""
+        return self.name.replace("_", " ")
+
+    @property
+    def heading(self) -> str:
+        """``error, %``, ``loss, nats``, ``bits per byte``."""
+        unit = "%" if self.share else self.unit
+        return f"{self.words}, {unit}" if unit else self.words
+
+    @property
+    def last_digit(self) -> float:
+        """What the last digit of `text` stands for."""
+        return (0.01 if self.share else 1.0) * 10.0**-self.digits
+
+    def text(self, value: float, more: int = 0) -> str:
+        """A value without its unit: ``12.3``, ``−0.012``.
+
+        Args:
+            more: decimals beyond `digits`.
+        """
+        text = f"{100 * value if self.share else value:.{self.digits + more}f}"
+        return text.replace("-", "−")
+
+    def signed(self, value: float) -> str:
+        """A difference: ``+3.1``, ``−0.012``; no sign where only zeros are shown."""
+        text = self.text(value)
+        if not text.strip("−0."):
+            return text.removeprefix("−")
+        return text if value < 0 else f"+{text}"
+
+    def interval(self, ends: tuple[float, float], *, signs: bool = False) -> str:
+        """``[11.9, 12.7]``; with ``signs`` ``[−0.4, +0.4]``."""
+        low, high = map(self.signed if signs else self.text, ends)
+        return f"[{low}, {high}]"
+
+    def rank(self, value: float) -> float:
+        """The value, turned so that lower is better."""
+        return value if self.better == "lower" else -value
+
+    def in_results(self, metrics: Mapping[str, float]) -> float | None:
+        """Its value on a split of a finished run; None where an older run did not measure it."""
+        if self.name in metrics:
+            return metrics[self.name]
+        return (
+            self.then(metrics[self.of]) if isinstance(self.of, str) and self.of in metrics else None
+        )
+
+
+METRICS: dict[str, Metric] = {}
+"""Name → metric, in the order of columns and lines."""
+
+
+def register(metric: Metric) -> Metric:
+    """Add a metric.
 
     Raises:
-        RunError: another line is damaged.
+        ValueError: the name is taken, or it follows from a metric that is not counted.
     """
-    try:
-        lines = reading.read_text(path, MOST_BYTES).splitlines(keepends=True)
-        return [_logged(line) for line in lines if line.endswith("\n")]
-    except FileNotFoundError:
-        return []
-    except reading.UnreadableError as error:
-        raise RunError(f"{path} {error}") from None
+    if metric.name in METRICS:
+        raise ValueError(f"there is a metric {metric.name!r} already")
+    if isinstance(metric.of, str) and not callable(metric_called(metric.of).of):
+        raise ValueError(f"metric {metric.name!r} follows from {metric.of!r}, which is not counted")
+    METRICS[metric.name] = metric
+    return metric
 
 
-def _logged(line: str) -> dict[str, float]:
-    logged = reading.parse_json(line)
-    if not isinstance(logged, dict) or not {"step", "loss"} <= logged.keys():
-        raise reading.UnreadableError(f"is damaged: {line.strip()[:80]!r} is no logged step")
-    return logged
+def metric_called(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        FlagError: there is none.
+    """
+    if name not in METRICS:
+        raise FlagError(
+            "metric",
+            f"there is no metric {name!r}: choose among {listing(METRICS)}"
+            f"{did_you_mean(name, METRICS)}",
+        )
+    return METRICS[name]
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of later steps than ``step``."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+def _tokens_are_bytes(task: Task) -> bool:
+    return task.metric == "bits_per_byte"
 
 
-def _tensorboard(folder: Path, step: int) -> Any | None:
-    """A writer that hides what an earlier process logged after ``step``; None if not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    tensorboard = importlib.import_module("torch.utils.tensorboard")
-    return tensorboard.SummaryWriter(str(folder), purge_step=step + 1)
+def _some_tokens_are_scored(task: Task) -> bool:
+    """Where every byte is scored no sequence is without an error."""
+    return not _tokens_are_bytes(task)
+
+
+LOSS = register(Metric("loss", lambda answers: answers.losses, unit="nats"))
+ERROR = register(Metric("error", lambda answers: answers.wrong, share=True, digits=1))
+register(
+    Metric(
+        "sequence_error",
+        lambda answers: answers.wrong.any(dim=-1),
+        share=True,
+        digits=1,
+        fits=_some_tokens_are_scored,
+    )
+)
+register(
+    Metric("bits_per_byte", "loss", then=lambda loss: loss / math.log(2), fits=_tokens_are_bytes)
+)
+register(
+    Metric(
+        "sequence_accuracy",
+        "sequence_error",
+        then=lambda error: 1 - error,
+        better="higher",
+        share=True,
+        digits=1,
+        fits=_some_tokens_are_scored,
+    )
+)
+
+
+class Tally:
+    """Sums over batches of sequences of one length, and the metrics that follow from them."""
+
+    def __init__(self) -> None:
+        self._sequences = 0
+        self._scored = torch.zeros((), dtype=torch.int64)  # how often each position was, (n)
+        self._sums: dict[str, Tensor] = {}  # metric → float64, of each position (n) or of all ()
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch: logits (b n num_tokens), targets (b n) with `IGNORE` where not scored."""
+        answers = Answers(logits, targets)
+        sequences = answers.scored.any(dim=-1)
+        self._sequences += int(sequences.sum())
+        self._scored = self._scored + answers.scored.sum(dim=0).cpu()
+        for one in METRICS.values():
+            if isinstance(one.of, str):
+                continue
+            values = one.of(answers)
+            if values.shape not in (targets.shape, sequences.shape):
+                raise ValueError(
+                    f"metric {one.name!r} gives {tuple(values.shape)} for targets of shape "
+                    f"{tuple(targets.shape)}: give a number for each token or each sequence"
+                )
+            scored = answers.scored if values.shape == targets.shape else sequences
+            total = torch.where(scored, values, 0).cpu().double().sum(dim=0)
+            self._sums[one.name] = self._sums.get(one.name, torch.zeros(())) + total
+
+    @property
+    def loss(self) -> float:
+        """The sum of the loss over all scored tokens."""
+        return self._sums[LOSS.name].sum().item()
+
+    def metrics(self, task: Task) -> dict[str, float]:
+        """Metric → value, of every metric that is counted and of the task's headline metric."""
+        if not self._scored.any():
+            raise ValueError(f"task {task.name!r} scored no token in the batches it gave")
+        chosen = [o for o in METRICS.values() if callable(o.of) or o.name == task.metric]
+        return {one.name: self._value(one) for one in chosen}
+
+    def _value(self, metric: Metric) -> float:
+        sums = self._sums_of(metric)
+        count = int(self._scored.sum()) if sums.ndim else self._sequences
+        return metric.then(sums.sum().item() / count)
+
+    def _sums_of(self, metric: Metric) -> Tensor:
+        return self._sums[metric.of if isinstance(metric.of, str) else metric.name]
+
+    def by_position(self, task: Task) -> dict[str, Any]:
+        """The curve over positions: position t is that of the target of tokens 0 … t.
+
+        Returns:
+            ``metric``: the task's headline metric, or "error" where that is one of whole
+            sequences; ``edges`` of the bins, one more than there are bins (at most `BINS`, all as
+            wide but the last); ``values``: the metric over the scored tokens of each bin, None
+            where there is none.
+        """
+        metric = metric_called(task.metric)
+        metric = metric if self._sums_of(metric).ndim else ERROR
+        n = len(self._scored)
+        width = math.ceil(n / BINS)
+        sums = torch.split(self._sums_of(metric), width)
+        counts = torch.split(self._scored, width)
+        values = [
+            metric.then(part.sum().item() / int(scored.sum())) if scored.any() else None
+            for part, scored in zip(sums, counts, strict=True)
+        ]
+        return {"metric": metric.name, "edges": [*range(0, n, width), n], "values": values}
+
+
+def results_table(
+    splits: Mapping[str, Mapping[str, float]], task: Task, title: str | None = None
+) -> Table:
+    """Results for the terminal: a row for each split with its length, a column for each metric
+    that fits the task."""
+    measured = next(iter(splits.values()), {})
+    metrics = [one for one in METRICS.values() if one.name in measured and one.fits(task)]
+    table = Table("split", title=Text(title) if title else None, title_justify="left")
+    for heading in ("tokens", *map(_narrow, metrics)):
+        table.add_column(heading, justify="right")
+    for split, values in splits.items():
+        cells = (one.text(values[one.name], more=1) for one in metrics)
+        table.add_row(Text(split), str(task.seq_len(split)), *cells)
+    return table
+
+
+def _narrow(metric: Metric) -> str:
+    """Its heading where there is little room: ``error %``, ``loss (nats)``."""
+    if metric.share:
+        return f"{metric.words} %"
+    return f"{metric.words} ({metric.unit})" if metric.unit else metric.words

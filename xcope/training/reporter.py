@@ -36,19 +36,23 @@ class Silent:
         """Nothing."""
 
 
+def bars(console: Console, *fields: str) -> Progress:
+    """Bars with a description, how many are done, further texts, and the time left."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        *(TextColumn(field, markup=False) for field in fields),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 class Bar:
     """A progress bar with loss, steps per second and time left."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}", markup=False),
-            TextColumn("{task.fields[speed]} steps/s", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = bars(console, "loss {task.fields[loss]}", "{task.fields[speed]} steps/s")
 
     def start(self, label: str, step: int, steps: int) -> None:
         """Show the bar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,12 +12,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from xcope import reading
+from xcope import files
 from xcope.config import Config
 from xcope.config.yaml_tree import MOST_BYTES
 from xcope.training import checkpoint, lock
 from xcope.training.errors import RunError
-from xcope.training.files import read_json, safe_name, write_json, write_text
 from xcope.training.lock import Writer
 
 FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
@@ -69,8 +69,8 @@ class RunFolder:
     def holds(self, config: Config) -> bool:
         """Whether a run of this very config has begun here."""
         try:
-            return reading.read_text(self.config, MOST_BYTES) == config.to_yaml()
-        except (FileNotFoundError, reading.UnreadableError):
+            return files.read_text(self.config, MOST_BYTES) == config.to_yaml()
+        except (FileNotFoundError, files.UnreadableError):
             return False
 
     def require(self) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
-        """Context in which the folder is ready for a run of ``config``, which alone writes to it.
+        """Context in which the folder is ready for a run of ``config`` and only we write to it.
 
         Raises:
             RunError: the folder is taken, another process writes to it, or its checkpoint was made
@@ -103,7 +103,7 @@ class RunFolder:
                     f"{self.path} holds a run already: --resume {self.path} goes on with it, "
                     "--overwrite starts again, --out chooses another folder"
                 )
-            write_text(self.config, config.to_yaml())
+            files.write_text(self.config, config.to_yaml())
             yield writer
 
     def write_result(self, result: Result, **timing: Any) -> None:
@@ -111,14 +111,14 @@ class RunFolder:
         values = asdict(result)
         if not result.by_position:
             del values["by_position"]
-        write_json(self.timing, {"seconds": values.pop("seconds"), **timing})
-        write_json(self.results, values)
+        files.write_json(self.timing, {"seconds": values.pop("seconds"), **timing})
+        files.write_json(self.results, values)
 
     def read_result(self) -> Result | None:
         """The result of a finished run, None before."""
         if not self.results.exists():
             return None
-        values = read_json(self.results)
+        values = checkpoint.read_json(self.results)
         try:
             return RESULT.validate_python({**values, "seconds": self.read_timing()["seconds"]})
         except (TypeError, KeyError, ValidationError) as error:
@@ -128,7 +128,7 @@ class RunFolder:
 
     def read_timing(self) -> dict[str, Any]:
         """What varies between identical runs: ``seconds``, ``peak_bytes``, ``device``, …"""
-        timing: dict[str, Any] = read_json(self.timing)
+        timing: dict[str, Any] = checkpoint.read_json(self.timing)
         return timing
 
     def _go_on(self, config: Config) -> None:
@@ -152,10 +152,19 @@ def default_run_dir(config: Config, config_path: Path) -> Path:
     return Path("runs") / safe_name(f"{config_path.stem}-{config.label()}-seed{config.train.seed}")
 
 
+def safe_name(label: str) -> str:
+    """A label as part of a file name: ``cope(max_pos=32)`` → ``cope-max_pos=32``."""
+    return re.sub(r"[^A-Za-z0-9_.+=]+", "-", label).strip("-.") or "run"
+
+
 def settings(config: Config) -> dict[str, Any]:
-    """What decides the weights of a run, as JSON holds it."""
-    chosen = config.model_dump(mode="json", include={"model", "task", "train"})
-    return {key: value for key, value in _flat(chosen) if key not in FREE}
+    """What decides the weights of a run: dotted key → value, as JSON holds it."""
+    sections = ("model.", "task.", "train.")
+    return {
+        key: value
+        for key, value in config.flat().items()
+        if key.startswith(sections) and key not in FREE
+    }
 
 
 def check_unchanged(then: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -171,11 +180,3 @@ def check_unchanged(then: Mapping[str, Any], config: Config, path: Path) -> None
             f"the checkpoint in {path} was made with another config: {'; '.join(changed)}. "
             "Undo the change, or train in another folder"
         )
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, value

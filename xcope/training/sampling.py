@@ -68,7 +68,10 @@ def sample(
 
 
 def _likeliest(logits: Tensor, k: int) -> Tensor:
-    """The k largest of (b num_tokens) less the largest, -inf for others: no division overflows."""
+    """Logits (b num_tokens) minus the largest of their row, -inf for all but the k largest.
+
+    None is above 0, so that none overflows when it is divided by a low temperature.
+    """
     # what is broken is told at the end; until then there must be something to draw from
     values, ids = logits.nan_to_num().topk(k)
     return torch.full_like(logits, -torch.inf).scatter(1, ids, values - values[:, :1])

@@ -1,7 +1,8 @@
-"""All that changes while a model trains, and how it goes to a checkpoint and back."""
+"""What changes while a model trains, and how it goes to a checkpoint and back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.optim import AdamW
 
-from xcope.config import Config, build_model
+from xcope.config import Config, TrainConfig, build_model, build_task, read_config
+from xcope.config.build import make_model
 from xcope.modules import TransformerWrapper
 from xcope.training import checkpoint
 from xcope.training.device import seed_everything
 from xcope.training.errors import RunError
-from xcope.training.optimizer import adamw
-from xcope.training.run import settings
+from xcope.training.run import RunFolder, settings
 
 
 @dataclass
@@ -112,6 +114,53 @@ class TrainingState:
             # AdamW counts its steps on the CPU
             place = torch.device("cpu") if key == "step" else parameter.device
             self.optimizer.state[parameter][key] = tensor.to(place)
+
+
+def adamw(
+    model: nn.Module, train: TrainConfig, position_parameters: Iterable[nn.Parameter] = ()
+) -> AdamW:
+    """AdamW that decays only matrices, not gains, biases and other vectors.
+
+    Each group of parameters has the factor of its learning rate under ``"scale"``: 1, or
+    ``train.position_lr_scale`` for what the positional schemes learn.
+    """
+    own = set(position_parameters)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = train.weight_decay if parameter.ndim >= 2 else 0.0
+            scale = train.position_lr_scale if parameter in own else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    return AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=train.lr,
+        betas=train.betas,
+    )
+
+
+def load_run(run_dir: Path | str) -> tuple[Config, TransformerWrapper]:
+    """The config and the trained model (on the CPU, evaluation mode) of a run.
+
+    Only the run folder is read: the data of the task may be gone.
+
+    Raises:
+        ConfigError: a config that was changed and cannot be used.
+        RunError: no run folder, no checkpoint yet, or a damaged one.
+    """
+    run = RunFolder(Path(run_dir))
+    run.require()
+    config = read_config(run.config)
+    tensors, state = checkpoint.load(run.checkpoint, ["model"])
+    # runs before version 0.2 do not say it; their task does
+    num_tokens = state.get("num_tokens") or build_task(config).num_tokens
+    longest = config.model.max_seq_len or build_task(config).max_seq_len
+    model = make_model(config.model, num_tokens, longest)
+    load_weights(model, tensors["model"], run.checkpoint)
+    model.eval()
+    return config, model
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

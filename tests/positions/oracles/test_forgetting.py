@@ -20,7 +20,7 @@ def test_the_papers_formula():
     module = built(bias_init=0.5, post_log_scale=2.0).double()
     x = torch.randn(2, 7, 6).double()
     linear = module.to_forget_gates[0]
-    got = module.dense(module.log_gates(x), 7)
+    got = module.dense(module.remember(x), 7)
     assert got.shape == (2, 3, 7, 7)
     for b in range(2):
         for h in range(3):
@@ -39,7 +39,7 @@ def test_x_transformers(options):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(2, 30, 6, requires_grad=True)
-    expected, got = theirs(x), ours.dense(ours.log_gates(x), 30)
+    expected, got = theirs(x), ours.dense(ours.remember(x), 30)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     weight = torch.randn_like(got).tril()
     inputs = [[x, *module.parameters()] for module in (theirs, ours)]
@@ -57,8 +57,8 @@ def test_x_transformers(options):
 def test_vectors_agree_with_the_definition_and_with_a_cache(i):
     module = built(bias_init=0.0).double()
     x = torch.randn(2, 12, 6).double()
-    gates = module.log_gates(x)
-    cached = torch.cat((module.log_gates(x[:, :-i]), module.log_gates(x[:, -i:])), dim=-1)
+    gates = module.remember(x)
+    cached = torch.cat((module.remember(x[:, :-i]), module.remember(x[:, -i:])), dim=-1)
     torch.testing.assert_close(cached, gates)
     terms = module.terms(cached, i)
     assert terms.row.shape == (2, 3, i)
@@ -103,7 +103,7 @@ def test_gates_of_low_precision_are_summed_in_float32(autocast):
     module = built() if autocast else built().bfloat16()
     x = torch.randn(1, 5, 6) if autocast else torch.randn(1, 5, 6).bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        gates = module.log_gates(x)
+        gates = module.remember(x)
         terms = module.terms(gates, 5)
     assert gates.dtype == terms.row.dtype == terms.key.dtype == torch.float32
 

@@ -64,17 +64,20 @@ def length_splits(summary: Summary) -> dict[str, int]:
 
 
 def length_lines(summary: Summary) -> list[Line]:
-    """The headline metric over the length of sequences; empty where the task has one length."""
+    """The metric of each scheme over the length of sequences; empty where the task has one length.
+
+    A seed counts where it has a value.
+    """
     splits = length_splits(summary)
-    return [_over_length(row, splits) for row in summary.rows] if splits else []
+    return [line(row.label, _over_length(row, splits)) for row in summary.rows] if splits else []
 
 
-def _over_length(row: Row, splits: Mapping[str, int]) -> Line:
-    curves: list[dict[float, float]] = [
-        {n: row.cells[split].by_seed[o.run.seed] for split, n in splits.items()}
-        for o in row.finished
-    ]
-    return line(row.label, curves)
+def _over_length(row: Row, splits: Mapping[str, int]) -> list[dict[float, float]]:
+    curves: dict[int, dict[float, float]] = {}
+    for split, n in splits.items():
+        for seed, value in row.cells[split].by_seed.items():
+            curves.setdefault(seed, {})[n] = value
+    return list(curves.values())
 
 
 def position_splits(summary: Summary) -> dict[str, str]:
@@ -86,7 +89,7 @@ def position_splits(summary: Summary) -> dict[str, str]:
     for outcome in (o for row in summary.rows for o in row.finished):
         for split, measured in outcome.by_position.items():
             if len(_by_position(outcome, split)) > 1:
-                found.setdefault(split, measured.get("metric", summary.metric))
+                found.setdefault(split, measured.get("metric", summary.metric.name))
     return {split: found[split] for split in summary.splits if split in found}
 
 

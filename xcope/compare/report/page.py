@@ -10,21 +10,19 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from xcope.compare.report import wording
-from xcope.compare.report.charts import Chart, charts
-from xcope.compare.report.diffs import Change, changes
+from xcope.compare.report import tables
+from xcope.compare.report.charts import Chart, charts, run_charts
+from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import score_text, settings
-from xcope.compare.report.notes import about_costs, about_results, about_test
-from xcope.compare.report.palette import Look, looks
-from xcope.compare.report.wording import interval_text, words
+from xcope.compare.report.wording import about_costs, about_results, about_test, words
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick
-from xcope.compare.run.versions import versions
-from xcope.compare.stats.costs import costs
-from xcope.compare.stats.summary import Row, Summary, spread_text
-from xcope.config import build_task
+from xcope.compare.stats.summary import Summary, spread_text
+from xcope.config import Config, build_task
+from xcope.environment import versions
+from xcope.plotting import Look, looks
 
 
 def breakable(label: str) -> Markup:
@@ -42,9 +40,9 @@ def page(found: Findings) -> str:
             found=found,
             sweep=[(key, ", ".join(map(as_text, values))) for key, values in sweep],
             settings=[line.removeprefix("- ").replace("`", "") for line in settings(found.config)],
-            tasks=[TaskView(number, one) for number, one in enumerate(found.summaries)],
+            tasks=[TaskView(number, one, found) for number, one in enumerate(found.summaries)],
             tuning=[PickView(pick) for pick in found.picks],
-            runs=list(run_views(found.outcomes)),
+            runs=list(run_views(found)),
             versions=versions(),
         )
     )
@@ -63,79 +61,34 @@ def _environment() -> Environment:
     return environment
 
 
-@dataclass(frozen=True)
-class Td:
-    """A cell of a table.
+class TableView:
+    """The tables and charts of one metric on one task."""
 
-    Args:
-        text: what stands in it.
-        value: what it is sorted by; None sorts last.
-        below: further lines.
-        mark: a word that is shown beside the number: ``best``, ``tied``, ``better``, ….
-    """
-
-    text: str
-    value: float | str | None
-    below: tuple[str, ...] = ()
-    mark: str = ""
+    def __init__(self, summary: Summary, columns: Sequence[Column]) -> None:
+        self.heading = summary.metric.heading
+        self.head, self.rows = tables.results(summary, columns)
+        self.notes = list(about_results(summary))
+        self.pair_head, self.pairs = tables.differences(summary)
+        self.baselines = ", ".join(tables.baselines(summary))
+        self.pair_notes = list(about_test(summary))
+        self.charts: list[Chart] = list(charts(summary))
 
 
 class TaskView:
-    """One task: its tables and charts."""
+    """One task: the tables of its headline metric, then of those that were asked for."""
 
-    def __init__(self, number: int, summary: Summary) -> None:
+    def __init__(self, number: int, summary: Summary, found: Findings) -> None:
         task = build_task(summary.rows[0].outcomes[0].run.config)
         self.anchor = f"task-{number}"
         self.name = words(summary.task)
         self.paper = task.paper
         self.lengths = [(words(s), task.seq_len(s)) for s in ("train", *summary.splits)]
-        self.unit = summary.unit
         self.spread = spread_text(summary)
         self.schemes: dict[str, Look] = looks([row.label for row in summary.rows])
-        self.charts: list[Chart] = list(charts(summary))
-        self.head = ["scheme", *map(words, summary.splits), "parameters", "seconds", "memory, MB"]
-        self.rows = [[*_results(summary, row), *_costs(summary, row)] for row in summary.rows]
-        self.notes = [*about_results(summary), *about_costs(summary)]
-        self.pair_head = ["scheme", *map(words, summary.splits)]
-        pairs = [(row, base) for row in summary.rows if (base := summary.base(row))]
-        self.baselines = ", ".join(dict.fromkeys(base.label for _, base in pairs))
-        self.pairs = [_differences(summary, *pair) for pair in pairs] if summary.seeds > 1 else []
-        self.pair_notes = list(about_test(summary))
-
-
-def _results(summary: Summary, row: Row) -> Iterator[Td]:
-    compared = any(summary.base(other) is row for other in summary.rows)
-    yield Td(row.label, row.label, ("baseline",) if compared else ())
-    for split in summary.splits:
-        cell = row.cells[split]
-        ends = cell.interval
-        text, *below = summary.texts(row, split)
-        below += [interval_text(ends, summary.metric)] if ends else []
-        mark = summary.standing(split).get(row.label, "")
-        yield Td(text, cell.mean if cell.values else None, tuple(below), mark)
-
-
-def _costs(summary: Summary, row: Row) -> Iterator[Td]:
-    cost = costs(summary, row)
-    own = () if cost.own is None else (f"own {cost.own:,}",)
-    yield Td(wording.count_text(cost.params), cost.params, own)
-    time, memory = wording.ratio_text(cost.time), wording.ratio_text(cost.memory)
-    yield Td(wording.seconds_text(cost.seconds), cost.seconds, (time,))
-    yield Td(wording.megabytes_text(cost.peak_bytes), cost.peak_bytes, (memory,))
-
-
-def _differences(summary: Summary, row: Row, base: Row) -> list[Td]:
-    cells = [Td(row.label, row.label)]
-    for split in summary.splits:
-        pair = summary.against(row, base, split)
-        if pair.interval is None:
-            cells.append(Td(wording.NOTHING, None))
-            continue
-        ends = interval_text(pair.interval, summary.metric, signs=True)
-        below = (ends, f"p {wording.p_text(pair.p)}")
-        text = wording.signed(pair.mean, summary.metric)
-        cells.append(Td(text, pair.mean, below, pair.verdict))
-    return cells
+        self.headline = TableView(summary, found.columns)
+        self.headline.notes += about_costs(summary, found.columns)
+        self.headline.charts += run_charts(summary)
+        self.further = [TableView(one, ()) for one in summary.further]
 
 
 class PickView:
@@ -151,6 +104,11 @@ class PickView:
         ]  # fmt: skip
 
 
+Change = tuple[str, str, str]
+"""Key, value before, value after; ``(none)`` where a config lacks the key."""
+ABSENT = "(none)"
+
+
 @dataclass(frozen=True)
 class RunView:
     """One run: what came out, its config, and what tells it from the run before it."""
@@ -162,18 +120,18 @@ class RunView:
     config: str
 
 
-def run_views(outcomes: Sequence[Outcome]) -> Iterator[RunView]:
+def run_views(found: Findings) -> Iterator[RunView]:
     """A view of each run in the order of the sweep."""
+    costs = [column for column in found.timings if column in found.columns]
     before: Outcome | None = None
-    for outcome in outcomes:
-        metric = outcome.run.metric
+    for outcome in found.outcomes:
+        metric = outcome.run.headline
         numbers = [
-            (words(split), wording.number(values[metric], metric))
+            (words(split), metric.text(values[metric.name]))
             for split, values in outcome.metrics.items()
         ]
         if outcome.ok:
-            numbers.append(("seconds", wording.seconds_text(outcome.seconds)))
-            numbers.append(("MB", wording.megabytes_text(outcome.peak_bytes)))
+            numbers += [(column.heading, column.shown(column.of(outcome))) for column in costs]
         config = outcome.run.config
         yield RunView(
             outcome,
@@ -183,3 +141,16 @@ def run_views(outcomes: Sequence[Outcome]) -> Iterator[RunView]:
             config.to_yaml(),
         )
         before = outcome
+
+
+def changes(before: Config, after: Config) -> list[Change]:
+    """The keys that differ, in the order of the configs; a scheme with its options is one value."""
+    old, new = (
+        {key: as_text(value) for key, value in config.flat({"model.position"}).items()}
+        for config in (before, after)
+    )
+    return [
+        (key, old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]

@@ -1,18 +1,19 @@
-"""Numbers and names as people write them, the same in every table and page."""
+"""Words of the reports: names, and what a reader has to know about the numbers of one task."""
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Iterator, Sequence
 
-PERCENT = frozenset({"error", "sequence_error"})
-"""Metrics that are shares, shown in %; others are shown as they are."""
-LAST_DIGIT = 0.001
-"""0.1 % for shares, the third decimal for others: what `number` shows."""
-IN_PICTURE = 60
-"""Letters of a label in a picture, at most."""
-NOTHING = "-"
-"""Where there is no number."""
+from xcope.compare.report.columns import Column
+from xcope.compare.stats.inference import smallest_p
+from xcope.compare.stats.summary import Summary
+from xcope.training.metrics import NOTHING
+
+ALPHA = 0.05
+LEAST_SEEDS = 6
+"""Fewer pairs than that cannot give a p below `ALPHA` in the exact test."""
+FEW = 10
+"""Fewer values than that make a bootstrap interval clearly too narrow."""
 
 
 def words(name: str) -> str:
@@ -21,69 +22,81 @@ def words(name: str) -> str:
     return head.replace("_", " ") + bracket + options
 
 
-def markdown(text: str) -> str:
-    """Text that Markdown, also in a cell of a table, shows as it stands, in one line."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*|\[\]$~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
-
-
-def in_picture(text: str) -> str:
-    """Text as a picture has room for it: one line, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= IN_PICTURE else f"{line[: IN_PICTURE - 1]}…"
-
-
-def unit(metric: str) -> str:
-    """The metric as a heading: ``error, %``."""
-    return f"{words(metric)}, %" if metric in PERCENT else words(metric)
-
-
-def number(value: float, metric: str) -> str:
-    """A value as it is shown: shares in % with one decimal, others with three."""
-    text = f"{100 * value:.1f}" if metric in PERCENT else f"{value:.3f}"
-    return text.replace("-", "−")
-
-
-def signed(value: float, metric: str) -> str:
-    """A difference: ``+3.1``, ``−0.012``; no sign where only zeros are shown."""
-    text = number(value, metric)
-    return (
-        text.removeprefix("−")
-        if float(text.replace("−", "-")) == 0
-        else (text if value < 0 else f"+{text}")
-    )
-
-
-def interval_text(ends: tuple[float, float], metric: str, *, signs: bool = False) -> str:
-    """``[11.9, 12.7]``."""
-    show = signed if signs else number
-    return f"[{show(ends[0], metric)}, {show(ends[1], metric)}]"
-
-
-def seconds_text(seconds: float | None) -> str:
-    """Seconds with two significant digits or more; ``-`` for None."""
-    if seconds is None:
-        return NOTHING
-    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
-
-
-def megabytes_text(count: float | None) -> str:
-    """Bytes in MB with two significant digits or more; ``-`` for None."""
-    return NOTHING if count is None else seconds_text(count / 1e6)
-
-
-def ratio_text(ratio: float | None) -> str:
-    """``×1.24``; ``-`` for None."""
-    return NOTHING if ratio is None or not math.isfinite(ratio) else f"×{ratio:.2f}"
-
-
-def count_text(count: int | None) -> str:
-    """``101,568``; ``-`` for None."""
-    return NOTHING if count is None else f"{count:,}"
-
-
 def p_text(p: float | None) -> str:
     """``0.25``, ``0.031``: two significant digits; ``-`` for None."""
     if p is None:
         return NOTHING
     return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}" if p >= 0.0001 else "<0.0001"
+
+
+def about_results(summary: Summary) -> Iterator[str]:
+    """For the table of results."""
+    first, best = {"lower": ("Lower", "lowest"), "higher": ("Higher", "highest")}[
+        summary.metric.better
+    ]
+    yield (
+        f"{first} is better. Best is the {best} of a column; tied is what is not distinguishable "
+        "from it by the test below, seed by seed. Nothing is marked where that holds for all."
+    )
+    if summary.seeds == 1:
+        yield (
+            "With one seed there is no interval and no test: tied is what differs by no more than "
+            f"{_resolution(summary)}. Another seed may swap schemes that are close."
+        )
+    else:
+        yield f"In brackets: the 95 % bootstrap interval of the mean over seeds{_narrow(summary)}."
+
+
+def _narrow(summary: Summary) -> str:
+    n = summary.seeds
+    if n <= 3:
+        return (
+            f"; with {n} it is their range, which holds the true mean of a symmetric distribution "
+            f"in {2 ** (n - 1) - 1} of {2 ** (n - 1)} cases, not in 19 of 20"
+        )
+    return f"; from {n} values it comes out too narrow" if n < FEW else ""
+
+
+def _resolution(summary: Summary) -> str:
+    if not summary.metric.share:
+        return "the last digit"
+    return (
+        "the last digit, or what the choice of test sequences adds (two standard errors of a share "
+        f"of {summary.sequences:,})"
+    )
+
+
+def about_test(summary: Summary) -> Iterator[str]:
+    """For the table of differences to the baseline, the most important first; nothing with one
+    seed."""
+    n = summary.seeds
+    if n < 2:
+        return
+    few = (
+        f" With {n} seeds the exact test cannot give less than p = {p_text(smallest_p(n))}: by "
+        "itself it shows nothing, and better or worse rests on the t-interval."
+    )
+    side = "Below" if summary.metric.better == "lower" else "Above"
+    yield f"{side} 0 the scheme is better than the baseline." + few * (n < LEAST_SEEDS)
+    yield (
+        "Differences are taken seed by seed. In brackets: the 95 % t-interval of their mean, which "
+        "takes them for normal; p is that of the exact two-sided sign-flip test, which does not."
+    )
+    yield (
+        "Better and worse are said only where the interval leaves out 0, p is at most 0.05 or the "
+        "least that so few seeds can give, and the mean difference is more than "
+        f"{_resolution(summary)}. All else is not distinguishable."
+    )
+    yield (
+        "There is no correction for the number of comparisons: up to one in twenty between equal "
+        "schemes comes out as a difference."
+    )
+
+
+def about_costs(summary: Summary, columns: Sequence[Column]) -> Iterator[str]:
+    """For the columns of costs."""
+    finished = [outcome for row in summary.rows for outcome in row.finished]
+    for column in columns:
+        if note := column.note(finished):
+            yield note
+    yield "× compares with the baseline, over the seeds that both have."

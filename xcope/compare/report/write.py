@@ -5,45 +5,75 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xcope.compare.report.curves import length_splits, position_splits
+from xcope.compare.report.charts import save_plots
+from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
-from xcope.compare.report.line_plots import plot_learning, plot_lengths, plot_positions
 from xcope.compare.report.markdown import report
 from xcope.compare.report.page import page
-from xcope.compare.report.plots import plot_splits
 from xcope.compare.run.plan import folder_names
-from xcope.compare.run.results import write_csv, write_results, write_timings
-from xcope.compare.run.tuning import write_tuning
+from xcope.compare.run.results import Outcome
+from xcope.compare.run.tuning import Pick
 from xcope.compare.stats.summary import Row, Summary
+from xcope.markdown import write_csv
+from xcope.training.metrics import Metric
 
 
 def write(out: Path, found: Findings) -> None:
     """Write tables, plots and both reports to ``out``."""
-    write_results(out / "results.csv", found.outcomes)
-    write_timings(out / "timings.csv", found.outcomes)
+    write_results(out / "results.csv", found.outcomes, found.metrics)
+    write_timings(out / "timings.csv", found.outcomes, found.timings)
     write_summary(out / "summary.csv", found.summaries)
     if found.picks:
         write_tuning(out / "tuning.csv", found.picks)
     names = folder_names([summary.task for summary in found.summaries])
-    plots = [_plot(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
+    plots = [save_plots(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
     for name, text in (("report.md", report(found, plots)), ("report.html", page(found))):
         # a path that is not UTF-8 may stand in the command
         (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _plot(summary: Summary, out: Path, name: str) -> list[str]:
-    """Draw a summary's plots, whose files end in ``name``; returns their paths from ``out``."""
-    (out / "plots").mkdir(exist_ok=True)
-    drawn = {summary.metric: plot_splits}
-    if length_splits(summary):
-        drawn["length"] = plot_lengths
-    if position_splits(summary):
-        drawn["position"] = plot_positions
-    drawn["loss"] = plot_learning
-    paths = [f"plots/{kind}-{name}.png" for kind in drawn]
-    for path, draw in zip(paths, drawn.values(), strict=True):
-        draw(summary, out / path)
-    return paths
+def write_results(path: Path, outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> None:
+    """Write every number, one a line; a failed run is one line with the reason and no number.
+
+    Args:
+        metrics: written beside those that were measured, where they follow from one of them.
+
+    Runs, splits and metrics stand in the order of the sweep and of the evaluation, and nothing
+    in the file depends on time: the same seeds give the same bytes.
+    """
+    keys = _swept_keys(outcomes)
+    header = ["run", "scheme", "seed", *keys, "status", "split", "metric", "value", "reason"]
+    write_csv(path, header, (row for one in outcomes for row in _result_rows(one, keys, metrics)))
+
+
+def _result_rows(
+    outcome: Outcome, keys: Sequence[str], metrics: Sequence[Metric]
+) -> Iterator[list[object]]:
+    head = [*_head(outcome, keys), outcome.status]
+    if not outcome.ok:
+        yield [*head, "", "", "", outcome.reason]
+    for split, measured in outcome.metrics.items():
+        further = {one.name: one.in_results(measured) for one in metrics}
+        for metric, value in {**measured, **further}.items():
+            if value is not None:
+                yield [*head, split, metric, repr(value), ""]
+
+
+def write_timings(path: Path, outcomes: Sequence[Outcome], columns: Sequence[Column]) -> None:
+    """Write what each run cost; empty where it failed or was not measured."""
+    keys = _swept_keys(outcomes)
+    header = ["run", "scheme", "seed", *keys, "status", *(column.name for column in columns)]
+    rows = ([*_head(o, keys), o.status, *(c.written(o) for c in columns)] for o in outcomes)
+    write_csv(path, header, rows)
+
+
+def _swept_keys(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(key for outcome in outcomes for key in outcome.run.swept))
+
+
+def _head(outcome: Outcome, keys: Sequence[str]) -> list[object]:
+    run = outcome.run
+    return [run.name, run.scheme, run.seed, *(run.swept.get(key, "") for key in keys)]
 
 
 def write_summary(path: Path, summaries: Sequence[Summary]) -> None:
@@ -55,8 +85,9 @@ def write_summary(path: Path, summaries: Sequence[Summary]) -> None:
     header += ["ci_low", "ci_high", "standing", "baseline", "pairs", "difference"]
     header += ["difference_low", "difference_high", "p", "verdict"]
     rows = (
-        [summary.task, row.label, split, summary.metric, *_said(summary, row, split)]
-        for summary in summaries
+        [summary.task, row.label, split, summary.metric.name, *_said(summary, row, split)]
+        for one in summaries
+        for summary in (one, *one.further)
         for row in summary.rows
         for split in summary.splits
     )
@@ -77,3 +108,22 @@ def _said(summary: Summary, row: Row, split: str) -> Iterator[object]:
     yield from (base.label, pair.seeds, repr(pair.mean) if pair.seeds else "")
     yield from map(repr, pair.interval) if pair.interval else ("", "")
     yield from ("" if pair.p is None else repr(pair.p), pair.verdict if pair.seeds else "")
+
+
+def write_tuning(path: Path, picks: Sequence[Pick]) -> None:
+    """Write every tuning run, one a line; the same seeds give the same bytes."""
+    keys = list(picks[0].candidates[0].tried)
+    header = ["run", "task", "scheme", *keys, "seed", "status", "split", "metric", "value"]
+    rows = (row for pick in picks for row in _tuning_rows(pick))
+    write_csv(path, [*header, "picked", "reason"], rows)
+
+
+def _tuning_rows(pick: Pick) -> Iterator[list[object]]:
+    for candidate in pick.candidates:
+        chosen = "yes" if candidate is pick.picked else "no"
+        for one in candidate.outcomes:
+            run, metric = one.run, one.run.metric
+            split = next(iter(one.metrics), "")
+            value = repr(one.metrics[split][metric]) if split else ""
+            head = [run.name, pick.task, pick.variant, *candidate.tried.values(), run.seed]
+            yield [*head, one.status, split, metric if split else "", value, chosen, one.reason]

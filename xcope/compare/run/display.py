@@ -8,17 +8,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
 from xcope.compare.run.plan import Run
 from xcope.compare.run.worker import Moved
+from xcope.training.reporter import bars
 
 
 class Display(Protocol):
@@ -96,14 +90,7 @@ class Bars(Lines):
 
     def __init__(self, console: Console, runs: Sequence[Run]) -> None:
         super().__init__(console, runs)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = bars(console, "{task.fields[loss]}")
         self._bars = dict[str, TaskID]()
         self._steps = {run.name: run.config.train.steps * run.complete for run in runs}
         total = sum(run.config.train.steps for run in runs)

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from xcope.compare.run.errors import CompareError
-from xcope.compare.run.plan import Run
+from xcope.compare.run.plan import CompareError, Run
 from xcope.training import RunFolder
 from xcope.training.lock import NAMES, only_writer
 
@@ -29,7 +28,7 @@ FILES = (
 def opened(
     out: Path, runs: Sequence[Run], tuning: Sequence[Run] = (), *, overwrite: bool
 ) -> Iterator[None]:
-    """Context in which the folder is there and is this comparison's alone.
+    """Context in which the folder is there and only this comparison writes to it.
 
     What it holds already must be runs of this sweep, in any state; the sweep may have grown since.
 

@@ -9,13 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xcope.compare.run.errors import CompareError
 from xcope.config import Config, ConfigError, build_task, expand_sweep
 from xcope.errors import did_you_mean, listing
-from xcope.training import RunFolder, safe_name
+from xcope.training import RunError, RunFolder, safe_name
+from xcope.training.metrics import Metric, metric_called
 
 NAME_LENGTH = 120
 """Longest name of a run's folder before a hash is added; file systems allow 255 bytes."""
+
+
+class CompareError(RunError):
+    """A comparison that cannot be made as asked; the message says what to change."""
+
+
+class CompareInterruptedError(CompareError):
+    """Ctrl-C or SIGTERM: the runs in hand saved a checkpoint, and the message says how to go on."""
+
+    exit_code = 130
+
+
+class CompareFailedError(CompareError):
+    """Some runs failed; the report says which and why."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Run:
         scheme: label of the positional scheme, with the options that are not the default.
         swept: the swept keys besides scheme and seed, each with this run's value as text.
         splits: test splits that are measured, in the order of the task: in distribution first.
-        metric: the task's headline metric.
+        metric: name of the task's headline metric.
     """
 
     folder: Path
@@ -37,6 +53,11 @@ class Run:
     swept: Mapping[str, str]
     splits: tuple[str, ...]
     metric: str
+
+    @property
+    def headline(self) -> Metric:
+        """The task's headline metric."""
+        return metric_called(self.metric)
 
     @property
     def name(self) -> str:
@@ -93,7 +114,7 @@ def plan(config: Config, out: Path) -> list[Run]:
 
 
 def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
-    """Each combination of values as text, first key slowest, without what scheme and seed tell."""
+    """Each combination of values as text, first key slowest, without the scheme and the seed."""
     shown = [key for key in axes if key != "train.seed" and not _of_position(key)]
     return [
         {key: as_text(value) for key, value in zip(axes, row, strict=True) if key in shown}
@@ -102,7 +123,7 @@ def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
 
 
 def _of_position(key: str) -> bool:
-    """Whether a swept key is told by the scheme's label."""
+    """Whether a swept key is part of the scheme's label."""
     return f"{key}.".startswith("model.position.")
 
 
@@ -112,7 +133,7 @@ def make_runs(
     """A run for each config, in a folder of its own.
 
     Args:
-        swept: for each config, the keys that tell it from others besides scheme and seed.
+        swept: for each config, what differs between runs besides scheme and seed.
 
     Raises:
         CompareError: two of them are the same.

@@ -1,23 +1,132 @@
-"""Runs side by side, each in a worker process of its own: start them, and listen."""
+"""Train runs side by side, each in a worker process of its own."""
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from xcope.compare.run.display import Display
-from xcope.compare.run.plan import Run
+from xcope.compare.run.display import Display, display
+from xcope.compare.run.plan import CompareInterruptedError, Run
+from xcope.compare.run.results import Outcome, outcome
 from xcope.compare.run.worker import Ended, Job, Message, Moved, serve
+from xcope.config import Config, check_data
+from xcope.environment import system
+from xcope.files import read_text
 
 PRELOADED = ["xcope.compare.run.worker", "xcope.ops.cope.cpu.numba", "xcope.ops.biased.cpu.numba"]
 """What is slow to import and needed by most runs; those that cannot be imported are left out."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How a comparison was run.
+
+    Args:
+        command: what to type to run it again.
+        device: ``cpu`` or ``cuda``.
+        jobs: runs side by side.
+        threads: torch threads of each run.
+    """
+
+    command: str
+    device: str
+    jobs: int
+    threads: int
+
+    @property
+    def machine(self) -> str:
+        """Device, runs side by side, cores."""
+        return (
+            f"device {self.device}; {self.jobs} runs at a time, torch threads of each: "
+            f"{self.threads}; {system()}"
+        )
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Train runs, and read what came out of them.
+
+    Args:
+        out: folder of the comparison.
+        console: where progress is shown.
+    """
+
+    out: Path
+    how: Circumstances
+    console: Console
+
+    def outcomes(
+        self, runs: Sequence[Run], kind: str, hopeless: Mapping[str, str] | None = None
+    ) -> dict[str, Outcome]:
+        """Train the runs that are not complete; returns name → outcome of every run.
+
+        Args:
+            kind: ``"tuning "`` or nothing, for what is shown.
+            hopeless: name of a run that is not to be trained → why.
+
+        Raises:
+            CompareInterruptedError: Ctrl-C; what had begun is saved.
+        """
+        reasons = dict(hopeless or {})
+        if not runs:
+            return {}
+        with display(self.console, runs) as shown:
+            todo = [run for run in runs if not run.complete and run.name not in reasons]
+            check_tasks([run.config for run in todo])
+            self._announce(shown, runs, todo, kind)
+            try:
+                reasons |= run_all(
+                    todo,
+                    jobs=self.how.jobs,
+                    threads=self.how.threads,
+                    logs=self.out / "logs",
+                    display=shown,
+                )
+            except KeyboardInterrupt:
+                done = sum(run.complete for run in runs)
+                raise CompareInterruptedError(
+                    f"stopped with {done} of {len(runs)} {kind}runs complete. To go on:\n"
+                    f"  {self.how.command}"
+                ) from None
+        return {run.name: outcome(run, reasons.get(run.name)) for run in runs}
+
+    def _announce(
+        self, shown: Display, runs: Sequence[Run], todo: Sequence[Run], kind: str
+    ) -> None:
+        done = sum(run.complete for run in runs)
+        if done:
+            shown.note(f"{done} of {len(runs)} {kind}runs are complete already")
+        for name in sorted(failed_before(self.out) & {run.name for run in todo}):
+            shown.note(f"{name} failed before and is tried again")
+        if todo:
+            jobs = min(self.how.jobs, len(todo))
+            shown.note(f"{len(todo)} {kind}runs to train in {self.out}, {jobs} at a time")
+
+
+def failed_before(out: Path) -> set[str]:
+    """The runs that an earlier call reported as failed."""
+    failed = set()
+    for name in ("results.csv", "tuning.csv"):
+        if (out / name).is_file():
+            rows = csv.DictReader(read_text(out / name).splitlines(keepends=True))
+            failed |= {row["run"] for row in rows if row.get("status") == "failed"}
+    return failed
+
+
+def check_tasks(configs: Sequence[Config]) -> None:
+    """Raise `ConfigError` if the data of a task cannot be read."""
+    for config in {repr(one.task): one for one in configs}.values():
+        check_data(config)
 
 
 def run_all(
@@ -58,7 +167,7 @@ def run_all(
 
 
 def _listen(worker: Worker, failed: dict[str, str], display: Display) -> bool:
-    """Pass one message of a worker on; whether it was the last."""
+    """Handle one message of a worker; True if it was the last."""
     message = worker.receive()
     if isinstance(message, Moved):
         display.moved(worker.run, message)
@@ -106,7 +215,7 @@ class Worker:
         self._failure = ""
 
     def start(self) -> None:
-        """Begin."""
+        """Start the process."""
         # a terminal's Ctrl-C goes to every process: the worker must not die of it while it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
@@ -135,10 +244,10 @@ class Worker:
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """How processes start: as copies of one that has imported all that is slow to import.
+    """How processes start: forked from one that has imported all that is slow to import.
 
-    Where there is a GPU each starts from nothing: a copy of a process that has looked at the GPU
-    could not use it.
+    Where there is a GPU each is spawned: a fork of a process that has initialised CUDA cannot use
+    it.
     """
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")

@@ -1,11 +1,9 @@
-"""What came out of each run, and the two tables of it: `results.csv` and `timings.csv`."""
+"""What came out of each run."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from xcope.compare.run.plan import Run
@@ -79,57 +77,3 @@ def _pace(folder: RunFolder, result: Result) -> float:
         return result.seconds / result.steps
     first, last = points[0], points[-1]
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
-
-
-def write_results(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write every number, one a line; a failed run is one line with the reason and no number.
-
-    Runs, splits and metrics stand in the order of the sweep and of the evaluation, and nothing
-    in the file depends on time: the same seeds give the same bytes.
-    """
-    keys = _swept_keys(outcomes)
-    header = ["run", "scheme", "seed", *keys, "status", "split", "metric", "value", "reason"]
-    write_csv(path, header, (row for outcome in outcomes for row in _result_rows(outcome, keys)))
-
-
-def _result_rows(outcome: Outcome, keys: Sequence[str]) -> Iterator[list[object]]:
-    head = [*_head(outcome, keys), outcome.status]
-    if not outcome.ok:
-        yield [*head, "", "", "", outcome.reason]
-    for split, metrics in outcome.metrics.items():
-        for metric, value in metrics.items():
-            yield [*head, split, metric, repr(value), ""]
-
-
-def write_timings(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write what each run cost: steps, seconds, steps per second, peak memory; empty where it
-    failed or was not measured."""
-    keys = _swept_keys(outcomes)
-    costs = ["steps", "seconds", "steps_per_second", "peak_bytes"]
-    header = ["run", "scheme", "seed", *keys, "status", *costs]
-    write_csv(path, header, ([*_head(o, keys), o.status, *_timing(o)] for o in outcomes))
-
-
-def _timing(outcome: Outcome) -> list[str]:
-    if not outcome.ok:
-        return [""] * 4
-    seconds, peak = outcome.seconds, outcome.peak_bytes
-    speed = f"{outcome.steps / seconds:.2f}"
-    return [str(outcome.steps), f"{seconds:.2f}", speed, "" if peak is None else str(peak)]
-
-
-def _swept_keys(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(key for outcome in outcomes for key in outcome.run.swept))
-
-
-def _head(outcome: Outcome, keys: Sequence[str]) -> list[object]:
-    run = outcome.run
-    return [run.name, run.scheme, run.seed, *(run.swept.get(key, "") for key in keys)]
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from xcope.compare.run.plan import Run, as_text, combinations, make_runs
-from xcope.compare.run.results import Outcome, write_csv
+from xcope.compare.run.results import Outcome
 from xcope.config import Config, expand_tuning
-
-Cell = tuple[str, str]
-"""Task and variant: what has a pick of its own."""
+from xcope.training.metrics import LOSS, Metric
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,10 @@ class Trial:
     Args:
         run: it is measured on one split, in distribution.
         tried: key → value of what is tuned, as text.
-        cell: whose pick it is for.
     """
 
     run: Run
     tried: Mapping[str, str]
-    cell: Cell
 
     @property
     def values(self) -> dict[str, Any]:
@@ -57,21 +53,28 @@ class Candidate:
         return tuple(outcome for outcome in self.outcomes if not outcome.ok)
 
     @property
+    def metric(self) -> Metric:
+        """The task's headline metric, by which it is judged."""
+        return self.outcomes[0].run.headline
+
+    def mean(self, metric: Metric) -> float:
+        """Mean of a metric over the seeds; NaN where one failed."""
+        if self.failed:
+            return math.nan
+        splits = [next(iter(outcome.metrics.values())) for outcome in self.outcomes]
+        return statistics.fmean(split[metric.name] for split in splits)
+
+    @property
     def score(self) -> float:
-        """Mean of the headline metric; infinite where a seed failed."""
-        return self._mean(self.outcomes[0].run.metric)
+        """Mean of the headline metric."""
+        return self.mean(self.metric)
 
     @property
     def order(self) -> tuple[float, float]:
-        """What is picked is lowest in this: the metric, then the loss."""
-        return self.score, self._mean("loss")
-
-    def _mean(self, metric: str) -> float:
-        if self.failed:
-            return math.inf
-        splits = [next(iter(outcome.metrics.values())) for outcome in self.outcomes]
-        mean = statistics.fmean(split[metric] for split in splits)
-        return mean if math.isfinite(mean) else math.inf
+        """What is picked is lowest in this: the headline metric, then the loss."""
+        ranks = [self.metric.rank(self.score), LOSS.rank(self.mean(LOSS))]
+        first, second = [rank if math.isfinite(rank) else math.inf for rank in ranks]
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Pick:
     def picked(self) -> Candidate | None:
         """The first of the lowest in `Candidate.order`; None where every one failed."""
         best = min(self.candidates, key=lambda one: one.order)
-        return best if math.isfinite(best.score) else None
+        return best if math.isfinite(best.order[0]) else None
 
     @property
     def at_edge(self) -> tuple[str, ...]:
@@ -120,7 +123,7 @@ def plan_tuning(config: Config, out: Path) -> list[Trial]:
     configs = [one.model_copy(update={"out": None}) for one in expand_tuning(config, data=False)]
     named = make_runs(configs, [swept | tried for swept, tried in pairs], out / "tuning")
     return [
-        Trial(run := replace(one, swept=swept), tried, (run.task, run.variant))
+        Trial(replace(one, swept=swept), tried)
         for one, (swept, tried) in zip(named, pairs, strict=True)
     ]
 
@@ -136,10 +139,12 @@ def picks(trials: Sequence[Trial], ended: Callable[[Run], Outcome]) -> list[Pick
     Args:
         ended: gives the outcome of a tuning run.
     """
-    cells: dict[Cell, dict[tuple[str, ...], list[Trial]]] = {}
+    cells: dict[tuple[str, str], dict[tuple[str, ...], list[Trial]]] = {}
     for trial in trials:
         values = tuple(trial.tried.values())
-        cells.setdefault(trial.cell, {}).setdefault(values, []).append(trial)
+        cells.setdefault((trial.run.task, trial.run.variant), {}).setdefault(values, []).append(
+            trial
+        )
     return [
         Pick(task, variant, tuple(_candidate(group, ended) for group in groups.values()))
         for (task, variant), groups in cells.items()
@@ -167,22 +172,3 @@ def with_picks(runs: Sequence[Run], picks: Sequence[Pick]) -> tuple[list[Run], d
             why = failed[0].reason if failed else "the metric is not finite"
             reasons[run.name] = f"no value of tune works: {why}"
     return ready, reasons
-
-
-def write_tuning(path: Path, picks: Sequence[Pick]) -> None:
-    """Write every tuning run, one a line; the same seeds give the same bytes."""
-    keys = list(picks[0].candidates[0].tried)
-    header = ["run", "task", "scheme", *keys, "seed", "status", "split", "metric", "value"]
-    rows = (row for pick in picks for row in _rows(pick))
-    write_csv(path, [*header, "picked", "reason"], rows)
-
-
-def _rows(pick: Pick) -> Iterator[list[object]]:
-    for candidate in pick.candidates:
-        chosen = "yes" if candidate is pick.picked else "no"
-        for one in candidate.outcomes:
-            run, metric = one.run, one.run.metric
-            split = next(iter(one.metrics), "")
-            value = repr(one.metrics[split][metric]) if split else ""
-            head = [run.name, pick.task, pick.variant, *candidate.tried.values(), run.seed]
-            yield [*head, one.status, split, metric if split else "", value, chosen, one.reason]

@@ -1,17 +1,21 @@
-"""Runs that differ only in their seed become one row: mean ± std per split, and which are best."""
+"""Runs that differ only in their seed become one row: means, which are best, and what they cost."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from xcope.compare.report import wording
-from xcope.compare.report.wording import LAST_DIGIT, PERCENT, number
 from xcope.compare.run.results import Outcome
-from xcope.compare.stats.inference import Interval, bootstrap_interval
-from xcope.compare.stats.paired import Paired, paired
+from xcope.compare.stats.inference import Interval, Paired, bootstrap_interval, paired
+from xcope.config import Config, build_task
+from xcope.config.build import make_model_for, make_task
+from xcope.errors import FlagError
+from xcope.training.metrics import NOTHING, Metric
+
+Quantity = Callable[[Outcome], float | None]
+"""What a run cost; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -64,39 +68,42 @@ class Row:
         """The runs that have results."""
         return tuple(outcome for outcome in self.outcomes if outcome.ok)
 
-    @property
-    def params(self) -> int | None:
-        """Number of parameters; None where every seed failed."""
-        return self.finished[0].params if self.finished else None
+    def mean(self, cost: Quantity) -> float | None:
+        """Mean over the runs that have results; None where none tells."""
+        values = [value for o in self.finished if (value := cost(o)) is not None]
+        return statistics.fmean(values) if values else None
 
-    @property
-    def seconds(self) -> float | None:
-        """Mean training time of a run; None where every seed failed."""
-        times = [outcome.seconds for outcome in self.finished]
-        return statistics.fmean(times) if times else None
-
-    @property
-    def peak_bytes(self) -> float | None:
-        """Mean peak memory of a run; None where it was not measured."""
-        peaks = [o.peak_bytes for o in self.finished if o.peak_bytes is not None]
-        return statistics.fmean(peaks) if peaks else None
+    def times(self, cost: Quantity, base: Row) -> float | None:
+        """A cost as a multiple of another row's, over the seeds for which both are known."""
+        ours = {o.run.seed: value for o in self.finished if (value := cost(o)) is not None}
+        theirs = {o.run.seed: value for o in base.finished if (value := cost(o)) is not None}
+        both = [seed for seed in ours if seed in theirs]
+        whole = sum(theirs[seed] for seed in both)
+        return sum(ours[seed] for seed in both) / whole if whole else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of one task: rows of schemes, columns of splits, one metric (lower is better).
+    """The table of one task: rows of schemes, columns of splits, one metric.
 
     Args:
         sequences: test sequences of a split, of each seed.
         baseline: label of a scheme or of a row; None: the first.
+        further: the same of other metrics, where they were asked for.
     """
 
     task: str
-    metric: str
+    metric: Metric
     splits: tuple[str, ...]
     rows: tuple[Row, ...]
     sequences: int
     baseline: str | None = None
+    further: tuple[Summary, ...] = ()
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether it is that of the task's headline metric."""
+        return self.metric is self.rows[0].outcomes[0].run.headline
 
     @property
     def seeds(self) -> int:
@@ -127,18 +134,18 @@ class Summary:
         """``row`` compared with another row, seed by seed."""
         ours, theirs = row.cells[split], other.cells[split]
         test_error = math.sqrt(self._of_test(ours) + self._of_test(theirs))
-        resolution = max(LAST_DIGIT / 2, 2 * test_error)
-        return paired(ours.by_seed, theirs.by_seed, resolution)
+        resolution = max(self.metric.last_digit / 2, 2 * test_error)
+        return paired(ours.by_seed, theirs.by_seed, resolution, self.metric.better)
 
     def standing(self, split: str) -> dict[str, str]:
-        """Label → ``best`` (the lowest mean) or ``tied`` (it cannot be told from that one).
+        """Label → ``best`` (by its mean) or ``tied`` (it cannot be told from that one).
 
         If no row can be told from the best, nothing is marked.
         """
         rows = [row for row in self.rows if math.isfinite(row.cells[split].mean)]
         if not rows:
             return {}
-        best = min(rows, key=lambda row: row.cells[split].mean)
+        best = min(rows, key=lambda row: self.metric.rank(row.cells[split].mean))
         others = [row for row in rows if row is not best]
         tied = [row for row in others if self._tied(self.against(row, best, split))]
         if len(tied) == len(others):
@@ -156,28 +163,23 @@ class Summary:
 
         Known for shares, and too large where a sequence has several scored tokens.
         """
-        if self.metric not in PERCENT or not math.isfinite(cell.mean):
+        if not self.metric.share or not math.isfinite(cell.mean):
             return 0.0
         return max(0.0, cell.mean * (1 - cell.mean) / self.sequences)
 
     def text(self, row: Row, split: str) -> str:
-        """``12.3 ± 0.4`` (% for shares), ``12.3 (1 of 3)`` where seeds failed, ``failed``."""
+        """``12.3 ± 0.4``, ``12.3 (1 of 3)`` if seeds failed, ``failed``, ``-`` if not measured."""
         return " ".join(self.texts(row, split))
 
     def texts(self, row: Row, split: str) -> list[str]:
         """`text` in its parts: the number, and how many seeds have one if not all have."""
         cell, seeds = row.cells[split], len(row.outcomes)
         if not cell.values:
-            return ["failed"]
-        mean, std = number(cell.mean, self.metric), number(cell.std, self.metric)
+            return [NOTHING if row.finished else "failed"]
+        mean, std = self.metric.text(cell.mean), self.metric.text(cell.std)
         text = f"{mean} ± {std}" if len(cell.values) > 1 else mean
         some = len(cell.values) < seeds
         return [text, f"({len(cell.values)} of {seeds})"] if some else [text]
-
-    @property
-    def unit(self) -> str:
-        """The metric as a heading: ``error, %``."""
-        return wording.unit(self.metric)
 
 
 def spread_text(summary: Summary) -> str:
@@ -185,28 +187,58 @@ def spread_text(summary: Summary) -> str:
     return "one seed" if summary.seeds == 1 else f"mean ± std over {summary.seeds} seeds"
 
 
-def summarise(outcomes: Sequence[Outcome], baseline: str | None = None) -> list[Summary]:
-    """One summary per task of the sweep, rows and tasks in the order of the sweep."""
+def summarise(
+    outcomes: Sequence[Outcome], baseline: str | None = None, metrics: Sequence[Metric] = ()
+) -> list[Summary]:
+    """One summary per task of the sweep, rows and tasks in the order of the sweep.
+
+    Args:
+        baseline: label of a scheme or of a row; None: the first.
+        metrics: those beside the task's headline metric; where one says nothing about a task it is
+            left out.
+    """
     tasks: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         tasks.setdefault(outcome.run.task, []).append(outcome)
-    return [_summary(task, members, baseline) for task, members in tasks.items()]
+    return [_summary(task, members, baseline, metrics) for task, members in tasks.items()]
 
 
-def _summary(task: str, outcomes: list[Outcome], baseline: str | None) -> Summary:
+def _summary(
+    name: str, outcomes: Sequence[Outcome], baseline: str | None, metrics: Sequence[Metric]
+) -> Summary:
     run = outcomes[0].run
-    test = run.config.evaluate
+    task, test = build_task(run.config), run.config.evaluate
+    sequences = test.batches * test.batch_size
+    others = [one for one in metrics if one is not run.headline and one.fits(task)]
+    headline, *further = (
+        Summary(name, one, run.splits, _rows(outcomes, run.splits, one), sequences, baseline)
+        for one in (run.headline, *others)
+    )
+    return replace(headline, further=tuple(further))
+
+
+def _rows(outcomes: Sequence[Outcome], splits: Sequence[str], metric: Metric) -> tuple[Row, ...]:
     variants: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         variants.setdefault(outcome.run.variant, []).append(outcome)
-    rows = tuple(_row(label, tuple(o), run.splits, run.metric) for label, o in variants.items())
-    sequences = test.batches * test.batch_size
-    return Summary(task, run.metric, run.splits, rows, sequences, baseline)
+    return tuple(
+        Row(label, tuple(members), {split: _cell(members, split, metric) for split in splits})
+        for label, members in variants.items()
+    )
 
 
-def _row(label: str, outcomes: tuple[Outcome, ...], splits: tuple[str, ...], metric: str) -> Row:
-    cells = {
-        split: Cell({o.run.seed: o.metrics[split][metric] for o in outcomes if o.ok})
-        for split in splits
-    }
-    return Row(label, outcomes, cells)
+def _cell(outcomes: Sequence[Outcome], split: str, metric: Metric) -> Cell:
+    values = {o.run.seed: metric.in_results(o.metrics[split]) for o in outcomes if o.ok}
+    return Cell({seed: value for seed, value in values.items() if value is not None})
+
+
+def bare_params(config: Config) -> int | None:
+    """Parameters of the same model with position ``none``; None where flags make the scheme."""
+    if config.model.position is None:
+        return None
+    plain = config.model.model_copy(update={"position": "none"})
+    try:
+        model = make_model_for(plain, make_task(config.task), device="meta")
+    except FlagError:
+        return None
+    return sum(int(p.numel()) for p in model.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ def biased_attention(
         few = cu_seqlens is None and few_queries(*tensors)
         flex = not few and _flex_takes(inputs.q, inputs.k, inputs.v)
         if plain and not flex and not torch.compiler.is_compiling():
-            return _each_document(_plain, inputs)
+            return one_by_one(_plain, inputs)
         backend = "flex" if flex else "tiled"
     return BACKENDS[backend](inputs)
 
@@ -104,7 +104,7 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
     computed one by one.
     """
     if inputs.cu_seqlens is not None:
-        return _each_document(biased_attention_tiled, inputs)
+        return one_by_one(biased_attention_tiled, inputs)
     dtype, bias, mask, tensors = inputs.q.dtype, inputs.bias, inputs.mask, inputs.named()
     for name, t in tensors.items():
         if t.is_floating_point():
@@ -125,17 +125,6 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
         q, k, v, *vectors = tensors.values()
         out, *_ = biased_tiled(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
     return out.to(dtype)
-
-
-def _each_document(attention: Attention, inputs: BiasedInputs) -> Tensor:
-    """Attention of each packed document by itself."""
-
-    def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
-        return attention(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
-
-    q, k, v, edges = inputs.q, inputs.k, inputs.v, inputs.cu_seqlens
-    its: dict[str, Any] = {"cu_seqlens": edges, "mask": inputs.mask, "bias": inputs.bias}
-    return one_by_one(alone, q, k, v, **its)
 
 
 def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,13 +130,7 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
             "backend='tiled' counts in float64, which MPS devices lack: use backend='reference'",
         )
     if inputs.cu_seqlens is not None:
-
-        def alone(q: Tensor, k: Tensor, v: Tensor, **its: Any) -> Tensor:
-            return cope_attention_tiled(replace(inputs, q=q, k=k, v=v, cu_seqlens=None, **its))
-
-        its: dict[str, Any] = {"mask": inputs.mask, "gate_k": inputs.gate_k, "bias": inputs.bias}
-        q, k, v, cu_seqlens = inputs.q, inputs.k, inputs.v, inputs.cu_seqlens
-        return one_by_one(alone, q, k, v, cu_seqlens=cu_seqlens, **its)
+        return one_by_one(cope_attention_tiled, inputs)
     dtype, inputs = inputs.q.dtype, inputs.widened()
     if inputs.head_mix is not None:
         inputs = inputs.with_all_heads()

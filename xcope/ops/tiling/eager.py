@@ -1,4 +1,4 @@
-"""What tiles of attention have in common where torch operations do their work.
+"""Elementwise work of tiles in torch operations, as far as all tiled attention shares it.
 
 A tile lies in memory row by row; here it is seen as (u R K).
 """
@@ -12,7 +12,7 @@ from xcope.ops.tiling.tiles import ForwardRows, Tile
 
 
 def hide(s: Tensor, tile: Tile) -> None:
-    """−∞ where a key (last dimension) comes after its query."""
+    """Set −∞ where a key (last dimension) comes after its query."""
     queries, keys = tile.i1 - tile.i0, s.shape[-1]
     if tile.diagonal < keys - 1:
         after = torch.ones(queries, keys, dtype=torch.bool, device=s.device).triu(tile.diagonal + 1)
@@ -20,7 +20,7 @@ def hide(s: Tensor, tile: Tile) -> None:
 
 
 def exponentiate(s: Tensor, rows: ForwardRows) -> None:
-    """Turns biased logits into exp(y − m) and moves the rows on, ``out`` rescaled to the new m."""
+    """Turn biased logits y into exp(y − m) and update the rows, ``out`` rescaled to the new m."""
     m = torch.maximum(rows.m, s.amax(-1))
     finite = m.masked_fill(m == -torch.inf, 0.0)  # a row that has seen no key yet
     keep = (rows.m - finite).exp_()

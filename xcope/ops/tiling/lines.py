@@ -1,4 +1,4 @@
-"""What compiled tiles of attention have in common: lines, the running softmax, the sharing out.
+"""What compiled tiles of attention share: lines, the running softmax, how threads share work.
 
 A tile lies in memory key by key, its queries side by side: a *line* is one key with all the rows
 of a unit. A *unit* of work is some queries of one head. float32, on CPUs.
@@ -29,7 +29,7 @@ NOTHING = f32(1e-25)  # what is less is 0 when m has moved, see LOWEST in `numba
 
 @compiled
 def mine(tasks: int) -> Any:
-    """This thread's share: neighbours, as in the products before and after."""
+    """The tasks of this thread: neighbours, as in the matrix products before and after."""
     return range(
         tasks * this_thread() // all_threads(), tasks * (this_thread() + 1) // all_threads()
     )
@@ -52,7 +52,7 @@ def line(tile: int, t: int, stride: int, rows: int) -> Array:
 
 @inlined
 def hide(key: Array, before: int) -> None:
-    """Masks the first rows of a key: the queries that stand before it."""
+    """Mask the first rows of a key: the queries that come before it."""
     for r in range(min(key.size, before)):
         key[r] = -np.inf
 
@@ -97,7 +97,7 @@ def outgrown(m: Array, top: Array) -> bool:
 def move_to(
     top: Array, s: int, stride: int, first: int, end: int, m: Array, total: Array, out: Array
 ) -> None:
-    """Moves m up, and with it what was exponentiated: keys first … end of the tile."""
+    """Raise m, and rescale what was exponentiated with the old one: keys first … end − 1."""
     keep = np.empty(m.size, np.float32)
     for r in range(m.size):
         higher = top[r] if top[r] > m[r] else m[r]

@@ -1,4 +1,4 @@
-"""Runs a compiled kernel on the OpenMP threads that torch itself uses.
+"""Run a compiled kernel on the OpenMP threads that torch itself uses.
 
 A second pool (numba's own, or Python threads) would fight torch's for the cores: an OpenMP
 thread keeps spinning for a while after each matrix product. So the kernel is handed to the very
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+SMALLEST = 32  # queries of a unit of work, at least, where they are shared out among many threads
 
 
 @cache
@@ -36,11 +38,8 @@ def address(symbol: str) -> int:
     return ctypes.cast(getattr(openmp(), symbol), ctypes.c_void_p).value or 0
 
 
-SMALLEST = 32  # queries of a unit of work, at least, where they are shared out among many threads
-
-
 def unit_size(queries: int, rows: int) -> int:
-    """Queries of a unit of work, in a tile of so many queries and rows, all heads together."""
+    """How many queries a unit of work has, in a tile of these queries and rows of all heads."""
     share = -(-rows // torch.get_num_threads())
     return min(queries, max(SMALLEST, share))
 
@@ -48,7 +47,7 @@ def unit_size(queries: int, rows: int) -> int:
 def run(kernel: Any, numbers: list[int], *tensors: Tensor) -> None:
     """Call a `numba_runtime.kernel` on each of torch's threads.
 
-    It gets the numbers and the addresses of the tensors, packed.
+    Its argument is an array: the numbers, then the addresses of the tensors.
     """
     packed = (ctypes.c_int64 * (len(numbers) + len(tensors)))(*numbers)
     for place, t in enumerate(tensors, len(numbers)):

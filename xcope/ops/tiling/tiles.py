@@ -1,7 +1,7 @@
-"""How attention is cut into tiles: the tensors of a call, their tiles, and what a row carries.
+"""How attention is cut into tiles: tensors by key head, their tiles, and what a row carries.
 
 Shape notation: u = b·hk key heads, r query heads for each of them (h = hk·r), i queries, j keys;
-inside a tile K keys and R = r·(queries of the tile) rows. Tiles of logits are (u K R): key by key.
+inside a tile K keys and R = r·(queries of the tile) rows. Tiles of logits are (u K R).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tile(NamedTuple):
 
 @dataclass
 class ForwardRows:
-    """What the forward carries for the rows of a tile of queries; y are the biased logits."""
+    """What the forward carries from tile to tile for each row; y are the biased logits."""
 
     m: Tensor  # (u R), about the largest y so far
     total: Tensor  # (u R), Σ exp(y − m)
@@ -49,7 +49,7 @@ class ForwardRows:
 
 @dataclass
 class BackwardRows:
-    """What the backward carries for the rows of a tile of queries."""
+    """What the backward carries from tile to tile for each row."""
 
     m: Tensor  # (u R), as the forward left it; finite
     inverse: Tensor  # (u R), 1 / Σ exp(y − m); 0 in rows that see no key
@@ -96,22 +96,30 @@ class Heads:
     BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     def parts(self) -> Iterator[tuple[slice, Self]]:
-        """Parts of the batch, so small that a tile takes all heads of a part; their key heads."""
+        """Parts of the batch, so small that a tile holds all heads of a part.
+
+        Yields:
+            Which key heads a part has, of the u; the part.
+        """
         r, i, j = self.q.shape[1], self.q.shape[2], self.k.shape[1]
         hk, sizes = self.heads // r, self.body
         one = self.heads * min(i, sizes.QUERIES) * min(j, sizes.KEYS)
         batch, size = len(self.q) // hk, max(1, sizes.AREA // max(1, one))
         for first in range(0, batch, size):
-            units = slice(first * hk, (first + size) * hk)
+            key_heads = slice(first * hk, (first + size) * hk)
             cut: dict[str, Any] = {"batch0": first}
             for name in self.BY_KEY_HEAD:
                 whole = getattr(self, name)
-                cut[name] = None if whole is None else whole[units]
+                cut[name] = None if whole is None else whole[key_heads]
             cut["hidden"] = None if self.hidden is None else self.hidden[first : first + size]
-            yield units, replace(self, **cut)
+            yield key_heads, replace(self, **cut)
 
     def query_tiles(self) -> Iterator[tuple[int, int, list[Tile]]]:
-        """Of each tile of queries: i0, i1, and its tiles, from the first keys to the diagonal."""
+        """The tiles of the part, by their queries.
+
+        Yields:
+            i0 and i1; the tiles of these queries, from the first keys to the diagonal.
+        """
         (u, r, i, _), j, sizes = self.q.shape, self.k.shape[1], self.body
         width = sizes.AREA // max(1, u * r * min(i, sizes.QUERIES)) // 64 * 64
         width = min(max(width, 64), sizes.KEYS)
@@ -145,7 +153,7 @@ class Heads:
         return s.mT.view(u // hk, hk, r, R // r, K)
 
     def mask(self, tile: Tile, *logits: Tensor) -> None:
-        """−∞ where a key is masked; keys that come after their query are the body's matter."""
+        """Set −∞ where a key is masked. Keys that come after their query the body hides."""
         if self.hidden is None:
             return
         b, hk, r = self.hidden.shape[:3]
@@ -166,7 +174,7 @@ class KeySums:
         self.sums: dict[int, Tensor] = {}  # by the tile's first key
 
     def add(self, tile: Tile, x: Tensor, y: Tensor) -> None:
-        """x (u K R), y (u R d)."""
+        """Add x y to the sums of the tile's keys; x (u K R), y (u R d)."""
         (u, keys, _), d = x.shape, y.shape[-1]
         if tile.j0 not in self.sums:
             self.sums[tile.j0] = y.new_zeros(u, tile.width, d)
@@ -177,7 +185,7 @@ class KeySums:
             sums[:, :keys] += torch.bmm(x, y, out=self.heads.buffer("keys", u, keys, d))
 
     def move_to(self, out: Tensor) -> None:
-        """Into out (u j d), piece by piece; keys that met no query get 0."""
+        """Write the sums into out (u j d) and drop them; keys that no query saw get 0."""
         done = 0
         for j0 in sorted(self.sums):
             sums = self.sums.pop(j0)
@@ -198,14 +206,14 @@ def sorted_by_key_head(
 
 
 def rows_of(x: Tensor, i0: int, i1: int) -> Tensor:
-    """(u r i …) → the rows of a tile of queries (u R …), a copy."""
+    """The rows of a tile of queries, (u r i …) → (u R …), copied."""
     return x[:, :, i0:i1].clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def finish(rows: ForwardRows) -> Tensor:
-    """Turns ``out`` into the rows' results and ``m`` finite; 1 / Σ exp(y − m).
+    """Divide ``out`` by Σ exp(y − m), make ``m`` finite; 1 / Σ exp(y − m), (u R).
 
-    A row that sees no key becomes zero.
+    Rows that see no key get 0.
     """
     none = rows.total == 0
     rows.m.masked_fill_(none, 0.0)

@@ -6,9 +6,9 @@ its queries side by side: so the count, which runs over keys, is a sum of whole 
 work is some queries of one head. Once all of a unit's rows are saturated it stops counting:
 the rest of its keys is plain flash attention.
 
-A count is kept in whole numbers, its floor f and its fraction w in units of 1 / ONE: as exact
-however long the row, and the backward, which takes the gates off again, meets the very positions
-of the forward. float32, on CPUs.
+A count is kept in whole numbers, its floor f and its fraction w as a multiple of 1 / ONE: as
+exact however long the row, and the backward, which takes the gates off again, finds the very
+positions of the forward. float32, on CPUs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def gates(a: Array, g: Array) -> None:
 
 @compiled
 def whole(gate: Any) -> Any:
-    """A gate in units of 1 / ONE; any, where it is NaN, but none that a count could not take."""
+    """A gate as a multiple of 1 / ONE; where it is NaN, any that does not overflow a count."""
     gate = gate if gate < f32(1) else f32(1)
     return i32(gate * f32(ONE) + f32(0.5))
 

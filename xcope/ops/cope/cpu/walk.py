@@ -115,9 +115,10 @@ def empty(inputs: CopeInputs) -> Saved:
 
 
 def forward(inputs: CopeInputs) -> Saved:
+    """Attention, and what the backward needs of it."""
     heads, saved = sorted_heads(inputs), empty(inputs)
     by_key_head, dv = heads.q.shape[:3], heads.v.shape[-1]
-    for units, part in heads.parts():
+    for key_heads, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
             q = rows_of(part.q, i0, i1)
             L, _, last = _table_logits(part, q, tiles[-1].j1 + 1 if tiles else 1)
@@ -140,7 +141,7 @@ def forward(inputs: CopeInputs) -> Saved:
             inverse, start = finish(rows), rows.start.clamp_(min=0)
             found = (rows.out, rows.m, inverse, rows.count, start)
             for whole, value in zip(saved, found, strict=True):
-                place = whole.view(*by_key_head, *whole.shape[3:])[units, :, i0:i1]
+                place = whole.view(*by_key_head, *whole.shape[3:])[key_heads, :, i0:i1]
                 place.copy_(value.view(place.shape))
     return saved
 
@@ -158,8 +159,8 @@ def backward(
             grads[name] = torch.empty_like(t)
     if heads.head_mix is not None:
         grads["head_mix"] = torch.zeros_like(heads.head_mix)
-    for units, part in heads.parts():
-        dq, its = grads["q"][units], [t[units] for t in kept]
+    for key_heads, part in heads.parts():
+        dq, its = grads["q"][key_heads], [t[key_heads] for t in kept]
         sums: dict[str, KeySums] = {}
         sums |= {name: KeySums(part) for name in ("k", "v", "gate_k") if name in grads}
         for i0, i1, tiles in part.query_tiles():
@@ -167,7 +168,7 @@ def backward(
             rows = _backward_rows(part, dout, Saved(*of_rows), sums, grads, i0, i1, tiles)
             dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
         for name, of_keys in sums.items():
-            of_keys.move_to(grads[name][units])
+            of_keys.move_to(grads[name][key_heads])
     grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
     found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
     return found if heads.bias is None else found | heads.bias.gradients()
@@ -275,5 +276,6 @@ def _logits(heads: CopeHeads, q: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Te
 
 
 def _across_heads(head_mix: Tensor, a: Tensor) -> Tensor:
+    """A tile of the gates' logits with its heads mixed."""
     by_head = a.view(-1, len(head_mix), *a.shape[1:])
     return torch.einsum("gh,bhkr->bgkr", head_mix, by_head).flatten(0, 1)

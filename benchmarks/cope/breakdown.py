@@ -1,0 +1,168 @@
+"""Where the time and the memory of CoPE attention go, by torch's profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import profile, record_function
+
+from benchmarks.cope.costs import memory_name, train_name
+from benchmarks.cope.workloads import (
+    MAX_POS,
+    Attention,
+    Scale,
+    forward,
+    forward_backward,
+    ours,
+    sdpa,
+    tensors,
+    train_steps,
+)
+from benchmarks.measure import Work
+from xcope.ops.cope.cpu import walk
+from xcope.ops.cope.cpu.tiles import BackwardRows, Body, ForwardRows
+
+PARTS = ("products", "elementwise", "rest of CoPE", "SDPA", "outside attention")
+PRODUCTS = ("aten::bmm", "aten::baddbmm_", "aten::mm", "aten::addmm_")
+OPERATOR, FLASH = "xcope::cope", "aten::_scaled_dot_product_"
+ELEMENTWISE = "elementwise work of a tile"
+BESIDE = " | "  # in the name of a profiled run, between its case and what is run
+PROFILES = 3
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Seconds of one call, whole and by `PARTS`."""
+
+    case: str
+    what: str
+    whole: float
+    parts: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {1000 * seconds:.1f}" for part, seconds in self.parts.items())
+        return f"{self.case}, {self.what}: {1000 * self.whole:.1f} ms: {parts}"
+
+
+class Watched:
+    """A body of CoPE's tiles whose work the profiler sees, and that keeps the size of its tensors.
+
+    Args:
+        body: does the elementwise work of a tile.
+
+    Attributes:
+        nbytes: by the names of `xcope.ops.cope.cpu.tiles`, the most that there were.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.nbytes: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def forward(self, s: Tensor, a: Tensor, rows: ForwardRows, *rest: Any) -> None:
+        """The body's, seen."""
+        self._saw(s=s, L=rows.L)
+        with record_function(ELEMENTWISE):
+            self._body.forward(s, a, rows, *rest)
+
+    def backward(self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, *rest: Any) -> None:
+        """The body's, seen."""
+        self._saw(s=s, dp=dp, L=rows.L, dL=rows.dL)
+        with record_function(ELEMENTWISE):
+            self._body.backward(s, dp, a, rows, *rest)
+
+    def _saw(self, **tensors: Tensor) -> None:
+        for name, t in tensors.items():
+            self.nbytes[name] = max(self.nbytes.get(name, 0), t.numel() * t.element_size())
+
+
+Runner = Callable[[Attention, list[Tensor]], None]
+
+
+def breakdowns(scale: Scale) -> list[Breakdown]:
+    """Of the cases of the bars that are ratios of time, each beside what it is measured over."""
+    with watched(), profile() as profiled:
+        for case, what, work in _cases(scale):
+            work()
+            for _ in range(PROFILES):
+                with record_function(case + BESIDE + what):
+                    work()
+    runs: dict[str, list[Breakdown]] = {}
+    for event in profiled.events() or ():
+        if BESIDE in event.name:
+            runs.setdefault(event.name, []).append(_breakdown(event))
+    return [sorted(found, key=lambda b: b.whole)[len(found) // 2] for found in runs.values()]
+
+
+def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
+    """Case, what is run in it, and the work."""
+    usual, n = tensors(scale.n), scale.n
+    cases: list[tuple[str, Runner, list[Tensor]]] = [
+        ("fwd+bwd, max_pos 64", forward_backward, usual),
+        ("fwd+bwd, max_pos 64, gates near 0", forward_backward, tensors(n, few_gates=True)),
+        (f"fwd+bwd, max_pos {n}", forward_backward, tensors(n, max_pos=n)),
+        ("fwd, max_pos 64", forward, usual),
+    ]
+    for case, run, given in cases:
+        yield case, "CoPE", partial(run, ours, given)
+        yield case, "SDPA", partial(run, sdpa, given)
+    for model in (scale.large, scale.small):
+        steps = train_steps(model)
+        yield train_name(model), "CoPE", steps["cope"]
+        yield train_name(model), "rotary", steps["rotary"]
+
+
+@contextmanager
+def watched() -> Iterator[Watched]:
+    """Within, the elementwise work of a tile is seen."""
+    body = Watched(walk.body_for(torch.float32, torch.device("cpu")))
+    with mock.patch.object(walk, "body_for", return_value=body):
+        yield body
+
+
+def _breakdown(event: FunctionEvent) -> Breakdown:
+    parts = dict.fromkeys(PARTS, 0.0)
+    _share_out(event, PARTS[-1], parts)
+    case, what = event.name.split(BESIDE)
+    return Breakdown(case, what, event.cpu_time_total / 1e6, parts)
+
+
+def _share_out(event: FunctionEvent, around: str, parts: dict[str, float]) -> None:
+    """Add an event's own time, and that of the events in it, to the parts they belong to."""
+    part = _part(event.name, around)
+    parts[part] += event.self_cpu_time_total / 1e6
+    for inner in event.cpu_children:
+        _share_out(inner, part, parts)
+
+
+def _part(name: str, around: str) -> str:
+    """The part an event belongs to, where ``around`` is that of the event that it is in."""
+    if name.startswith(FLASH):
+        return "SDPA"
+    if name.startswith(OPERATOR):
+        return "rest of CoPE"
+    if around == "rest of CoPE" and name == ELEMENTWISE:
+        return "elementwise"
+    if around == "rest of CoPE" and name in PRODUCTS:
+        return "products"
+    return around
+
+
+def buffers(scale: Scale) -> dict[str, dict[str, int]]:
+    """By case, bytes of what the tiles share in a forward and backward: L, dL, s, dp."""
+    found = {}
+    for max_pos in (MAX_POS, scale.n):
+        with watched() as body:
+            forward_backward(ours, tensors(scale.n, max_pos))
+        found[memory_name(max_pos)] = body.nbytes
+    return found

@@ -1,0 +1,54 @@
+"""What the reports share: on what they were measured, and time and memory against the length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from xcope.environment import TIMED, processor, versions
+from xcope.plotting import BLUE, GREEN, GREY, INK, ORANGE, plain, save_png
+
+QUICK_RUN = "**A quick run: too short to judge the bars by.**"
+MILLISECONDS = 1000
+
+Point = tuple[int, float | None, float | None]
+"""A length, seconds and MiB; None where that is not known."""
+
+
+def machine() -> str:
+    """The processor, the threads that torch has, and versions, in one line."""
+    return f"{processor()}; threads: {torch.get_num_threads()}; {versions(TIMED)}"
+
+
+def plot_lengths(curves: Mapping[str, Sequence[Point]], memory: str, path: Path) -> None:
+    """Draw time and memory against n, all axes logarithmic.
+
+    Args:
+        curves: name of a contender → its points.
+        memory: what that of the points is, in words.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    lengths = sorted({n for points in curves.values() for n, *_ in points})
+    for panel, title in zip(panels, ("milliseconds", memory), strict=True):
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_locator(LogLocator(base=4, numticks=99))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.minorticks_off()
+        panel.set_xticks(lengths, [str(n) for n in lengths])
+        panel.set_xlabel("n, tokens")
+        panel.set_title(title, color=INK, fontsize=11)
+        plain(panel)
+    for colour, (name, points) in zip((GREY, BLUE, ORANGE, GREEN), curves.items(), strict=False):
+        style = {"color": colour, "marker": "o", "markersize": 4.5, "label": name}
+        times = [(n, MILLISECONDS * time) for n, time, _ in points if time is not None]
+        peaks = [(n, peak) for n, _, peak in points if peak is not None]
+        for panel, found in zip(panels, (times, peaks), strict=True):
+            panel.plot([n for n, _ in found], [y for _, y in found], **style)
+    panels[0].legend(frameon=False, fontsize=10)
+    save_png(figure, path)

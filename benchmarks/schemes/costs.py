@@ -1,0 +1,87 @@
+"""What each scheme costs over plain attention, and the bars that it must keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.measure import ratio
+from benchmarks.schemes.workloads import Layer, Plain, Scale, memory, rivals
+
+TIME_LIMITS = {
+    "rotary": 1.15,
+    "xpos": 1.15,
+    "alibi": 1.2,
+    "t5": 1.5,
+    "sandwich": 1.5,
+    "kerple": 2.0,
+    "fire": 3.0,
+    "dynamic": 3.0,
+}
+"""Of a scheme's forward and backward over plain attention's."""
+
+MEMORY_LIMIT = 1.5
+"""Of every scheme's peak over plain attention's."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scheme costs.
+
+    Args:
+        scheme: its name.
+        time: forward and backward over plain attention's.
+        memory: peak of these over plain attention's.
+        upstream: x-transformers' model over ours, if it has the scheme.
+        upstream_how: how x-transformers computes its attention; empty if it has no such scheme.
+    """
+
+    scheme: str
+    time: float
+    memory: float
+    upstream: float | None = None
+    upstream_how: str = ""
+
+    @property
+    def time_limit(self) -> float | None:
+        """None: this scheme's time has no bar."""
+        return TIME_LIMITS.get(self.scheme)
+
+    @property
+    def missed(self) -> list[str]:
+        """``time``, ``memory`` or both, where a bar is not met."""
+        bars = {"time": (self.time, self.time_limit), "memory": (self.memory, MEMORY_LIMIT)}
+        return [bar for bar, (found, limit) in bars.items() if limit and found > limit]
+
+    @property
+    def verdict(self) -> str:
+        """``met``, or which bars are not."""
+        return f"NOT MET: {', '.join(self.missed)}" if self.missed else "met"
+
+    def __str__(self) -> str:
+        limit = f"≤ {self.time_limit:g}" if self.time_limit else ""
+        theirs = (
+            f"x-transformers {self.upstream:.2f} ({self.upstream_how})" if self.upstream else ""
+        )
+        return (
+            f"{self.scheme:16} time {self.time:5.2f} {limit:6}  memory {self.memory:5.2f} "
+            f"≤ {MEMORY_LIMIT:g}  {self.verdict:8}  {theirs}"
+        ).rstrip()
+
+
+def costs(names: Iterable[str], scale: Scale, threads: int) -> Iterator[Cost]:
+    """Of these schemes, one after the other."""
+    plain_bytes = memory(None, scale.n, threads)
+    for name in names:
+        time = ratio(Layer(name, scale.n), Plain(scale.n), scale.repeats)
+        peak = memory(name, scale.n, threads) / plain_bytes
+        yield Cost(name, time, peak, *_upstream(name, scale))
+
+
+def _upstream(name: str, scale: Scale) -> tuple[float | None, str]:
+    """x-transformers' time over ours, and how it computes attention."""
+    pair = rivals(name, scale.n)
+    if pair is None:
+        return None, ""
+    theirs, ours = pair.works(scale.n)
+    return ratio(theirs, ours, scale.repeats if pair.flash else scale.slow), pair.how

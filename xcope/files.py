@@ -1,0 +1,134 @@
+"""Files: paths expanded, text read within bounds, and files replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from xcope.errors import FlagError
+
+MOST_BYTES = 2**28
+"""Of a file that is read, unless a smaller bound is given."""
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+class UnknownPathError(FlagError):
+    """A path with a user or a variable that is not there."""
+
+
+class UnreadableError(ValueError):
+    """A file that cannot be used; the message goes on from the file's name: ``is a folder``."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced.
+
+    A shell does not replace them inside quotes or after ``=``, and no shell sees a YAML file.
+
+    Raises:
+        UnknownPathError: a user or a variable that is not known, or no path at all.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise UnknownPathError("path", f"{text!r} is no path: it holds a zero byte")
+    if "$" in text and not os.path.lexists(text):
+        text = VARIABLE.sub(_value, text)
+    if text.startswith("~"):
+        home = os.path.expanduser(text)
+        if home == text:
+            user = text.split("/")[0]
+            raise UnknownPathError(
+                "path", f"{text!r}: there is no home folder {user!r}; './{text}' means the name"
+            )
+        text = home
+    return Path(text)
+
+
+def _value(name: re.Match[str]) -> str:
+    variable = name[1] or name[2]
+    if variable not in os.environ:
+        raise UnknownPathError(
+            "path", f"{name.string!r}: there is no environment variable {variable!r}; set it"
+        )
+    return os.environ[variable]
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+
+    Args:
+        most: bytes that are read; a larger file is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: it is no file, too large, or not UTF-8.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            raise UnreadableError(
+                "cannot be read: "
+                + ("Is a directory" if stat.S_ISDIR(kind) else "it is no regular file")
+            )
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+    if len(content) > most:
+        raise UnreadableError(f"is too large: at most {most:,} bytes are read")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UnreadableError(
+            f"is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}): save it as "
+            "UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        UnreadableError: no JSON, nested too deeply, or a number with thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UnreadableError("is damaged: lists and mappings are nested too deeply") from None
+    except ValueError as error:
+        raise UnreadableError(f"is damaged: {error}") from None
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at ``path`` by ``text`` in one step: written beside it, then renamed."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        fsync(beside)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk needs the space
+        raise
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at ``path`` by ``value`` as indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
