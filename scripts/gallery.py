@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 
 from xcope import cli
-from xcope.gallery import write_pages, write_pictures
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # before this folder, where `gallery` is this file
+from gallery import write_pages, write_pictures  # noqa: E402
 
 EXAMPLES = """
 python scripts/gallery.py
 python scripts/gallery.py --pages
 python scripts/gallery.py --only cope,rotary --out /tmp/gallery
 """
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SCHEME,…",
         help="these schemes' pictures and pages, without the contact sheet and the README",
     )
-    parser.add_argument("--pages", action="store_true", help="the Markdown alone")
+    parser.add_argument("--pages", action="store_true", help="only the Markdown")
     return parser
 
 

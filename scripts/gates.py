@@ -108,7 +108,7 @@ def table(traced: Trace, title: str) -> Table:
 
 def cells(one: HeadSummary) -> dict[str, str]:
     """A head's line, column by column; nothing where it has none."""
-    counts = one.mean_gate is not None
+    counts = one.saturated is not None  # to a table: its bias follows from the positions
     bias = "" if one.bias is None or counts else f"{one.bias[0]:.1f} … {one.bias[1]:.1f}"
     return {
         "layer,\nhead": f"{one.layer}, {one.head}",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from xcope.gallery.example import example
+from gallery.examples import example
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import xcope
-from xcope.gallery.example import named
-from xcope.gallery.matrix import refusal, singles, together
+from gallery.examples import named
+from gallery.together import refusal, singles, together
 from xcope.positions import clash
 
 ROOT = Path(__file__).parents[2]

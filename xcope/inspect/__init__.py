@@ -2,10 +2,9 @@
 
 from xcope.inspect.labels import token_labels
 from xcope.inspect.page import page
-from xcope.inspect.pictures import picture
-from xcope.inspect.summary import HeadSummary, summary
-from xcope.inspect.traced import LayerTrace, Trace
-from xcope.inspect.tracing import trace
+from xcope.inspect.picture import picture
+from xcope.inspect.trace import trace
+from xcope.inspect.traced import HeadSummary, LayerTrace, Trace, summary
 
 __all__ = [
     "HeadSummary",

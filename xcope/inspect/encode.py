@@ -1,7 +1,7 @@
 """The numbers of a page, small: the keys that a query sees, few bytes each, deflated.
 
 A head's (i j) table is stored query after query, each with its keys from itself backwards, so that
-a bias of the distance alone repeats and takes no space.
+a bias that follows from the distance repeats and takes no space.
 """
 
 from __future__ import annotations

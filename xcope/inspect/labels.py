@@ -11,7 +11,7 @@ SIGNS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
 
 
 def token_labels(task: Task, ids: Sequence[int]) -> tuple[str, ...]:
-    r"""Each token alone, as its task reads it; a byte that is no character is ``\xc3``."""
+    r"""Each token on its own, as its task reads it; a byte that is no character is ``\xc3``."""
     texts = ((token, task.decode([token])) for token in map(int, ids))
     return tuple(f"\\x{token:02x}" if "\ufffd" in text else text for token, text in texts)
 

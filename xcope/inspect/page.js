@@ -1,4 +1,69 @@
 "use strict";
+// The numbers that the page embeds, as xcope/inspect/encode.py packs them.
+const Numbers = (() => {
+  const text = (id) => document.getElementById(id)?.textContent;
+  const facts = JSON.parse(text("facts"));
+  const keys = facts.labels.length;
+  const before = keys - facts.queries; // keys that can be no query
+  const NAMES = ["gates", "saturated", "attention", "bias"];
+  const NARROW = new Set(["gates", "attention"]); // a byte each, others two
+  const tables = new Map();
+
+  async function unpacked(name, layer, head) {
+    const packed = text(`${name}-${layer}-${head}`);
+    if (packed === undefined) return null;
+    const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+    const whole = await new Response(stream).arrayBuffer();
+    return NARROW.has(name) ? new Uint8Array(whole) : new Uint16Array(whole);
+  }
+
+  /** A promise of what a head has; null for what it lacks. */
+  function of(layer, head) {
+    const id = `${layer}-${head}`;
+    if (!tables.has(id)) {
+      const about = facts.layers[layer][head];
+      const names = [...NAMES, ...about.maps.map((_, k) => `map${k}`)];
+      tables.set(id, Promise.all(names.map((name) => unpacked(name, layer, head))).then((found) => ({
+        ...Object.fromEntries(NAMES.map((name, k) => [name, found[k]])),
+        maps: found.slice(NAMES.length),
+        about,
+      })));
+    }
+    return tables.get(id);
+  }
+
+  /** What the head does with keys 0 … query, in arrays of their own. */
+  function row(t, query) {
+    const i = query - before, size = query + 1;
+    const start = i * (before + 1) + (i * (i - 1)) / 2;
+    const read = (value) => {
+      const values = new Float32Array(size);
+      for (let key = 0; key < size; key++) values[key] = value(start + query - key);
+      return values;
+    };
+    const found = { attention: read((at) => (t.attention[at] / 255) ** 2) };
+    if (t.gates) {
+      found.gate = read((at) => t.gates[at] / 255);
+      found.position = new Float32Array(size);
+      found.sum = 0;
+      for (let key = query; key >= 0; key--) {
+        found.sum += found.gate[key];
+        found.position[key] = Math.min(found.sum, t.about.maxPos - 1);
+      }
+      found.full = query - t.saturated[i]; // keys up to this one are at the last position
+    }
+    const steps = (table, [low, high]) =>
+      read((at) => (table[at] > 65534 ? NaN : low + (table[at] / 65534) * (high - low)));
+    if (t.bias) found.bias = steps(t.bias, t.about.bias);
+    t.about.maps.forEach(([name, ...range], k) => { found[`map:${name}`] = steps(t.maps[k], range); });
+    return found;
+  }
+
+  return { facts, keys, before, of, row };
+})();
+
+// The page: the text, its shades, what one chooses.
 (() => {
   const $ = (id) => document.getElementById(id);
   const { facts, keys, before, row } = Numbers;
@@ -9,9 +74,24 @@
 
   // -- numbers as shades and words ---------------------------------------------------------------
 
-  function biasScale(t) {
-    const [low, high] = t.about.bias;
-    return Math.min(Math.max(-low, high), MOST_BIAS) || 1;
+  /** Whether the view has numbers of any size and sign: the bias, or a map by the scheme's name. */
+  const ranged = () => state.view === "bias" || state.view.startsWith("map:");
+
+  function range(t) {
+    if (state.view === "bias") return t.about.bias;
+    return t.about.maps.find(([name]) => `map:${name}` === state.view).slice(1);
+  }
+
+  /** The number that has the darkest shade. */
+  function darkest(t) {
+    const [low, high] = range(t);
+    return Math.min(Math.max(-low, high), state.view === "bias" ? MOST_BIAS : Infinity) || 1;
+  }
+
+  /** A number of a ranged view; with a sign where some are below zero, or are added. */
+  function written(t, x, digits) {
+    if (Number.isNaN(x)) return "–";
+    return state.view === "bias" || range(t)[0] < 0 ? signed(x, digits) : x.toFixed(digits);
   }
 
   function signed(x, digits) {
@@ -26,16 +106,15 @@
     if (state.view === "attention") {
       return [Math.sqrt(found.attention[key]), false, percent(found.attention[key])];
     }
-    if (state.view === "bias") {
-      const b = found.bias[key];
-      if (Number.isNaN(b)) return [0, false, "–"];
-      const written = signed(b, Math.abs(b) >= 99.95 ? 0 : 1);
-      return [Math.min(Math.abs(b) / biasScale(t), 1), b < 0, written];
+    if (ranged()) {
+      const x = found[state.view][key], scale = darkest(t);
+      const shade = Number.isNaN(x) ? 0 : Math.min(Math.abs(x) / scale, 1);
+      return [shade, x < 0, written(t, x, Math.abs(x) >= 99.95 ? 0 : scale > 1 || state.view === "bias" ? 1 : 2)];
     }
     const last = t.about.maxPos - 1;
-    const written = key <= found.full ? `${last}+` : found.position[key].toFixed(1);
+    const position = key <= found.full ? `${last}+` : found.position[key].toFixed(1);
     const shade = state.view === "gates" ? found.gate[key] : found.position[key] / (last || 1);
-    return [shade, false, written];
+    return [shade, false, position];
   }
 
   const called = (key) => `${key} “${facts.labels[key]}”`;
@@ -53,19 +132,21 @@
 
   function detail(t, found, key) {
     if (key === null || key > state.query) {
-      const by = state.view === "bias" ? found.bias : state.view === "attention" ? found.attention : found.gate;
+      const by = ranged() ? found[state.view] : state.view === "attention" ? found.attention : found.gate;
       const top = [...by.keys()].sort((a, b) => by[b] - by[a] || b - a).slice(0, 5);
-      const word = { bias: "Largest bias", attention: "Most attention" }[state.view] || "Widest open gates";
-      return `${word}: ${top.map((k) => `${called(k)} ${value(by[k])}`).join(", ")}`;
+      const word = ranged() ? `Largest ${state.view.replace("map:", "")}`
+        : state.view === "attention" ? "Most attention" : "Widest open gates";
+      return `${word}: ${top.map((k) => `${called(k)} ${value(t, by[k])}`).join(", ")}`;
     }
     const parts = [`attention ${percent(found.attention[key])}%`];
     if (found.bias) parts.unshift(`bias ${signed(found.bias[key], 2)}`);
+    t.about.maps.forEach(([name]) => parts.unshift(`${name} ${found[`map:${name}`][key].toFixed(2)}`));
     if (found.gate) parts.unshift(`gate ${found.gate[key].toFixed(2)}`, `position ${found.position[key].toFixed(2)}`);
     return `Token ${called(key)}: ${parts.join(", ")}`;
   }
 
-  function value(x) {
-    if (state.view === "bias") return signed(x, 2);
+  function value(t, x) {
+    if (ranged()) return written(t, x, 2);
     return state.view === "attention" ? `${percent(x)}%` : x.toFixed(2);
   }
 
@@ -115,21 +196,24 @@
 
   function legend() {
     const t = state.table, box = $("legend"), steps = [0, 0.25, 0.5, 0.75, 1];
+    const below = ranged() && (state.view === "bias" || range(t)[0] < 0); // shades on both sides of 0
+    const ends = ranged() ? (below ? [-1, -0.5, 0, 0.5, 1] : steps).map((s) => +(s * darkest(t)).toFixed(2)) : [];
     const words = {
       gates: () => ["Shade: the gate. Under a token: its position, the gates counted back from the query.", steps],
       positions: () => ["Shade and number: the position, counted back from the query.",
         steps.map((s) => +(s * (t.about.maxPos - 1)).toFixed(1))],
       attention: () => ["Shade and number: attention, in % of the query’s.", steps.map((s) => `${Math.round(100 * s * s)}%`)],
       bias: () => ["Shade and number: what is added to the logit."
-        + (biasScale(t) === MOST_BIAS ? ` Beyond ±${MOST_BIAS} the shade stays the same.` : ""), [-1, -0.5, 0, 0.5, 1].map((s) => +(s * biasScale(t)).toFixed(2))],
+        + (darkest(t) === MOST_BIAS ? ` Beyond ±${MOST_BIAS} the shade stays the same.` : ""), ends],
+      map: () => [`Shade and number: ${state.view.replace("map:", "")}, as the scheme tells it.`, ends],
     };
-    const [said, marks] = words[state.view]();
+    const [said, marks] = words[state.view.split(":")[0]]();
     const scale = document.createElement("div");
     scale.className = "scale";
     marks.forEach((mark, k) => {
-      const shade = state.view === "bias" ? Math.abs(k - 2) / 2 : steps[k];
+      const shade = below ? Math.abs(k - 2) / 2 : steps[k];
       const one = Object.assign(document.createElement("span"), { textContent: String(mark).replace("-", "−") });
-      one.className = `token${state.view === "bias" && k < 2 ? " below" : ""}${shade > turn ? " strong" : ""}`;
+      one.className = `token${below && k < 2 ? " below" : ""}${shade > turn ? " strong" : ""}`;
       one.style.setProperty("--a", shade);
       scale.append(one);
     });
@@ -144,7 +228,7 @@
   function matrix() {
     const canvas = $("matrix"), style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim().split(/\s+/).map(Number);
-    const above = colour(state.view), beneath = colour("below");
+    const above = colour(state.view.split(":")[0]), beneath = colour("below");
     canvas.width = keys;
     canvas.height = facts.queries;
     const image = new ImageData(keys, facts.queries);
@@ -177,12 +261,15 @@
     state.head = Math.min(state.head, heads.length - 1);
     const about = heads[state.head];
     const has = { gates: "gates" in about, positions: "gates" in about, attention: true, bias: "bias" in about };
+    const maps = about.maps.map(([name]) => [`map:${name}`, name[0].toUpperCase() + name.slice(1)]);
+    maps.forEach(([view]) => { has[view] = true; });
+    const usual = Object.entries(SHOWN).filter(([k]) => has[k] || !has[`map:${k}`]);
     if (!has[state.view]) state.view = has.gates ? "gates" : "attention";
-    // a choice is drawn anew, and keeps the keyboard's focus
+    // a choice is drawn again, and keeps the keyboard's focus
     const focused = document.activeElement, group = focused && focused.name;
     choices("layers", facts.layers.map((_, k) => [k, k]), state.layer, (k) => { state.layer = k; show(); });
     choices("heads", heads.map((_, k) => [k, k]), state.head, (k) => { state.head = k; show(); });
-    choices("views", Object.entries(SHOWN).map(([k, word]) => [k, word, has[k]]), state.view,
+    choices("views", [...usual, ...maps].map(([k, word]) => [k, word, has[k]]), state.view,
       (k) => { state.view = k; show(); });
     if (group) document.querySelector(`input[name="${group}"]:checked`).focus();
     $("scheme").textContent = `Layer ${state.layer}, head ${state.head}: ${about.scheme}`;
@@ -190,7 +277,7 @@
     const loaded = await Numbers.of(state.layer, state.head);
     if (asked !== `${state.layer}-${state.head}-${state.view}`) return;
     state.table = loaded;
-    document.body.dataset.view = state.view;
+    document.body.dataset.view = state.view.split(":")[0];
     turn = Number(getComputedStyle(document.documentElement).getPropertyValue("--turn"));
     paint();
     legend();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Sequence
 
-from xcope.gallery.markdown import code, table
+from xcope.markdown import code, table
 from xcope.positions import Scheme, Slot, clash
 
 WHERE = {
@@ -46,7 +46,9 @@ def together(examples: Sequence[Scheme]) -> Iterator[str]:
         "`{heads: [cope, rotary]}`. What is added to the input stands before all of them: "
         "`[absolute, {layers: [rotary, alibi]}]`."
     )
-    yield table(("slot", "where", "schemes"), [_slot(slot, chosen) for slot in Slot])
+    names = {slot: [code(one.name) for one in chosen if one.slot is slot] for slot in Slot}
+    rows = [(slot.value, where, ", ".join(names[slot])) for slot, where in WHERE.items()]
+    yield table(("slot", "where", "schemes"), rows)
     yield "Pairs of slots: ✓ all pairs of their schemes are allowed, (✓) some, – none."
     head = ("", *(slot.value for slot in Slot))
     yield table(head, [(a.value, *(_slots(a, b, chosen) for b in Slot)) for a in Slot])
@@ -56,11 +58,6 @@ def together(examples: Sequence[Scheme]) -> Iterator[str]:
         "combinations go with what their parts go with."
     )
     yield from _pairs(chosen)
-
-
-def _slot(slot: Slot, chosen: Sequence[Scheme]) -> tuple[str, ...]:
-    names = ", ".join(code(one.name) for one in chosen if one.slot is slot)
-    return slot.value, WHERE[slot], names
 
 
 def _slots(a: Slot, b: Slot, chosen: Sequence[Scheme]) -> str:
@@ -90,7 +87,7 @@ def _pairs(chosen: Sequence[Scheme]) -> Iterator[str]:
     rows = [
         (str(n), code(one.name), *(cell(one, other) for other in chosen)) for n, one in numbered
     ]
-    yield table(("", "", *(str(n) for n, _ in numbered)), rows, centred=True)
+    yield table(("", "", *(str(n) for n, _ in numbered)), rows, "--c")
     yield "\n".join(f"- {letter}: {reason}" for reason, letter in letters.items())
 
 

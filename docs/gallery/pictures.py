@@ -8,13 +8,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from xcope.gallery.attends import attend_panels, nothing_panels
-from xcope.gallery.biases import bias_panels
-from xcope.gallery.example import beginning, numbers
-from xcope.gallery.inputs import input_panels
-from xcope.gallery.rotations import rotation_panels
-from xcope.gallery.style import GREY, INK, Panel, show, show_small
-from xcope.plotting import save_png
+from gallery.distances import bias_panels, input_panels, rotation_panels
+from gallery.examples import beginning, named, numbers
+from gallery.panel import Panel, show, show_small
+from gallery.sentence import attend_panels, nothing_panels
+from xcope.plotting import GREY, INK, save_png
 from xcope.positions import Scheme, Slot
 
 COLUMNS = 4
@@ -24,8 +22,25 @@ PANELS = {
     Slot.INPUT: input_panels,
     Slot.ROTATION: rotation_panels,
     Slot.BIAS: bias_panels,
-    Slot.ATTEND: attend_panels,
 }
+
+
+def write_pictures(out: Path, root: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write the pictures of these schemes, or of all, and then the contact sheet; the files.
+
+    Raises:
+        FlagError: an unknown name; a scheme without a YAML file.
+    """
+    examples = named(names, root / "configs")
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for one in examples:
+        draw(one, out / f"{one.name}.png")
+        files.append(out / f"{one.name}.png")
+    if not names:
+        contact_sheet(examples, out / "contact-sheet.png")
+        files.append(out / "contact-sheet.png")
+    return files
 
 
 def panels(one: Scheme) -> list[Panel]:
@@ -33,27 +48,28 @@ def panels(one: Scheme) -> list[Panel]:
     parts = one.parts()
     if not parts:
         return nothing_panels()
-    if len(parts) == 1:
-        (part,) = parts
-        return PANELS[part.slot](part) if part.slot is not None else []
-    first = []
+    found = []
     for part in parts:
-        others = [other for other in parts if other is not part]
         if part.slot is Slot.ATTEND:
-            first.append(attend_panels(part, others)[0])
+            found.append(attend_panels(part, [other for other in parts if other is not part]))
         elif part.slot is not None:
-            first.append(PANELS[part.slot](part)[0])
-    return first
+            found.append(PANELS[part.slot](part))
+    return found[0] if len(parts) == 1 else [first for first, *_ in found]
 
 
 def draw(one: Scheme, path: Path) -> None:
     """Write the picture of a scheme."""
     drawn = panels(one)
-    wide = [panel.wide for panel in drawn]
-    figure = Figure(figsize=(min(4.3 * sum(wide) + 0.4, WIDTH), HEIGHT), layout="constrained")
-    row = figure.subplots(1, len(drawn), squeeze=False, width_ratios=wide)[0]
-    for panel, axes in zip(drawn, row, strict=True):
+    columns = len(drawn) if len(drawn) <= 3 else 2
+    lines = math.ceil(len(drawn) / columns)
+    wide = [panel.wide for panel in drawn[:columns]]
+    size = (min(4.3 * sum(wide) + 0.4, WIDTH), HEIGHT * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    cells = figure.subplots(lines, columns, squeeze=False, width_ratios=wide).ravel()
+    for panel, axes in zip(drawn, cells, strict=False):
         show(panel, axes)
+    for axes in cells[len(drawn) :]:
+        axes.remove()
     figure.suptitle(title(one), fontsize=12, color=INK, x=0.01, ha="left")
     if numbers(one):
         figure.supxlabel(numbers(one), fontsize=8.5, color=GREY, x=0.01, ha="left")

@@ -1,4 +1,4 @@
-"""How the gallery's pictures look."""
+"""One diagram of a scheme, and how it looks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-GREY, BLUE, ORANGE = "#767676", "#0072B2", "#D55E00"
-INK, FAINT = "#222222", "#D9D9D9"
+from xcope.plotting import INK, colour_bar, plain
+
 SIGNED, RISING = "PuOr", "cividis"
 """Colour maps that colour-blind readers can tell apart."""
 MAX_DISTANCE = 4096
@@ -61,15 +61,6 @@ def show_small(panel: Panel, axes: Axes) -> None:
         axes.set_xticks(axes.get_xticks()[::2], [t.get_text() for t in axes.get_xticklabels()[::2]])
 
 
-def plain(axes: Axes) -> None:
-    """Few, quiet lines."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#999999")
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
 def log_distance(axes: Axes, last: int = MAX_DISTANCE) -> None:
     """Distances 0, 1, 2, 4, … to ``last`` along the x axis."""
     axes.set_xscale("symlog", base=2, linthresh=1)
@@ -79,13 +70,15 @@ def log_distance(axes: Axes, last: int = MAX_DISTANCE) -> None:
     axes.minorticks_off()
 
 
-def scale(axes: Axes, image: ScalarMappable) -> None:
-    """What the colours mean, beside the axes."""
-    figure = axes.get_figure()
+def scale(axes: Axes, image: ScalarMappable, numbers: str | None = None) -> None:
+    """What the colours mean, beside the axes.
+
+    Args:
+        numbers: how they are written, ``"%g"``; None: as matplotlib does.
+    """
+    figure = axes.get_figure(root=True)
     if figure is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-        bar.ax.tick_params(labelsize=7.5, colors=INK)
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, ax=axes, shrink=0.8, pad=0.02, format=numbers)
 
 
 def shades(n: int) -> Sequence[tuple[float, ...]]:

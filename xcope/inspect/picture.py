@@ -1,9 +1,10 @@
-"""A picture of a trace: layers × heads of gates, of attention and bias where there are none."""
+"""A picture of a trace: layers × heads of gates, or of attention, bias and what a scheme tells."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from xcope.inspect.labels import visible
 from xcope.inspect.traced import LayerTrace, Trace
-from xcope.plotting import save_png
+from xcope.plotting import INK, ORANGE, colour_bar, save_png
 
-INK, MARK = "#222222", "#D55E00"
 # inches
-LABEL = 0.115  # that the label of a key needs; where there is no room, axes have numbers
+LABEL = 0.115  # that the label of a key needs; where it does not fit, axes have numbers
 WIDEST = 24.0  # of all panels together
 GAP, TITLE, BAR = 0.3, 0.4, 0.7
 
@@ -73,11 +73,15 @@ class Sheet:
 def picture(trace: Trace, path: Path | str, row: int = 0, title: str = "") -> None:
     """Write a PNG: gates, with the line where positions saturate; else attention and bias.
 
+    What else schemes tell of themselves (`LayerTrace.maps`) follows under its own name.
+
     Args:
         row: which text of the batch.
         title: heading.
     """
-    blocks = [(block, there) for block in _blocks(row) if (there := _layers_of(block, trace))]
+    blocks = [
+        (block, there) for block in _blocks(trace, row) if (there := _layers_of(block, trace))
+    ]
     columns = max(len(layer.schemes) for layer in trace.layers)
     keys = trace.layers[0].logits.shape[-1]
     labelled = LABEL * keys * columns <= WIDEST
@@ -95,25 +99,35 @@ def picture(trace: Trace, path: Path | str, row: int = 0, title: str = "") -> No
     save_png(sheet.figure, path)
 
 
-def _blocks(row: int) -> list[Block]:
+def _blocks(trace: Trace, row: int) -> list[Block]:
     def gates(layer: LayerTrace, head: int) -> Tensor | None:
-        if layer.gates is None or layer.max_pos[head] is None:
+        if layer.gates is None or not layer.counts(head):
             return None
         return layer.gates[row, head]
 
     def attention(layer: LayerTrace, head: int) -> Tensor | None:
-        return layer.attention[row, head] if layer.max_pos[head] is None else None
+        return None if layer.counts(head) else layer.attention[row, head]
 
     def bias(layer: LayerTrace, head: int) -> Tensor | None:
-        if layer.bias is None or layer.max_pos[head] is not None:
+        if layer.bias is None or layer.counts(head):
             return None
         return (layer.bias[row] if layer.bias.ndim == 4 else layer.bias)[head]
 
+    def further(name: str, layer: LayerTrace, head: int) -> Tensor | None:
+        return layer.further_maps(row, head).get(name)
+
+    names = dict.fromkeys(
+        name
+        for layer in trace.layers
+        for head in range(len(layer.schemes))
+        for name in layer.further_maps(row, head)
+    )
     counted = "gates: what each query counts; left of the line, positions are the table's last"
     return [
         Block(counted, gates, "Blues", Normalize(0, 1)),
         Block("attention", attention, "Purples", PowerNorm(0.5, 0, 1)),
         Block("bias: what is added to the logits", bias, "PuOr_r", None),
+        *(Block(name, partial(further, name), "PuOr_r", None) for name in names),
     ]
 
 
@@ -150,8 +164,7 @@ def _draw(sheet: Sheet, top: float, trace: Trace, block: Block, there: list[int]
     if block.norm is not None and image is not None:
         left, height = sheet.size[0] - BAR, min(len(there) * step - GAP, 3)
         bar = sheet.axes(left, top, 0.12, height)
-        sheet.figure.colorbar(image, cax=bar).outline.set_visible(False)
-        bar.tick_params(labelsize=7, colors=INK)
+        colour_bar(sheet.figure, image, cax=bar)
 
 
 def _panel(
@@ -165,13 +178,13 @@ def _panel(
         norm = Normalize(-most, most)
     image = axes.imshow(values, cmap=block.cmap, norm=norm, interpolation="nearest", aspect="auto")
     axes.spines[:].set_color("#BBBBBB")
-    if layer.saturated is not None and layer.max_pos[head] is not None:
+    if layer.saturated is not None and layer.counts(head):
         full = layer.saturated[row, head].numpy()
         ends = np.where(full.any(-1), full.shape[-1] - full[:, ::-1].argmax(-1), 0) - 0.5
         if full.any():
             axes.stairs(
                 ends, np.arange(len(ends) + 1) - 0.5, orientation="horizontal", baseline=None,
-                color=MARK, linewidth=min(0.9, 60 / len(ends)),
+                color=ORANGE, linewidth=min(0.9, 60 / len(ends)),
             )  # fmt: skip
     return image
 

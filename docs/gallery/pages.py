@@ -4,37 +4,80 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from xcope.errors import listing
-from xcope.gallery.captions import caption
-from xcope.gallery.docstring import described, linked, meanings
-from xcope.gallery.example import needs_options
-from xcope.gallery.markdown import code, listed, page, table
-from xcope.gallery.matrix import reason, refusal, together, where
+from gallery.examples import built, described, linked, meanings, named, needs_options
+from gallery.sentence import read
+from gallery.together import reason, refusal, together, where
+from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 
+UP = "../.."
+"""From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
-COSTS = {
+COSTS = Path("results/schemes-cpu/schemes.csv")
+MEASURED = {
     "time_over_sdpa": "time over attention without positions (SDPA)",
     "memory_over_sdpa": "peak memory over it",
     "x_transformers_over_ours": "x-transformers' time over ours",
 }
 """Columns of the measurements → what they say."""
+NOTHING = "Causal attention of a query to all keys before it, if q·k is the same for all."
+CAPTIONS = {
+    Slot.INPUT: (
+        "Inner products of the vectors that are added, against the distance of two places: the "
+        "mean over all pairs, over its value at distance 0.",
+        "Beside it the vectors themselves.",
+    ),
+    Slot.ROTATION: (
+        "What is left at a distance of q·k between equal unit vectors q = k, the mean over random "
+        "ones, with plain rotary beside it (where q and k become wider, over the value at distance "
+        "0). Dips and peaks come from pairs of channels that turn by half and whole circles.",
+        "To the right what the single channels have of it, over that at distance 0, where q and k "
+        "keep their width.",
+    ),
+    Slot.BIAS: (
+        "The bias of each of eight heads against the distance of query and key. Learned biases are "
+        "drawn as they are before training.",
+        "Beside it the share of attention that a query at place 4096 gives to the keys up to a "
+        "distance, if q·k is the same for all.",
+    ),
+}
+"""Of the first diagram, and of the others."""
+LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
+LOGITS_BY_HAND = (
+    "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
+    "−8 elsewhere, so that gates are open at spaces only."
+)
+LEFT_BY_HAND = (
+    "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
+    "space and 0 elsewhere."
+)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What pages tell beside the scheme itself.
+def pages(root: Path, names: Sequence[str] = ()) -> dict[str, str]:
+    """File name → Markdown.
 
     Args:
-        examples: every scheme.
-        costs: scheme → its row of the measurements; empty where there are none.
-    """
+        root: of the repository, whose configs and measurements are read.
+        names: of schemes; for none of them every page, and the README that lists them.
 
-    examples: Sequence[Scheme]
-    costs: Mapping[str, Mapping[str, str]]
+    Raises:
+        FlagError: an unknown name; a scheme without a YAML file.
+    """
+    chosen, every = named(names, root / "configs"), named((), root / "configs")
+    costs = measured(root / COSTS)
+    pages = {f"{one.name}.md": scheme_page(one, every, costs.get(one.name, {})) for one in chosen}
+    return pages if names else pages | {"README.md": index_page(every)}
+
+
+def write_pages(out: Path, root: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write `pages`; returns the files."""
+    texts = pages(root, names)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in texts]
 
 
 def measured(file: Path) -> dict[str, dict[str, str]]:
@@ -45,31 +88,43 @@ def measured(file: Path) -> dict[str, dict[str, str]]:
         return {row["scheme"]: row for row in csv.DictReader(opened)}
 
 
-def scheme_page(one: Scheme, facts: Facts) -> str:
-    """The Markdown of ``<name>.md``."""
+def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str]) -> str:
+    """The Markdown of ``<name>.md``.
+
+    Args:
+        examples: every scheme.
+        costs: the scheme's row of the measurements; empty where there is none.
+    """
     return page(
         [
             f"# {one.title}: `{one.name}`",
             described(type(one)),
             f"![{one.title}: what it does to attention]({one.name}.png)",
             *caption(one),
-            *_formula(one),
+            f"Where it enters: {where(one)}. In short: `{one.formula}`. "
+            f"Paper: {linked(one.paper)}.",
             *_switching(one),
             *_options(one),
-            *_cost(one, facts),
-            *_together(one, facts),
+            *_cost(costs),
+            *_together(one, examples),
             *_held(one),
-            f"[All schemes](README.md) · [source]({_link(f'xcope/positions/{one.name}.py')}) · "
-            f"[YAML]({_link(f'configs/schemes/{one.name}.yaml')})",
+            f"[All schemes](README.md) · [source]({UP}/xcope/positions/{one.name}.py) · "
+            f"[YAML]({UP}/configs/schemes/{one.name}.yaml)",
         ]
     )
 
 
-def index_page(facts: Facts) -> str:
+def index_page(examples: Sequence[Scheme]) -> str:
     """The Markdown of ``README.md``."""
     rows = [
-        (f"[`{one.name}`]({one.name}.md)", one.title, where(one), code(one.formula), _paper(one))
-        for one in facts.examples
+        (
+            f"[`{one.name}`]({one.name}.md)",
+            one.title,
+            where(one),
+            code(one.formula),
+            linked(one.paper),
+        )
+        for one in examples
     ]
     return page(
         [
@@ -80,21 +135,32 @@ def index_page(facts: Facts) -> str:
             table(("name", "title", "where it enters", "formula", "paper"), rows),
             "## What each does to attention",
             "Biases and rotations against the distance of query and key, vectors of the input by "
-            "their likeness, CoPE and forgetting on a sentence; heads from dark to light. The page "
-            "of each scheme explains its picture.",
+            "their likeness, attention itself on a sentence; heads from dark to light. The page of "
+            "each scheme explains its picture.",
             "![contact sheet of all schemes](contact-sheet.png)",
             "## What goes together",
-            *together(facts.examples),
+            *together(examples),
         ]
     )
 
 
-def _formula(one: Scheme) -> Iterator[str]:
-    yield f"Where it enters: {where(one)}. In short: `{one.formula}`. Paper: {_paper(one)}."
-
-
-def _paper(one: Scheme) -> str:
-    return linked(one.paper)
+def caption(one: Scheme) -> Iterator[str]:
+    """Paragraphs that say what `gallery.pictures.panels` draws."""
+    parts = [part for part in one.parts() if part.slot is not None]
+    for part in parts:
+        if part.slot is Slot.ATTEND:
+            module = built(part)
+            maps, _ = read(module)
+            by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
+            by_tokens = LEFT_BY_HAND if module.remembers else ""
+            yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
+        elif part.slot is not None:
+            first, others = CAPTIONS[part.slot]
+            yield first if len(parts) > 1 else f"{first} {others}".rstrip()
+    if len(parts) > 1 and {Slot.ROTATION, Slot.BIAS} & {part.slot for part in parts}:
+        yield "The scheme of attention itself reads logits on which the other part has acted."
+    if not parts:
+        yield NOTHING
 
 
 def _switching(one: Scheme) -> Iterator[str]:
@@ -105,10 +171,10 @@ def _switching(one: Scheme) -> Iterator[str]:
     if one.upstream_switch:
         switches.append(f"{one.upstream_switch}=True")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
-    yield "```python\n" + "\n".join(lines) + "\n```"
+    yield code_block("\n".join(lines), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
-    yield f"```yaml\nmodel:\n  position: {position}\n```"
+    yield code_block(f"model:\n  position: {position}", "yaml")
     yield _upstream(one)
 
 
@@ -152,18 +218,17 @@ def _options(one: Scheme) -> Iterator[str]:
     yield table(("option", "default", "keyword flag", "x-transformers", "meaning"), rows)
 
 
-def _cost(one: Scheme, facts: Facts) -> Iterator[str]:
+def _cost(costs: Mapping[str, str]) -> Iterator[str]:
     yield "## Cost"
-    row = facts.costs.get(one.name, {})
-    cells = [(says, row[column]) for column, says in COSTS.items() if row.get(column)]
+    cells = [(says, costs[column]) for column, says in MEASURED.items() if costs.get(column)]
     if not cells:
         yield "Not measured."
         return
     yield table(("measured", "ratio"), cells)
-    yield f"How: [results/schemes-cpu]({_link('results/schemes-cpu')})."
+    yield f"How: [results/schemes-cpu]({UP}/{COSTS.parent.as_posix()})."
 
 
-def _together(one: Scheme, facts: Facts) -> Iterator[str]:
+def _together(one: Scheme, examples: Sequence[Scheme]) -> Iterator[str]:
     yield "## What it goes together with"
     parts = one.parts()
     if not parts:
@@ -175,7 +240,7 @@ def _together(one: Scheme, facts: Facts) -> Iterator[str]:
     if len(parts) > 1:
         names = ", ".join(part.name for part in parts)
         yield f"It is `position: [{names}]` under one name."
-    others = [other for other in facts.examples if len(other.parts()) == 1 and other != one]
+    others = [other for other in examples if len(other.parts()) == 1 and other != one]
     refused = {other.name: why for other in others if (why := refusal(one, other))}
     yield f"At the same heads: {listed(code(o.name) for o in others if o.name not in refused)}."
     filled = {part.slot for part in parts}
@@ -196,7 +261,7 @@ def _held(one: Scheme) -> Iterator[str]:
     if one.oracle == "x-transformers":
         yield (
             f"x-transformers: the same weights give the same outputs, in "
-            f"[{EQUALITY_TESTS}]({_link(EQUALITY_TESTS)})."
+            f"[{EQUALITY_TESTS}]({UP}/{EQUALITY_TESTS})."
         )
         return
     file = f"tests/positions/oracles/test_{one.name}.py"
@@ -205,23 +270,4 @@ def _held(one: Scheme) -> Iterator[str]:
         if one.oracle == "formula"
         else f"The package `{one.oracle}`"
     )
-    yield f"{held}, in [{file}]({_link(file)})."
-
-
-def _link(path: str) -> str:
-    """From the folder of the pages to a file of the repository."""
-    return f"../../{path}"
-
-
-def all_pages(facts: Facts, names: Sequence[str] = ()) -> dict[str, str]:
-    """File name → Markdown: the pages of these schemes, or every page and the README.
-
-    Raises:
-        ValueError: a name that is not among the examples.
-    """
-    unknown = set(names) - {one.name for one in facts.examples}
-    if unknown:
-        raise ValueError(f"no example of {listing(sorted(unknown))}")
-    chosen = [one for one in facts.examples if not names or one.name in names]
-    pages = {f"{one.name}.md": scheme_page(one, facts) for one in chosen}
-    return pages if names else pages | {"README.md": index_page(facts)}
+    yield f"{held}, in [{file}]({UP}/{file})."

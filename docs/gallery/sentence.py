@@ -1,0 +1,141 @@
+"""Schemes of the attend slot, and none: what they compute of a sentence, letter by letter.
+
+What a trained model selects is not known here, so its numbers are set by hand: q·k is large where
+the key is a space and small elsewhere, so that gates are open at spaces only and positions count
+words; of a scheme that remembers its tokens, spaces leave something behind and letters nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from gallery.examples import GEOMETRY, built
+from gallery.panel import RISING, Panel, scale
+from xcope.plotting import BLUE, FAINT, INK
+from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation, Scheme
+
+SENTENCE = "the cat sat on the mat"
+N = len(SENTENCE)
+SPACES = torch.tensor([letter == " " for letter in SENTENCE])
+SEEN = torch.ones(N, N).tril().bool()
+LOGIT = 8.0
+"""q·k by hand, below zero where the key is no space: a gate is sigmoid(±8), 0.9997 or 0.0003."""
+LEFT = -1.5
+"""What a space leaves behind by hand; as the logarithm of a forget gate it forgets 78 %."""
+
+
+def nothing_panels() -> list[Panel]:
+    """Causal attention whose logits are all 0."""
+    attention = SEEN[None] / SEEN.sum(-1, keepdim=True)
+    return [_table("attention if q·k is 0: only the causal mask", attention, norm="log")]
+
+
+def attend_panels(one: Scheme, beside: Sequence[Scheme] = ()) -> list[Panel]:
+    """Positions if the scheme counts them, then what it adds to the logits, then its other maps.
+
+    Args:
+        one: of the attend slot.
+        beside: the other parts of a combination, which act on the logits that it reads.
+    """
+    module: AttendModule = built(one)
+    maps, added = read(module, beside)
+    panels = []
+    if "gates" in maps and "positions" in maps:
+        gates, positions = maps.pop("gates"), maps.pop("positions")
+        panels = [
+            _table("positions p_ij, gates by hand: open at spaces", positions),
+            _last_row("of the last query: words counted back", gates[0, -1], positions[0, -1]),
+        ]
+    if module.remembers:
+        _, fresh = read(module, beside, fresh=True)
+        panels += [
+            _table(f"added to the logits, by hand: {LEFT:g} of spaces".replace("-", "−"), added),
+            _table("before training, random inputs, head 1", fresh),
+        ]
+    elif added[:, SEEN].any() or not (panels or maps):
+        panels.append(_table("added to the logits before training", added))
+    return [*panels, *(_table(f"{name}, q·k by hand", table) for name, table in maps.items())]
+
+
+def read(
+    module: AttendModule, beside: Sequence[Scheme] = (), *, fresh: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What a scheme computes of the sentence.
+
+    Args:
+        module: of the scheme.
+        beside: schemes that act on the logits before.
+        fresh: whether tokens leave behind what it remembers of random inputs, and not `LEFT`.
+
+    Returns:
+        its maps (`AttendModule.trace`), and what it adds to the logits; each (h n n).
+    """
+    d, h = GEOMETRY.dim_head, GEOMETRY.heads
+    q = torch.ones(1, h, N, d)  # every channel has its share of the product
+    k = torch.where(SPACES, LOGIT / d, -LOGIT / d)[:, None].expand(1, h, N, d)
+    place = torch.arange(N)
+    bias = torch.zeros(())
+    for other in map(built, beside):
+        if isinstance(other, Rotation):
+            q, k = other.rotate(q, k, place, place)
+        elif isinstance(other, IndexBias):
+            bias = other.dense(place, place)
+    with torch.no_grad():
+        remembered = None
+        if module.remembers:
+            generator = torch.Generator().manual_seed(0)
+            remembered = module.remember(torch.randn(1, N, GEOMETRY.dim, generator=generator))
+            if not fresh:
+                by_hand = torch.where(SPACES, LEFT, 0.0)
+                by_hand = by_hand if remembered.ndim == 3 else by_hand[:, None]
+                remembered = by_hand.expand_as(remembered)
+        gate_k = None if module.gate_keys is None else k
+        inputs = AttendInputs(scale=1.0, gate_k=gate_k, remembered=remembered)
+        given = (q, q @ k.mT + bias, SEEN.expand(1, h, N, N), inputs)
+        maps, added = module.trace(*given), module(*given)
+    return {name: table[0] for name, table in maps.items()}, added[0]
+
+
+def _table(title: str, values: Tensor, norm: str = "linear") -> Panel:
+    """The first head of values (h n n) where a key is seen, the sentence on both axes."""
+
+    def draw(axes: Axes) -> None:
+        shown = values[0].float().masked_fill(~SEEN, torch.nan).numpy()
+        image = axes.imshow(shown, RISING, norm=norm, interpolation="nearest")
+        letters = SENTENCE.replace(" ", "␣")
+        axes.set_xticks(range(N), letters)
+        axes.set_yticks(range(N), letters)
+        axes.tick_params(length=0, labelsize=8)
+        axes.grid(visible=False)
+        # powers of ten would be formulas, which `save_png` writes as they stand
+        scale(axes, image, "%g" if norm == "log" else None)
+
+    return Panel(title, draw, "key j", "query i")
+
+
+def _last_row(title: str, gates: Tensor, positions: Tensor) -> Panel:
+    """The gates (n) of the last query as bars, its positions (n) as steps with their numbers."""
+    last = positions.tolist()
+
+    def draw(axes: Axes) -> None:
+        axes.bar(range(N), gates.tolist(), color=FAINT, label="gate")
+        axes.plot(
+            range(N), last, "o-", color=BLUE, markersize=4, linewidth=1, drawstyle="steps-mid",
+            label="position",
+        )  # fmt: skip
+        for place, value in enumerate(last):
+            text = f"{value:.1f}".removesuffix(".0")
+            axes.annotate(
+                text, (place, value), (0, 6), textcoords="offset points", fontsize=8, color=INK,
+                ha="center",
+            )  # fmt: skip
+        axes.set_xticks(range(N), SENTENCE.replace(" ", "␣"))
+        axes.set_ylim(0, max(last) + 0.8)
+        axes.grid(visible=False, axis="x")
+        axes.legend(frameon=False, fontsize=8)
+
+    return Panel(title, draw, "key j", wide=1.25)
