@@ -138,7 +138,7 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _plain(inputs: BiasedInputs) -> Tensor:
-    """PyTorch's own attention; on CPUs, masked keys that are not finite stay hidden."""
+    """PyTorch's own attention; on CPUs, later keys stay hidden even if they are not finite."""
     grouped = inputs.q.shape[1] != inputs.k.shape[1]
     attend: Callable[..., Tensor] = partial(
         F.scaled_dot_product_attention,

@@ -1,7 +1,8 @@
 """What CoPE attention is given: one record, from the public function to the kernels.
 
 A new option is a field of `CopeInputs`: the schema of the PyTorch operators follows from the
-fields, and nothing between the public function and what computes with the option names it.
+fields, and nothing between the public function and what computes with the option names it. A
+backend that does not compute with it has to refuse it, as `xcope.ops.cope.gpu.refusal` does.
 """
 
 from __future__ import annotations

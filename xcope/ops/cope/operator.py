@@ -34,14 +34,24 @@ WHAT = "CoPE attention"
     schema=f"({SCHEMA}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def cope(*given: Any) -> tuple[Tensor, ...]:
-    """out (b h i dv), and four tensors for the backward, see `walk.Saved` or `launch.Saved`."""
+    """out (b h i dv), and four tensors for the backward, see `walk.Saved` or `launch.Saved`.
+
+    In tiles, rows that meet numbers that are not finite have NaN for 1 / Σ exp, see `nonfinite`.
+    """
     inputs, backend = CopeInputs.of(given), given[-1]
     with torch.autocast(inputs.q.device.type, enabled=False):  # both passes must count alike
         if backend == "triton":
             from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
 
             return tuple(launch.forward(inputs))
-        return _forward_in_tiles(inputs)
+        if all_finite(*inputs.named().values()):
+            saved = walk.forward(inputs)
+            # 1 / Σ exp is 0 in rows that see no key, and where all logits are −∞
+            if all_finite(saved.out) and (
+                bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any()
+            ):
+                return tuple(saved)
+        return repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
 
 
 @cope.register_fake
@@ -126,17 +136,6 @@ cope_backward.register_autograd(_second_gradients, setup_context=_save_of_backwa
 # -- who computes ----------------------------------------------------------------------------------
 
 
-def _forward_in_tiles(inputs: CopeInputs) -> tuple[Tensor, ...]:
-    """Rows that meet numbers that are not finite have NaN for 1 / Σ exp, see `nonfinite`."""
-    if all_finite(*inputs.named().values()):
-        saved = walk.forward(inputs)
-        if all_finite(saved.out) and (
-            bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any()
-        ):
-            return tuple(saved)
-    return repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
-
-
 def _backward_in_tiles(
     dout: Tensor, saved: Sequence[Tensor], inputs: CopeInputs, of_bias: bool = False
 ) -> Tensors:
@@ -183,5 +182,5 @@ def _backward_by_kernels(dout: Tensor, saved: Sequence[Tensor], inputs: CopeInpu
     if inputs.cu_seqlens is not None:
         mask = within_documents(inputs.mask, inputs.cu_seqlens, inputs.q.shape[2])
         wide = replace(wide, mask=mask, cu_seqlens=None)
-    grads = _backward_in_tiles(dout.float(), _forward_in_tiles(wide), wide)
+    grads = _backward_in_tiles(dout.float(), cope(*wide.flat(), "tiled"), wide)
     return {name: grad.to(getattr(inputs, name).dtype) for name, grad in grads.items()}

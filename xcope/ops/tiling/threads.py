@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALLEST = 32  # queries of a unit of work, at least, where they are shared out among many threads
-
 
 @cache
 def openmp() -> ctypes.CDLL:
@@ -36,12 +34,6 @@ def openmp() -> ctypes.CDLL:
 def address(symbol: str) -> int:
     """The address of a function of the runtime."""
     return ctypes.cast(getattr(openmp(), symbol), ctypes.c_void_p).value or 0
-
-
-def unit_size(queries: int, rows: int) -> int:
-    """How many queries a unit of work has, in a tile of these queries and rows of all heads."""
-    share = -(-rows // torch.get_num_threads())
-    return min(queries, max(SMALLEST, share))
 
 
 def run(kernel: Any, numbers: list[int], *tensors: Tensor) -> None:

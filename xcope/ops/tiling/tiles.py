@@ -19,13 +19,15 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+SMALLEST = 32  # queries of a unit of work, at least, where many threads share a tile
+
 
 class Tile(NamedTuple):
     """Queries i0 … i1 − 1 against keys j0 … j1 − 1.
 
     Query i0 + n sees the tile's keys up to diagonal + n. ``keys`` are the same keys as a slice;
     ``width`` is how many there would be if the diagonal cut none off; ``batch0`` is the tile's
-    first row of the batch.
+    first row of the batch. Threads share it in units of work, ``unit`` queries of one head.
     """
 
     i0: int
@@ -36,6 +38,7 @@ class Tile(NamedTuple):
     width: int
     diagonal: int
     batch0: int
+    unit: int
 
 
 @dataclass
@@ -126,10 +129,13 @@ class Heads:
         for i0 in range(0, i, sizes.QUERIES):
             i1 = min(i, i0 + sizes.QUERIES)
             seen, place = (max(0, j - i + i1), j - i + i0) if self.causal else (j, j)
-            tiles = []
+            share = -(-u * r * (i1 - i0) // torch.get_num_threads())
+            unit, tiles = min(i1 - i0, max(SMALLEST, share)), []
             for j0 in range(0, seen, width):
                 j1, uncut = min(seen, j0 + width), min(j, j0 + width) - j0
-                tiles.append(Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0))
+                tiles.append(
+                    Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0, unit)
+                )
             yield i0, i1, tiles
 
     def product(self, name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ from xcope.ops.tiling.numba_runtime import (
     kernel,
     pointer,
 )
-from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
+from xcope.ops.tiling.tiles import SMALLEST, BackwardRows, ForwardRows, Heads, Tile
 
 QUERIES = 128  # at most `xcope.ops.biased.cpu.numba_forms.ROWS`
 KEYS = 1024
@@ -115,7 +115,7 @@ class Bias:
             for name in ("q_pos", "k_pos"):
                 packed["consecutive"] &= bool((vectors[name].diff(dim=-1) == 1).all())
                 vectors[name] = vectors[name].clamp(-(2**29), 2**29).int()
-        chunks = 1 if torch.get_num_threads() <= h else ROWS // threads.SMALLEST
+        chunks = 1 if torch.get_num_threads() <= h else ROWS // SMALLEST
         for name, t in vectors.items():
             length = t.shape[-1]
             self.vectors[name] = t.contiguous()
@@ -338,11 +338,10 @@ def _sizes(s: Tensor, tile: Tile, bias: Bias) -> list[int]:
     """The numbers that both kernels take first."""
     key_heads, keys, rows = s.shape
     queries = tile.i1 - tile.i0
-    size = threads.unit_size(queries, key_heads * rows)
     free = min(max(0, bias.free - tile.j0), keys)
     first = max(0, tile.j0 - bias.free)
     place = [tile.i0, tile.diagonal, tile.batch0 * bias.heads, first, free]
-    return [key_heads, rows // queries, queries, size, keys, *place]
+    return [key_heads, rows // queries, queries, tile.unit, keys, *place]
 
 
 def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Bias) -> None:

@@ -100,23 +100,31 @@ def forward(inputs: BiasedInputs) -> Saved:
     saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
     for units, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
-            q = rows_of(part.q, i0, i1).mul_(scale)
-            rows = ForwardRows(
-                m=q.new_full(q.shape[:2], -torch.inf),
-                total=q.new_zeros(q.shape[:2]),
-                out=q.new_zeros(*q.shape[:2], dv),
-            )
-            for tile in reversed(tiles):
-                s = part.product("s", part.k[:, tile.keys], q)
-                if hidden is not None:
-                    part.mask(tile, s)
-                body.forward(s, rows, tile, part, bias)
-                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
-            inverse = finish(rows)
-            for whole, value in zip(saved, (rows.out, rows.m, inverse), strict=True):
-                place = whole.view(*heads.q.shape[:3], *whole.shape[3:])[units, :, i0:i1]
+            of_rows = _forward_rows(part, body, bias, i0, i1, tiles)
+            for whole, value in zip(saved, of_rows, strict=True):
+                place = whole.view(*q.shape[:3], *whole.shape[3:])[units, :, i0:i1]
                 place.copy_(value.view(place.shape))
     return saved
+
+
+def _forward_rows(
+    heads: Heads, body: Body, bias: Bias, i0: int, i1: int, tiles: list[Tile]
+) -> Saved:
+    """One tile of queries against all the keys it sees, from the diagonal to the start; (u R …)."""
+    q = rows_of(heads.q, i0, i1).mul_(heads.scale)
+    rows = ForwardRows(
+        m=q.new_full(q.shape[:2], -torch.inf),
+        total=q.new_zeros(q.shape[:2]),
+        out=q.new_zeros(*q.shape[:2], heads.v.shape[-1]),
+    )
+    for tile in reversed(tiles):
+        s = heads.product("s", heads.k[:, tile.keys], q)
+        if heads.hidden is not None:
+            heads.mask(tile, s)
+        body.forward(s, rows, tile, heads, bias)
+        rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
+    inverse = finish(rows)
+    return Saved(rows.out, rows.m, inverse)
 
 
 def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) -> dict[str, Tensor]:
@@ -130,24 +138,47 @@ def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) ->
     kept = [t.view(*q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
     grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
     for units, part in heads.parts():
-        dk, dv, its = KeySums(part), KeySums(part), [t[units] for t in kept]
+        dk, dv = KeySums(part), KeySums(part)
+        dout, *its = (t[units] for t in kept)
         for i0, i1, tiles in part.query_tiles():
-            q = rows_of(part.q, i0, i1).mul_(scale)
-            dout, out, m, inverse = (rows_of(t, i0, i1) for t in its)
-            rows = BackwardRows(m=m, inverse=inverse, D=(dout * out).sum(-1))
-            dq = torch.zeros_like(q)
-            for tile in tiles:
-                k, v = part.k[:, tile.keys], part.v[:, tile.keys]
-                s, dp = part.product("s", k, q), part.product("dp", v, dout)
-                if hidden is not None:
-                    part.mask(tile, s)
-                body.backward(s, dp, rows, tile, part, bias)
-                dv.add(tile, s, dout)
-                dk.add(tile, dp, q)
-                dq.baddbmm_(dp.mT, k)
+            dq = _backward_rows(part, body, bias, dout, Saved(*its), dk, dv, i0, i1, tiles)
             place = grads["q"][units, :, i0:i1]
-            place.copy_(dq.mul_(scale).view(place.shape))
+            place.copy_(dq.view(place.shape))
         dk.move_to(grads["k"][units])
         dv.move_to(grads["v"][units])
     found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
     return found | bias.gradients()
+
+
+def _backward_rows(
+    heads: Heads, body: Body, bias: Bias, dout: Tensor, saved: Saved, dk: KeySums, dv: KeySums,
+    i0: int, i1: int, tiles: list[Tile],
+) -> Tensor:  # fmt: skip
+    """One tile of queries against all the keys it sees, from the start to the diagonal.
+
+    Args:
+        dout: of all queries, (u r i dv).
+        saved: of all queries, (u r i …).
+        dk: gradients of the keys, which are added to.
+        dv: gradients of the values, which are added to.
+
+    Returns:
+        The queries' gradients, (u R d).
+    """
+    q, dout = rows_of(heads.q, i0, i1).mul_(heads.scale), rows_of(dout, i0, i1)
+    rows = BackwardRows(
+        m=rows_of(saved.m, i0, i1),
+        inverse=rows_of(saved.inverse, i0, i1),
+        D=(dout * rows_of(saved.out, i0, i1)).sum(-1),
+    )
+    dq = torch.zeros_like(q)
+    for tile in tiles:
+        k, v = heads.k[:, tile.keys], heads.v[:, tile.keys]
+        s, dp = heads.product("s", k, q), heads.product("dp", v, dout)
+        if heads.hidden is not None:
+            heads.mask(tile, s)
+        body.backward(s, dp, rows, tile, heads, bias)
+        dv.add(tile, s, dout)
+        dk.add(tile, dp, q)
+        dq.baddbmm_(dp.mT, k)
+    return dq.mul_(heads.scale)

@@ -305,8 +305,8 @@ def backward_unit(
 
 @kernel
 def _forward(given: Any) -> None:
-    key_heads, heads, queries, size, keys, width, last, j0, diagonal, d = numba.carray(given, 10)
-    rows = heads * queries
+    key_heads, keys, rows, queries, size, width, last, j0, diagonal, d = numba.carray(given, 10)
+    heads = rows // queries
     sharpness = floats(given[10], (1,))[0]
     L = floats(given[13], (key_heads, rows, width))
     m = floats(given[14], (key_heads, rows))
@@ -327,8 +327,8 @@ def _forward(given: Any) -> None:
 
 @kernel
 def _backward(given: Any) -> None:
-    key_heads, heads, queries, size, keys, width, last, j0, diagonal = numba.carray(given, 9)
-    rows = heads * queries
+    key_heads, keys, rows, queries, size, width, last, j0, diagonal = numba.carray(given, 9)
+    heads = rows // queries
     sharpness = floats(given[9], (1,))[0]
     L = floats(given[13], (key_heads, rows, width))
     dL = floats(given[14], (key_heads, rows, width))
@@ -349,19 +349,13 @@ def _backward(given: Any) -> None:
         )  # fmt: skip
 
 
-def _sizes(s: Tensor, rows: ForwardRows | BackwardRows, tile: Tile) -> list[int]:
-    key_heads, keys, width = s.shape
-    queries = tile.i1 - tile.i0
-    size = threads.unit_size(queries, key_heads * width)
-    table = [rows.L.shape[-1], rows.last]
-    return [key_heads, width // queries, queries, size, keys, *table, tile.j0, tile.diagonal]
-
-
 def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
     """See `xcope.ops.cope.cpu.tiles.Body`."""
-    sharp = torch.tensor([sharpness], dtype=torch.float32)
+    sharp, (_, d) = torch.tensor([sharpness], dtype=torch.float32), rows.out.shape[1:]
     threads.run(
-        _forward, [*_sizes(s, rows, tile), rows.out.shape[-1]],
+        _forward,
+        [*s.shape, tile.i1 - tile.i0, tile.unit, rows.L.shape[-1], rows.last, tile.j0,
+         tile.diagonal, d],
         sharp, s, a, rows.L, rows.m, rows.total, rows.out, rows.count, rows.start,
     )  # fmt: skip
 
@@ -372,7 +366,9 @@ def backward(
     """See `xcope.ops.cope.cpu.tiles.Body`."""
     sharp = torch.tensor([sharpness], dtype=torch.float32)
     threads.run(
-        _backward, _sizes(s, rows, tile),
+        _backward,
+        [*s.shape, tile.i1 - tile.i0, tile.unit, rows.L.shape[-1], rows.last, tile.j0,
+         tile.diagonal],
         sharp, s, dp, a, rows.L, rows.dL, rows.m, rows.inverse, rows.D, rows.count, rows.lift,
         rows.start,
     )  # fmt: skip

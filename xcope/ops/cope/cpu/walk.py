@@ -117,33 +117,36 @@ def empty(inputs: CopeInputs) -> Saved:
 def forward(inputs: CopeInputs) -> Saved:
     """Attention, and what the backward needs of it."""
     heads, saved = sorted_heads(inputs), empty(inputs)
-    by_key_head, dv = heads.q.shape[:3], heads.v.shape[-1]
     for key_heads, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
-            q = rows_of(part.q, i0, i1)
-            L, _, last = _table_logits(part, q, tiles[-1].j1 + 1 if tiles else 1)
-            rows = ForwardRows(
-                L=L,
-                last=last,
-                m=q.new_full(q.shape[:2], -torch.inf),
-                total=q.new_zeros(q.shape[:2]),
-                out=q.new_zeros(*q.shape[:2], dv),
-                count=q.new_zeros(q.shape[:2], dtype=torch.float64),
-                start=q.new_full(q.shape[:2], -1, dtype=torch.int32),
-            )
-            q = q * part.scale
-            for tile in reversed(tiles):  # from the diagonal to the start
-                s, _, a = _logits(part, q, tile)
-                if part.hidden is not None:
-                    part.mask(tile, s, a)
-                part.body.forward(s, a, rows, tile, part.sharpness)
-                rows.out.baddbmm_(s.mT, part.v[:, tile.keys])
-            inverse, start = finish(rows), rows.start.clamp_(min=0)
-            found = (rows.out, rows.m, inverse, rows.count, start)
-            for whole, value in zip(saved, found, strict=True):
-                place = whole.view(*by_key_head, *whole.shape[3:])[key_heads, :, i0:i1]
+            for whole, value in zip(saved, _forward_rows(part, i0, i1, tiles), strict=True):
+                place = whole.view(*heads.q.shape[:3], *whole.shape[3:])[key_heads, :, i0:i1]
                 place.copy_(value.view(place.shape))
     return saved
+
+
+def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Saved:
+    """One tile of queries against all the keys it sees, from the diagonal to the start; (u R …)."""
+    q = rows_of(heads.q, i0, i1)
+    L, _, last = _table_logits(heads, q, tiles[-1].j1 + 1 if tiles else 1)
+    rows = ForwardRows(
+        L=L,
+        last=last,
+        m=q.new_full(q.shape[:2], -torch.inf),
+        total=q.new_zeros(q.shape[:2]),
+        out=q.new_zeros(*q.shape[:2], heads.v.shape[-1]),
+        count=q.new_zeros(q.shape[:2], dtype=torch.float64),
+        start=q.new_full(q.shape[:2], -1, dtype=torch.int32),
+    )
+    q = q * heads.scale
+    for tile in reversed(tiles):
+        s, _, a = _logits(heads, q, tile)
+        if heads.hidden is not None:
+            heads.mask(tile, s, a)
+        heads.body.forward(s, a, rows, tile, heads.sharpness)
+        rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
+    inverse = finish(rows)
+    return Saved(rows.out, rows.m, inverse, rows.count, rows.start.clamp_(min=0))
 
 
 def backward(
@@ -151,8 +154,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Gradients by name; those of the bias' vectors only ``of_bias``."""
     heads = sorted_heads(inputs, of_bias)
-    by_key_head = heads.q.shape[:3]
-    kept = [t.view(*by_key_head, *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    kept = [t.view(*heads.q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
     grads = {"q": torch.empty_like(heads.q), "pos_emb": torch.zeros_like(heads.e)}
     for name, t in (("k", heads.k), ("v", heads.v), ("gate_k", heads.gate_k)):
         if t is not None:
@@ -160,13 +162,13 @@ def backward(
     if heads.head_mix is not None:
         grads["head_mix"] = torch.zeros_like(heads.head_mix)
     for key_heads, part in heads.parts():
-        dq, its = grads["q"][key_heads], [t[key_heads] for t in kept]
+        dout, *its = (t[key_heads] for t in kept)
         sums: dict[str, KeySums] = {}
         sums |= {name: KeySums(part) for name in ("k", "v", "gate_k") if name in grads}
         for i0, i1, tiles in part.query_tiles():
-            dout, *of_rows = (rows_of(t, i0, i1) for t in its)
-            rows = _backward_rows(part, dout, Saved(*of_rows), sums, grads, i0, i1, tiles)
-            dq[:, :, i0:i1] = rows.view(dq[:, :, i0:i1].shape)
+            dq = _backward_rows(part, dout, Saved(*its), sums, grads, i0, i1, tiles)
+            place = grads["q"][key_heads, :, i0:i1]
+            place.copy_(dq.view(place.shape))
         for name, of_keys in sums.items():
             of_keys.move_to(grads[name][key_heads])
     grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
@@ -181,26 +183,27 @@ def _backward_rows(
     """One tile of queries against all the keys it sees, from the start to the diagonal.
 
     Args:
-        dout: of these rows, (u R dv).
-        saved: of these rows, (u R …).
-        sums: gradients of what keys have.
+        dout: of all queries, (u r i dv).
+        saved: of all queries, (u r i …).
+        sums: gradients of what keys have, which are added to.
         grads: gradients of the table and of the heads' mixing, which are added to.
 
     Returns:
         Their dq, (u R d).
     """
-    q = rows_of(heads.q, i0, i1)
-    L, e, last = _table_logits(heads, q, int(saved.counted.max()) + 2)
+    q, dout = rows_of(heads.q, i0, i1), rows_of(dout, i0, i1)
+    count = rows_of(saved.counted, i0, i1)
+    L, e, last = _table_logits(heads, q, int(count.max()) + 2)
     rows = BackwardRows(
         L=L,
         dL=heads.buffer("dL", *L.shape).zero_(),
         last=last,
-        m=saved.m,
-        inverse=saved.inverse,
-        D=(dout * saved.out).sum(-1),
-        count=saved.counted,
-        lift=torch.zeros_like(saved.m),
-        start=saved.start,
+        m=rows_of(saved.m, i0, i1),
+        inverse=rows_of(saved.inverse, i0, i1),
+        D=(dout * rows_of(saved.out, i0, i1)).sum(-1),
+        count=count,
+        lift=q.new_zeros(count.shape),
+        start=rows_of(saved.start, i0, i1),
     )
     scaled, dq = q * heads.scale, torch.zeros_like(q)
     for tile in tiles:

@@ -267,13 +267,13 @@ class Chunk:
     row0: int
     rows: int
 
-    def memory(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """To be written to, for all heads."""
+    def buffer(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory to be written to, of this shape for each head."""
         b, h = self.given.q.shape[:2]
         return torch.empty(b, h, *shape, dtype=dtype, device=self.given.q.device)
 
     def backward(self, sums: Sums, grads: dict[str, Tensor]) -> None:
-        """Fills in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
+        """Fill in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
         given, tiles = self.given, self.given.choice
         (b, _, i, _), (hk, j) = given.q.shape, given.k.shape[1:3]
         counting, plain = tiles.backward_k[0], tiles.backward_k_plain[0]
@@ -283,10 +283,10 @@ class Chunk:
             "L": table_logits(given, self.row0, self.rows),
             "dout": self.dout,
             "lse": self.saved.lse,
-            "D_rows": self.memory(i),
-            "edge_count": self.memory(edges, self.rows, dtype=torch.int32),
-            "edge_lift": self.memory(edges, self.rows),
-            "counts_from": self.memory(triton.cdiv(self.rows, tiles.piece), dtype=torch.int32),
+            "D_rows": self.buffer(i),
+            "edge_count": self.buffer(edges, self.rows, dtype=torch.int32),
+            "edge_lift": self.buffer(edges, self.rows),
+            "counts_from": self.buffer(triton.cdiv(self.rows, tiles.piece), dtype=torch.int32),
             "row0": self.row0,
             "ROWS": self.rows,
             "EDGES": edges,
@@ -319,7 +319,7 @@ class Chunk:
         """dq; and this chunk's gradient of the table, in float32."""
         given, P = self.given, self.given.last + 1
         b, h = given.q.shape[:2]
-        rounded = self.memory(self.rows, P, dtype=given.q.dtype)
+        rounded = self.buffer(self.rows, P, dtype=given.q.dtype)
         launch(
             "backward_q",
             given.choice.backward_q,
@@ -332,7 +332,7 @@ class Chunk:
                 "count": self.saved.counted,
                 "start": self.saved.start,
                 "dq": dq,
-                "dL": self.memory(self.rows, given.width),
+                "dL": self.buffer(self.rows, given.width),
                 "dL_rounded": rounded,
                 "P": P,
                 "BP": 32 if given.q.element_size() * block(given.q) > 256 else 64,
