@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
+from xcope.ops.biased.inputs import BiasedInputs
+from xcope.ops.biased.reference import biased_attention_reference
 from xcope.ops.biased.terms import Terms
-from xcope.ops.definition import attention_by_definition
 from xcope.registry import Named, hints, is_a
 
 
@@ -427,16 +428,18 @@ class AttendModule(nn.Module, ABC):
             out: Tensor = self(q, logits, seen.expand_as(logits), inputs)
             return out
 
-        out = attention_by_definition(
-            q[:, place],
-            k[:, key_heads],
-            v[:, key_heads],
-            None if bias is None else bias.of_heads(place),
-            scale=inputs.scale,
-            mask=mask,
-            causal=inputs.causal,
-            cu_seqlens=inputs.cu_seqlens,
-            added=added,
+        out = biased_attention_reference(
+            BiasedInputs(
+                q=q[:, place],
+                k=k[:, key_heads],
+                v=v[:, key_heads],
+                bias=None if bias is None else bias.of_heads(place),
+                scale=inputs.scale,
+                mask=mask,
+                causal=inputs.causal,
+                cu_seqlens=inputs.cu_seqlens,
+            ),
+            added,
         )
         return out[:, order]
 

@@ -8,6 +8,8 @@ does not see need not be finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,10 +62,17 @@ def dense(terms: Terms, keys: int | None = None) -> Tensor:
     return F.pad(bias, (free, 0)) if free else bias
 
 
-def biased_attention_reference(inputs: BiasedInputs) -> Tensor:
+def biased_attention_reference(
+    inputs: BiasedInputs, added: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+) -> Tensor:
     """The definition on whole tensors: (b h i dv), dtype of q.
 
     float16 and bfloat16 are computed in float32 and rounded once, at the end.
+
+    Args:
+        inputs: of the attention.
+        added: what else is added to the logits and reads them: takes q (b h i d), the logits
+            (b h i j) with the bias, and which keys are seen; gives (b h i j).
     """
     dtype, mask = inputs.q.dtype, inputs.mask
     wide = torch.promote_types(dtype, torch.float32)
@@ -76,6 +85,8 @@ def biased_attention_reference(inputs: BiasedInputs) -> Tensor:
     s = inputs.scale * scores(q, k, seen)
     if inputs.bias is not None:
         s = s + dense(cast_to(inputs.bias, q), k.shape[2])
+    if added is not None:
+        s = s + added(q, s, seen)
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
     attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
