@@ -1,6 +1,6 @@
 """Benchmarks: what a thing costs, as a ratio to a thing that people know.
 
-`measure` times and weighs anything; `tables` and `pictures` are what the reports share. `cope` is
-about CoPE attention, `schemes` about every positional scheme, both on a CPU; `gpu` checks and
-measures on a GPU.
+`cope` is about CoPE attention and `schemes` about every positional scheme, both on a CPU; `gpu` is
+about a card, and holds kernels to float64 there. `measure` takes time and memory, `report` has what
+all reports share. ``scripts/benchmark.py`` and ``scripts/gpu_check.py`` run them.
 """

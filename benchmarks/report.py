@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from xcope.environment import TIMED, processor, versions
+from xcope.environment import TIMED, memory, processor, versions
 from xcope.plotting import BLUE, GREEN, GREY, INK, ORANGE, plain, save_png
 
 QUICK_RUN = "**A quick run: too short to judge the bars by.**"
@@ -20,21 +20,22 @@ Point = tuple[int, float | None, float | None]
 
 
 def machine() -> str:
-    """The processor, the threads that torch has, and versions, in one line."""
-    return f"{processor()}; threads: {torch.get_num_threads()}; {versions(TIMED)}"
+    """Processor and memory, the threads that torch has, and versions, in one line."""
+    return f"{processor()}, {memory()}; threads: {torch.get_num_threads()}; {versions(TIMED)}"
 
 
-def plot_lengths(curves: Mapping[str, Sequence[Point]], memory: str, path: Path) -> None:
+def plot_lengths(curves: Mapping[str, Sequence[Point]], path: Path, memory_title: str) -> None:
     """Draw time and memory against n, all axes logarithmic.
 
     Args:
         curves: name of a contender → its points.
-        memory: what that of the points is, in words.
+        path: of the PNG.
+        memory_title: of the panel that shows memory.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
     lengths = sorted({n for points in curves.values() for n, *_ in points})
-    for panel, title in zip(panels, ("milliseconds", memory), strict=True):
+    for panel, title in zip(panels, ("milliseconds", memory_title), strict=True):
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         panel.yaxis.set_major_locator(LogLocator(base=4, numticks=99))

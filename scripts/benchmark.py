@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def told(found: Iterable[T]) -> list[T]:
-    """All of them, each printed as soon as it is there."""
+def printed(found: Iterable[T]) -> list[T]:
+    """All of them in a list, each printed as soon as it is there."""
     kept = []
     for one in found:
         print(one, flush=True)
@@ -73,7 +73,7 @@ def told(found: Iterable[T]) -> list[T]:
 
 
 def measure_cope(args: argparse.Namespace, out: Path) -> None:
-    """Print each figure of CoPE attention as it is measured, then write the report."""
+    """Measure CoPE attention, print each figure as it comes, write the report."""
     if args.only:
         raise FlagError("only", f"--only is for the benchmark of schemes, not of {args.what}")
     scale = cope_workloads.QUICK if args.quick else cope_workloads.FULL
@@ -82,11 +82,11 @@ def measure_cope(args: argparse.Namespace, out: Path) -> None:
     measured = cope_report.Measured(
         command=command(),
         scale=scale,
-        bars=told(bars(scale, args.threads)),
-        saturation=told(saturation(scale)),
-        variants=told(variants(scale)),
-        points=told(curves(scale, args.threads)),
-        breakdowns=told(breakdowns(scale)),
+        bars=printed(bars(scale, args.threads)),
+        saturation=printed(saturation(scale)),
+        variants=printed(variants(scale)),
+        points=printed(curves(scale, args.threads)),
+        breakdowns=printed(breakdowns(scale)),
         buffers=buffers(scale),
         seconds=time.perf_counter() - begun,
     )
@@ -94,7 +94,7 @@ def measure_cope(args: argparse.Namespace, out: Path) -> None:
 
 
 def measure_schemes(args: argparse.Namespace, out: Path) -> None:
-    """Print what each scheme costs as it is measured, then write the report."""
+    """Measure every scheme, print what each costs as it comes, write the report."""
     names = args.only or list(schemes())
     for name in names:
         parse(name)  # refuses what is no scheme
@@ -104,7 +104,7 @@ def measure_schemes(args: argparse.Namespace, out: Path) -> None:
     measured = schemes_report.Measured(
         command=command(),
         scale=scale,
-        costs=told(costs(names, scale, args.threads)),
+        costs=printed(costs(names, scale, args.threads)),
         seconds=time.perf_counter() - begun,
     )
     schemes_report.write(out, measured)
@@ -116,7 +116,7 @@ def command() -> str:
 
 
 def announce(threads: int) -> None:
-    """Use so many threads, and say on what it runs."""
+    """Use so many threads, and print what it runs on."""
     torch.set_num_threads(threads)
     print(machine(), flush=True)
 

@@ -100,7 +100,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
 
 
 def jobs_for(args: argparse.Namespace, device: torch.device) -> int:
-    """As many processes as the machine has room for."""
+    """As many processes as cores and memory of the GPU allow."""
     if args.jobs is not None or device.type != "cuda":
         return args.jobs or 0
     fit = torch.cuda.get_device_properties(device).total_memory // MEMORY_OF_A_JOB
@@ -121,7 +121,7 @@ class Tests:
 
     def __init__(self, record: Record, part: str, warm: Sequence[Case], jobs: int) -> None:
         self.device, self.quick = record.device.type, record.quick
-        self.stopped: OutOfTimeError | None = None
+        self.stopped: BaseException | None = None
         self._record, self._part, self._warm, self._jobs = record, part, warm, jobs
         self._found: dict[tuple[str, ...], list[Compared]] = {}
 
@@ -142,6 +142,11 @@ class Tests:
             self.stopped = error
             session.items.clear()
 
+    def pytest_keyboard_interrupt(self, excinfo: Any) -> None:
+        """Keep Ctrl-C, which pytest would swallow; it ends by a kind of its own, too."""
+        if type(excinfo.value) is KeyboardInterrupt:
+            self.stopped = excinfo.value
+
     def results(self, case: Case) -> list[Compared]:
         """What a case compared."""
         return self._found.get((case.name, case.backend, case.dtype), [])
@@ -159,6 +164,7 @@ def test(record: Record, part: str, warm: Sequence[Case], jobs: int) -> None:
 
     Raises:
         OutOfTimeError: the minutes are over.
+        NotCorrectError: the tests could not be run.
     """
     import pytest  # noqa: PLC0415, only correctness needs it
 
@@ -169,8 +175,9 @@ def test(record: Record, part: str, warm: Sequence[Case], jobs: int) -> None:
     torch.set_num_threads(threads)  # tests take one
     if tests.stopped is not None:
         raise tests.stopped
-    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        record.leave(f"{TITLES[part]}: pytest tests/gpu ended with {ended!r}")
+    failed = any(one.part == part for one in record.failures)
+    if ended != (pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK):
+        raise NotCorrectError("the tests could not be run: pytest tests/gpu says why")
 
 
 def run_parts(record: Record, quick: bool, jobs: int) -> None:
@@ -191,7 +198,7 @@ def run_parts(record: Record, quick: bool, jobs: int) -> None:
 
 
 def measure(record: Record, part: str, bench: Bench) -> None:
-    """Take the figures of a part; what fails as a whole is told and left out."""
+    """Measure a part; if it fails as a whole, say so and go on."""
     try:
         for figure in MEASURES[part](bench):
             record.measure(figure)
@@ -235,7 +242,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def finish(record: Record) -> None:
-    """Say how it went.
+    """Print how it went.
 
     Raises:
         NotCorrectError: a result is not.

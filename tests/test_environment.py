@@ -1,13 +1,16 @@
 """What is said of the machine that numbers come from."""
 
+import re
+
 import torch
 
 from xcope import environment
-from xcope.environment import TIMED, device_name, noted, processor, versions
+from xcope.environment import TIMED, device_name, memory, noted, processor, versions
 
 
 def test_the_machine_is_named():
     assert processor()
+    assert re.fullmatch(r"[1-9]\d* GiB", memory())
     for part in ("Python", f"torch {torch.__version__}", "numba", "x-transformers"):
         assert part in versions(TIMED)
 

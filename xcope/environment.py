@@ -1,4 +1,4 @@
-"""On what numbers were computed: packages, processor, device, threads."""
+"""On what numbers were computed: packages, processor, memory, device, threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
 PACKAGES = ("xcope", "torch", "x-transformers", "accelerate", "numpy", "numba")
@@ -41,6 +42,11 @@ def processor() -> str:
         return platform.processor()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} × {names[0]}" if names else platform.processor()
+
+
+def memory() -> str:
+    """``31 GiB``: what this machine has for all processes."""
+    return f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def device_name(device: torch.device) -> str:

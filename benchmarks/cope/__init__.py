@@ -1,5 +1,5 @@
-"""What CoPE attention costs.
+"""What CoPE attention costs on a CPU.
 
-`workloads` are what is run, `bars`, `curves`, `saturation` and `variants` what is measured,
-`breakdown` where the time goes, `report` and `plots` what is written down.
+`workloads` is what runs, `costs` what is measured of it and the bars, `breakdown` where time and
+memory go, `report` the files that are written.
 """

@@ -24,7 +24,7 @@ from benchmarks.cope.workloads import (
     ours,
     sdpa,
     tensors,
-    train_steps,
+    train_step,
 )
 from benchmarks.measure import Work
 from xcope.ops.cope.cpu import walk
@@ -70,13 +70,13 @@ class Watched:
         return getattr(self._body, name)
 
     def forward(self, s: Tensor, a: Tensor, rows: ForwardRows, *rest: Any) -> None:
-        """The body's, seen."""
+        """As the body's."""
         self._saw(s=s, L=rows.L)
         with record_function(ELEMENTWISE):
             self._body.forward(s, a, rows, *rest)
 
     def backward(self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, *rest: Any) -> None:
-        """The body's, seen."""
+        """As the body's."""
         self._saw(s=s, dp=dp, L=rows.L, dL=rows.dL)
         with record_function(ELEMENTWISE):
             self._body.backward(s, dp, a, rows, *rest)
@@ -90,7 +90,7 @@ Runner = Callable[[Attention, list[Tensor]], None]
 
 
 def breakdowns(scale: Scale) -> list[Breakdown]:
-    """Of the cases of the bars that are ratios of time, each beside what it is measured over."""
+    """Profile what the bars of time measure, and what they measure it over."""
     with watched(), profile() as profiled:
         for case, what, work in _cases(scale):
             work()
@@ -105,7 +105,7 @@ def breakdowns(scale: Scale) -> list[Breakdown]:
 
 
 def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
-    """Case, what is run in it, and the work."""
+    """Name of a bar, what runs (CoPE or what it is measured over), and the work."""
     usual, n = tensors(scale.n), scale.n
     cases: list[tuple[str, Runner, list[Tensor]]] = [
         ("fwd+bwd, max_pos 64", forward_backward, usual),
@@ -117,14 +117,13 @@ def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
         yield case, "CoPE", partial(run, ours, given)
         yield case, "SDPA", partial(run, sdpa, given)
     for model in (scale.large, scale.small):
-        steps = train_steps(model)
-        yield train_name(model), "CoPE", steps["cope"]
-        yield train_name(model), "rotary", steps["rotary"]
+        yield train_name(model), "CoPE", train_step(model, "cope")
+        yield train_name(model), "rotary", train_step(model, "rotary")
 
 
 @contextmanager
 def watched() -> Iterator[Watched]:
-    """Within, the elementwise work of a tile is seen."""
+    """Let the profiler see the elementwise work of a tile."""
     body = Watched(walk.body_for(torch.float32, torch.device("cpu")))
     with mock.patch.object(walk, "body_for", return_value=body):
         yield body
@@ -146,7 +145,7 @@ def _share_out(event: FunctionEvent, around: str, parts: dict[str, float]) -> No
 
 
 def _part(name: str, around: str) -> str:
-    """The part an event belongs to, where ``around`` is that of the event that it is in."""
+    """The part that an event belongs to; ``around`` is the part of the event that it is in."""
     if name.startswith(FLASH):
         return "SDPA"
     if name.startswith(OPERATOR):
@@ -159,7 +158,7 @@ def _part(name: str, around: str) -> str:
 
 
 def buffers(scale: Scale) -> dict[str, dict[str, int]]:
-    """By case, bytes of what the tiles share in a forward and backward: L, dL, s, dp."""
+    """Bar of memory → bytes of the buffers that all tiles share: L, dL, s, dp."""
     found = {}
     for max_pos in (MAX_POS, scale.n):
         with watched() as body:

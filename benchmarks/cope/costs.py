@@ -1,4 +1,4 @@
-"""What CoPE attention costs: bars that it must keep to, against the length, the rest.
+"""What CoPE attention costs: the bars that it must keep to, and what is measured without bars.
 
 Every function yields its figures one after the other, as they are measured.
 """
@@ -19,7 +19,7 @@ from benchmarks.cope.workloads import (
     Attention,
     Model,
     Scale,
-    decoding_steps,
+    decoding_step,
     forward,
     forward_backward,
     forward_backward_in_torch,
@@ -28,7 +28,7 @@ from benchmarks.cope.workloads import (
     sdpa,
     soft_onehot,
     tensors,
-    train_steps,
+    train_step,
     upstream,
 )
 from benchmarks.measure import MEBIBYTE, medians, ratio
@@ -43,8 +43,8 @@ class Bar:
     """A measured ratio and what it must keep to.
 
     Args:
-        limit: what it must not exceed (or, ``at_least``, not fall below).
-        goal: what to go for, where there is more to go for.
+        limit: what it must not exceed; with ``at_least``, not fall below.
+        goal: a better limit that is aimed at, if there is one.
         parts: the case of `benchmarks.cope.breakdown` that says where its time
             or memory goes.
         growth: the ratio of the lengths, where the ratio is one of growth.
@@ -134,11 +134,11 @@ def _memory(scale: Scale, threads: int) -> Iterator[Bar]:
 def _models(scale: Scale) -> Iterator[Bar]:
     for model, limit in ((scale.large, 1.6), (scale.small, 1.8)):
         name = train_name(model)
-        steps = train_steps(model)
-        cost = ratio(steps["cope"], steps["rotary"], 2 * scale.repeats)
+        mine, rotary = (train_step(model, scheme) for scheme in ("cope", "rotary"))
+        cost = ratio(mine, rotary, 2 * scale.repeats)
         yield Bar(f"{name}: over rotary", cost, limit, 1.3, parts=name)
-    steps = decoding_steps(scale.large, scale.n)
-    cost = ratio(steps["cope"], steps["rotary"], 3 * scale.repeats)
+    mine, rotary = (decoding_step(scale.large, one, scale.n) for one in ("cope", "rotary"))
+    cost = ratio(mine, rotary, 3 * scale.repeats)
     yield Bar(f"decoding step at context {scale.n}: over rotary", cost, 1.2, 1.05)
 
 
@@ -193,11 +193,11 @@ def curves(scale: Scale, threads: int) -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class Saturation:
-    """How much of attention was saturated, and what it cost.
+    """How much of attention was saturated, and its cost.
 
     Args:
-        share: of the (query, key) pairs, those in the saturated part.
-        ratio: forward and backward over SDPA's.
+        share: of the (query, key) pairs that are in the saturated part.
+        ratio: forward and backward over those of SDPA.
     """
 
     max_pos: int
@@ -209,7 +209,7 @@ class Saturation:
 
 
 def saturation(scale: Scale) -> Iterator[Saturation]:
-    """Tables from short to as long as the input, gates about 0.5."""
+    """With tables from short to as long as the input, gates about 0.5."""
     for max_pos in scale.max_positions:
         given = tensors(scale.n, max_pos)
         mine, plain = (partial(forward_backward, f, given) for f in (ours, sdpa))
@@ -218,7 +218,7 @@ def saturation(scale: Scale) -> Iterator[Saturation]:
 
 
 def saturated_share(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> float:
-    """Share of the causal (query, key) pairs that the operator treated as saturated."""
+    """The share of the causal (query, key) pairs that the operator treated as saturated."""
     scale = q.shape[-1] ** -0.5
     start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=table, scale=scale)).start
     seen = torch.arange(1, q.shape[2] + 1)  # by each query
@@ -241,7 +241,7 @@ class Variant:
 
 
 def variants(scale: Scale) -> Iterator[Variant]:
-    """One after the other, max_pos 64 unless said otherwise."""
+    """Every variant, with max_pos 64 unless its name says otherwise."""
     usual = tensors(scale.n)
     plain = partial(forward_backward, ours, usual)
     for name, attention, given in _variants(usual):

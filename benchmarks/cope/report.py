@@ -39,7 +39,7 @@ class Measured:
 
 
 def write(folder: Path, measured: Measured) -> None:
-    """bars, benchmark, saturation, variants and breakdown as CSV, two PNGs, README.md."""
+    """Write bars, benchmark, saturation, variants and breakdown (CSV), two PNGs and README.md."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(
         folder / "bars.csv",
@@ -74,7 +74,7 @@ def write(folder: Path, measured: Measured) -> None:
         name: [(p.n, p.seconds, p.mebibytes) for p in measured.points if p.name == name]
         for name in names
     }
-    plot_lengths(curves, "peak memory, MiB", folder / "benchmark.png")
+    plot_lengths(curves, folder / "benchmark.png", "peak memory, MiB")
     plot_saturation(measured.saturation, folder / "saturation.png")
     (folder / "README.md").write_text(readme(measured), encoding="utf-8")
 
@@ -142,7 +142,7 @@ def _missed(measured: Measured) -> Iterator[str]:
 
 
 def _bound(bar: Bar, measured: Measured) -> str:
-    """What the profile says of a bar."""
+    """What the profile says bounds a bar."""
     against = bar.text(bar.goal if bar.met and bar.goal is not None else bar.limit)
     text = f"{bar.ratio:.2f}, to be {against}."
     pair = [b for b in measured.breakdowns if b.case == bar.parts]
@@ -203,7 +203,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def plot_saturation(found: Sequence[Saturation], path: Path) -> None:
-    """Cost against the share of saturated pairs, a dot for each length of the table."""
+    """Draw cost against the share of saturated pairs, a dot for each length of the table."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     panel = figure.subplots()
     shares = [100 * f.share for f in found]

@@ -1,9 +1,8 @@
-"""What is run: attention forward and backward, train steps, decoding steps."""
+"""What runs: attention forward and backward, train steps, decoding steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +10,11 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from x_transformers.attend import Attend
 from x_transformers.x_transformers import CoPE as UpstreamCoPE
 
-from benchmarks.measure import Work, peak_memory
+from benchmarks.measure import CPU, Work, peak_memory
 from xcope.modules import Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
 from xcope.ops.cope.cpu import walk
@@ -25,7 +24,7 @@ HEADS, DIM = 8, 64
 MAX_POS = 64
 
 Attention = Callable[..., Tensor]
-"""(q, k, v, table), each (1 h n d) but for the table (p d) → (1 h n d), causal."""
+"""q, k, v (1 h n d) and the table (p d) → causal attention (1 h n d)."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Scale:
     """How large everything is.
 
     Args:
-        n: length of the bars.
+        n: tokens of a row, for the bars.
         repeats: of each measurement; fewer, ``slow``, of what takes seconds.
-        lengths: of the curves.
+        lengths: tokens of a row, for time and memory against the length.
         longest_upstream: x-transformers' CoPE is measured up to here, where it takes 8 GiB.
-        max_positions: of the measurement of saturated tiles.
-        large, small: the models of the train steps; ``large`` decodes, too.
+        max_positions: lengths of the table, for the share of saturated tiles.
+        large, small: the models that train; ``large`` decodes, too.
     """
 
     n: int = 4096
@@ -101,54 +100,62 @@ def soft_onehot(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
     return cope_attention(q, k, v, table, soft_onehot=True)
 
 
-def tensors(n: int, max_pos: int = MAX_POS, few_gates: bool = False) -> list[Tensor]:
-    """q, k, v and the table; gates about 0.5, or ``few_gates``: near 0, which never saturates."""
+def tensors(
+    n: int,
+    max_pos: int = MAX_POS,
+    few_gates: bool = False,
+    *,
+    b: int = 1,
+    h: int = HEADS,
+    d: int = DIM,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Random q, k, v (b h n d) and the table (max_pos d), always the same.
+
+    Gates are about 0.5; with ``few_gates`` they are near 0, and the count never saturates.
+    """
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, HEADS, n, DIM) for _ in range(3))
+    q, k, v = (torch.randn(b, h, n, d, device=device) for _ in range(3))
     if few_gates:
         q, k = 1 + 0.2 * q, -1 + 0.2 * k
-    table = 0.1 * torch.randn(max_pos, DIM)
-    return [t.requires_grad_() for t in (q, k, v, table)]
+    table = 0.1 * torch.randn(max_pos, d, device=device)
+    return [t.to(dtype).requires_grad_() for t in (q, k, v, table)]
 
 
 def forward(attention: Attention, given: list[Tensor]) -> None:
+    """Attention without gradients."""
     with torch.no_grad():
         attention(*given)
 
 
 def forward_backward(attention: Attention, given: list[Tensor]) -> None:
+    """Attention, and the gradients of all its inputs."""
     out = attention(*given)
     torch.autograd.grad(out, given, torch.ones_like(out), allow_unused=True)
 
 
-@contextmanager
-def without_numba() -> Iterator[None]:
-    """Within, tiles are computed by torch operations only."""
-    with mock.patch.object(walk, "compiled_body", return_value=None):
-        yield
-
-
 def forward_backward_in_torch(attention: Attention, given: list[Tensor]) -> None:
-    with without_numba():
+    """`forward_backward` as it is where numba is missing: tiles by torch operations."""
+    with mock.patch.object(walk, "compiled_body", return_value=None):
         forward_backward(attention, given)
-
-
-def once(attention: Attention, n: int, max_pos: int = MAX_POS) -> None:
-    """Forward and backward with inputs of its own, for a process of its own."""
-    forward_backward(attention, tensors(n, max_pos))
 
 
 def memory(attention: Attention, n: int, threads: int, max_pos: int = MAX_POS) -> int:
     """Peak bytes of a forward and backward, inputs and gradients included."""
-    warm, work = (partial(once, attention, length, max_pos) for length in (64, n))
+    warm, work = (partial(_once, attention, length, max_pos) for length in (64, n))
     return peak_memory(warm, work, threads)
+
+
+def _once(attention: Attention, n: int, max_pos: int) -> None:
+    forward_backward(attention, tensors(n, max_pos))
 
 
 # -- models --------------------------------------------------------------------------------------
 
 
 def decoder(model: Model, position: Position, max_seq_len: int) -> TransformerWrapper:
-    """With rotary positions it has flash attention; a CoPE decoder has ours."""
+    """A decoder, always the same; x-transformers' flash attention serves all schemes but CoPE."""
     torch.manual_seed(0)
     flags: dict[str, Any] = {"cope_max_pos": MAX_POS} if position == "cope" else {}
     layers = Decoder(
@@ -163,36 +170,56 @@ def decoder(model: Model, position: Position, max_seq_len: int) -> TransformerWr
     return TransformerWrapper(num_tokens=256, max_seq_len=max_seq_len, attn_layers=layers)
 
 
-def train_steps(model: Model) -> dict[str, Work]:
-    """A train step with CoPE and one with rotary positions."""
-    x = torch.randint(256, (model.batch, model.n + 1))
-    works: dict[str, Work] = {}
-    for position in ("cope", "rotary"):
-        net = decoder(model, position, model.n)
-        works[position] = partial(_train_step, net, torch.optim.AdamW(net.parameters()), x)
-    return works
+def train_step(
+    model: Model,
+    position: Position,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Work:
+    """Forward, cross-entropy, backward, AdamW.
+
+    Args:
+        model: its size.
+        position: its scheme.
+        device: where it is.
+        dtype: of autocast; None: float32.
+        compiled: by `torch.compile`, as one.
+    """
+    net = decoder(model, position, model.n).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=device.type == "cuda")
+    x = torch.randint(256, (model.batch, model.n + 1), device=device)
+    return partial(_train_step, torch.compile(net) if compiled else net, optimizer, x, dtype)
 
 
-def _train_step(net: TransformerWrapper, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
-    logits = net(x[:, :-1]).transpose(1, 2)
-    torch.autograd.backward(F.cross_entropy(logits, x[:, 1:]))
+def _train_step(
+    net: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    dtype: torch.dtype | None,
+) -> None:
+    with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+        loss = F.cross_entropy(net(x[:, :-1]).transpose(1, 2), x[:, 1:])
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def decoding_steps(model: Model, context: int) -> dict[str, Work]:
-    """One step with the cache at a context, with CoPE and with rotary positions."""
-    x = torch.randint(256, (1, context + 1))
-    works: dict[str, Work] = {}
-    for position in ("cope", "rotary"):
-        net = decoder(model, position, context + 1).eval()
-        with torch.no_grad():
-            _, cache = net(x[:, :-1], return_intermediates=True)
-        works[position] = partial(_decoding_step, net, x, cache)
-    return works
+def decoding_step(
+    model: Model,
+    position: Position,
+    context: int,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> Work:
+    """The logits of one token, so many before it in the cache; arguments as of `train_step`."""
+    net = decoder(model, position, context + 1).to(device, dtype).eval()
+    x = torch.randint(256, (1, context + 1), device=device)
+    with torch.no_grad():
+        _, cache = net(x[:, :-1], return_intermediates=True)
+    return partial(_decoding_step, net, x, cache)
 
 
 @torch.no_grad()
-def _decoding_step(net: TransformerWrapper, x: Tensor, cache: object) -> None:
-    """The logits of x's last token, all before it in the cache."""
+def _decoding_step(net: nn.Module, x: Tensor, cache: object) -> None:
     net(x, return_intermediates=True, cache=cache)

@@ -14,9 +14,9 @@ from benchmarks.measure import reason
 Named = Mapping[str, Tensor]
 
 FLOORS = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 5e-3}
-"""An error up to here is none, by dtype."""
+"""Errors up to these, by dtype, are always allowed."""
 FACTOR = 2
-"""Beyond, it may be so many times that of the plain definition, or of PyTorch's flash attention."""
+"""Allowed beyond: so many times the error of the definition, or of PyTorch's flash attention."""
 NOTHING = 1e-6
 """A gradient this much smaller than the largest is 0 by its formula, and held to the largest."""
 
@@ -28,14 +28,13 @@ class Compared:
     Args:
         part: of the check, as its command line calls it.
         case: what was computed.
-        backend: by whom.
-        dtype: of its inputs.
+        backend: who computed it.
+        dtype: of the inputs.
         tensor: ``out``, or whose gradient it is.
         error: ‖x − x₆₄‖ / ‖x₆₄‖, None where there is no x.
-        plain: the same of the plain definition in this dtype, which rounds once, at the end.
-        flash: what flash attention makes of the same q, k, v and gradient in this dtype, against
-            attention without positions in float64: its products round, too.
-        bar: what ``error`` may be.
+        plain: the same for the definition in this dtype, which rounds once, at the end.
+        flash: the same for flash attention without positions, whose products round, too.
+        bar: the largest ``error`` that is allowed.
         failure: why there is no x.
     """
 
@@ -52,7 +51,7 @@ class Compared:
 
     @property
     def ok(self) -> bool:
-        """Whether the error keeps to its bar; one that is no number does not."""
+        """Whether the error keeps to its bar; NaN does not."""
         return self.error is not None and self.bar is not None and self.error <= self.bar
 
     def __str__(self) -> str:
@@ -65,7 +64,7 @@ class Compared:
 
 
 class Case(Protocol):
-    """Something to be compared, which a process of its own can be handed."""
+    """Something to compute and compare; it can be pickled."""
 
     @property
     def part(self) -> str:
@@ -88,18 +87,18 @@ class Case(Protocol):
         """Cases of one family need the same compiled kernels."""
 
     def compared(self) -> Iterator[Compared]:
-        """Tensor by tensor."""
+        """Compute it, and yield its tensors."""
 
 
 def failed(case: Case, failure: str) -> Compared:
-    """The case without results."""
+    """A case that has no results, and why."""
     return Compared(
         part=case.part, case=case.name, backend=case.backend, dtype=case.dtype, failure=failure
     )
 
 
 def attempt(case: Case) -> list[Compared]:
-    """What the case compares, or that it failed."""
+    """Compute a case; an exception makes it a failed one."""
     try:
         return list(case.compared())
     except Exception as error:
@@ -112,7 +111,7 @@ def held_to_float64(
     given: Named,
     flash: Mapping[str, float] | None = None,
 ) -> list[Compared]:
-    """The case's backend and the plain definition in its dtype, both against float64.
+    """Hold a backend, and beside it the definition in the same dtype, to float64.
 
     Args:
         case: whose backend and dtype it is.

@@ -18,14 +18,16 @@ from benchmarks.cope.workloads import (
     MAX_POS,
     Attention,
     Model,
+    decoding_step,
     forward_backward,
     ours,
+    train_step,
     upstream,
 )
 from benchmarks.gpu.compare import Case
 from benchmarks.gpu.figures import Bench, Figure, Figures, attention_works
 from benchmarks.gpu.processes import Warm
-from benchmarks.gpu.workloads import Shape, decoding_step, flash, index_bias, train_step
+from benchmarks.gpu.workloads import Shape, flash, index_bias
 from benchmarks.measure import Timing, Work, timings
 from benchmarks.schemes.workloads import position
 from xcope.ops import fallback
@@ -80,7 +82,7 @@ def over_flash(
 
 
 def _upstream(bench: Bench) -> Figure:
-    """At the largest batch that fits."""
+    """CoPE beside x-transformers', at the largest batch that fits."""
     name = "CoPE, x-transformers"
     contenders: dict[str, Attention] = {name: upstream, COPE: ours}
     for b in UPSTREAM_BATCHES:
@@ -104,7 +106,8 @@ def _decoding(bench: Bench) -> Figures:
     model = bench.scale.model
     for context in bench.scale.contexts:
         makers = {
-            scheme: partial(decoding_step, bench.device, model, scheme, context) for scheme in BOTH
+            scheme: partial(decoding_step, model, scheme, context, bench.device, torch.bfloat16)
+            for scheme in BOTH
         }
         found = timings(bench.device, makers, bench.scale.repeats)
         yield Figure(part="bars", name=f"CoPE, decoding step at context {context}", over="rotary",
@@ -115,10 +118,17 @@ def _decoding(bench: Bench) -> Figures:
 
 def _train(bench: Bench) -> Figure:
     model = bench.scale.model
-    makers = {name: partial(train_step, bench.device, model, name) for name in BOTH}
+    makers = {scheme: _compiled_step(bench, scheme) for scheme in BOTH}
     found = timings(bench.device, makers, bench.scale.repeats)
     figure = _of_train_steps("bars", "CoPE, train step", model, found["cope"], found["rotary"])
     return dataclasses.replace(figure, limit=TRAIN)
+
+
+def _compiled_step(bench: Bench, scheme: str) -> Callable[[], Work]:
+    on_cuda = bench.device.type == "cuda"
+    return partial(
+        train_step, bench.scale.model, scheme, bench.device, torch.bfloat16, compiled=on_cuda
+    )
 
 
 def _of_train_steps(part: str, name: str, model: Model, mine: Timing, other: Timing) -> Figure:
@@ -134,7 +144,7 @@ BIASES = ("alibi", "t5", "kerple", "fire")
 
 
 def biases(bench: Bench) -> Figures:
-    """Forward and backward, from q, k, v to the gradients of these and of the parameters."""
+    """Attention with an index bias, forward and backward, gradients to its parameters included."""
     shape = bench.scale.shape(bench.scale.n)
     for scheme in BIASES:
         makers = {
@@ -170,7 +180,7 @@ CONTENDERS = (FLASH, "CoPE, gates about 0.5", "CoPE, gates near 0", "CoPE, x-tra
 
 
 def curve(bench: Bench) -> Figures:
-    """Every contender at every length; x-transformers' up to the first where it does not fit."""
+    """Every contender at every length; x-transformers' CoPE up to the first that does not fit."""
     _, half, few, theirs = CONTENDERS
     fits = True
     for n in bench.scale.lengths:
@@ -193,7 +203,7 @@ FORWARD = f"{FLASH}, forward"
 
 
 def kernels(bench: Bench) -> Figures:
-    """Beside flash attention's forward, without bars: where the time of CoPE goes, and tuning."""
+    """Every Triton kernel of CoPE by itself, in each of its tiles, beside flash attention."""
     if not fallback.INSTALLED or (bench.device.type != "cuda" and not gpu.interpreted()):
         return
     shape = bench.scale.shape(bench.scale.n)
@@ -213,7 +223,7 @@ def kernels(bench: Bench) -> Figures:
 
 
 def _kernels(given: list[Tensor]) -> dict[str, Callable[[], Work]]:
-    """By name and tiles: what makes the launch of one kernel, all before it done."""
+    """Kernel and tiles → what gives its launch, with all that comes before it done."""
     from xcope.ops.cope.gpu import launch as triton  # noqa: PLC0415, Triton may be missing
     from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
 
@@ -254,12 +264,12 @@ def more(bench: Bench) -> Figures:
 
 
 def _train_steps(bench: Bench) -> Figures:
-    """Of every scheme, not compiled, which would take a minute for each."""
+    """Every scheme's, not compiled: that would take a minute for each."""
     usual = bench.scale.model
     model = dataclasses.replace(usual, depth=max(1, usual.depth // 6))
     for scheme in schemes():
         makers = {
-            name: partial(train_step, bench.device, model, position(name), whole=False)
+            name: partial(train_step, model, position(name), bench.device, torch.bfloat16)
             for name in dict.fromkeys((scheme, "rotary"))
         }
         found = timings(bench.device, makers, bench.scale.slow)
@@ -272,11 +282,11 @@ def _train_steps(bench: Bench) -> Figures:
 
 def slow_to_compile(part: str, bench: Bench) -> list[Case]:
     """Cases that compile what a part measures, so that it can be done side by side."""
-    shape, model = bench.scale.shape(bench.scale.n), bench.scale.model
+    shape = bench.scale.shape(bench.scale.n)
     makers: dict[str, Callable[[], Work]] = {}
     if part == "bars":
         for name in BOTH:
-            makers[f"train step, {name}"] = partial(train_step, bench.device, model, name)
+            makers[f"train step, {name}"] = _compiled_step(bench, name)
     elif part == "biases":
         for name in BIASES:
             makers[f"bias, {name}"] = partial(_biased, bench, shape, name)

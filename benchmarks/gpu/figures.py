@@ -1,4 +1,4 @@
-"""What is measured: a contender beside another, and the bar that it may have."""
+"""A figure: a contender measured beside another, and the bar that it may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cope.costs import Bar
-from benchmarks.cope.workloads import MAX_POS, Attention, forward, forward_backward
+from benchmarks.cope.workloads import MAX_POS, Attention, forward, forward_backward, tensors
 from benchmarks.gpu.workloads import Scale, Shape
 from benchmarks.measure import Timing, Work, timings
 from benchmarks.report import MILLISECONDS
@@ -49,7 +49,7 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """Of the times."""
+        """The ratio of the times."""
         mine, other = self.mine.seconds, self.other.seconds
         if mine is None or other is None:
             return None
@@ -57,7 +57,7 @@ class Figure:
 
     @property
     def has_bar(self) -> bool:
-        """Whether something is asked of it."""
+        """Whether it has a bar."""
         return self.limit is not None or self.must_run
 
     @property
@@ -82,7 +82,7 @@ class Figure:
 
     @property
     def error(self) -> str:
-        """Of whichever contender, empty for none."""
+        """The errors of both contenders; empty for none."""
         errors = {self.name: self.mine.error, self.over: self.other.error}
         return ", ".join(f"{name}: {error}" for name, error in errors.items() if error)
 
@@ -99,7 +99,7 @@ class Figure:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Three digits, – for None."""
+    """A time for people: three digits, – for None."""
     if seconds is None:
         return "–"
     ms = MILLISECONDS * seconds
@@ -108,12 +108,12 @@ def milliseconds(seconds: float | None) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and what is measured.
+    """Where figures are taken, and on what.
 
     Args:
-        device: on which.
-        scale: how large.
-        dtype: of the tensors.
+        device: where attention and models run.
+        scale: how large they are.
+        dtype: of attention's tensors.
     """
 
     device: torch.device
@@ -123,14 +123,9 @@ class Bench:
     def tensors(
         self, shape: Shape, max_pos: int = MAX_POS, few_gates: bool = False
     ) -> list[Tensor]:
-        """q, k, v and the table; gates about 0.5, or ``few_gates``: near 0, never saturated."""
-        torch.manual_seed(0)
-        size = (shape.b, shape.h, shape.n, shape.d)
-        q, k, v = (torch.randn(size, device=self.device) for _ in range(3))
-        if few_gates:
-            q, k = 1 + 0.2 * q, -1 + 0.2 * k
-        table = 0.1 * torch.randn(max_pos, shape.d, device=self.device)
-        return [t.to(self.dtype).requires_grad_() for t in (q, k, v, table)]
+        """`benchmarks.cope.workloads.tensors` of this shape."""
+        return tensors(shape.n, max_pos, few_gates, b=shape.b, h=shape.h, d=shape.d,
+                       device=self.device, dtype=self.dtype)  # fmt: skip
 
     def figure(
         self,
@@ -168,7 +163,7 @@ def attention_works(
     backward: bool = True,
     repeats: int = 0,
 ) -> dict[str, Timing]:
-    """Time and memory of attentions on the same inputs, made when the first needs them."""
+    """Time and memory of attentions on the same inputs, which the first that runs has made."""
     made: list[list[Tensor]] = []
 
     def make(attention: Attention) -> Work:

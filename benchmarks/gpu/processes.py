@@ -1,7 +1,7 @@
 """Cases side by side, each in one of several processes: compiling takes most of their time.
 
-A kernel that faults spoils its process for CUDA; the case in hand is recorded as failed, and a
-fresh process goes on with the others.
+A kernel that faults spoils its process for CUDA: the case has failed, and a fresh process goes on
+with the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.measure import Work
 
 
 def side_by_side(cases: Sequence[Case], jobs: int, seconds: float) -> Iterator[list[Compared]]:
-    """What each case compares, in the order in which they end.
+    """Compute cases in several processes; yield the results of each as it ends.
 
     Args:
-        cases: what to compare; those of one family go to one process, as far as possible.
-        jobs: processes; 0: all in this one.
-        seconds: cases that have not ended by then are recorded as failed.
+        cases: those of one family go to one process, as far as possible.
+        jobs: how many processes; 0: all in this one.
+        seconds: cases that have not ended by then have failed.
     """
     if not jobs:
         yield from map(attempt, cases)
@@ -63,7 +63,7 @@ def side_by_side(cases: Sequence[Case], jobs: int, seconds: float) -> Iterator[l
 
 
 def _by_family(cases: Sequence[Case]) -> deque[deque[Case]]:
-    """In the order in which they are given."""
+    """The cases of each family, in the order in which they are given."""
     families: dict[str, deque[Case]] = {}
     for case in cases:
         families.setdefault(case.family, deque()).append(case)
@@ -74,10 +74,10 @@ class Worker:
     """A process that is handed one case after the other.
 
     Args:
-        family: which cases it is to go on with.
+        family: of the cases that it should take first.
 
     Attributes:
-        case: the one in hand.
+        case: the one that it computes.
     """
 
     def __init__(self, family: str = "") -> None:
@@ -90,7 +90,7 @@ class Worker:
         theirs.close()
 
     def take(self, waiting: deque[deque[Case]]) -> None:
-        """Begin with a case, of the family that it has kernels for if there is one."""
+        """Begin a case, if there is one of the family whose kernels it has compiled."""
         families = [cases for cases in waiting if cases[0].family == self.family]
         cases = families[0] if families else waiting[0]
         waiting.remove(cases)
@@ -102,7 +102,7 @@ class Worker:
             self.connection.send(self.case)
 
     def results(self) -> tuple[list[Compared], bool]:
-        """Of the case in hand, and whether the process can take another."""
+        """The results of its case, and whether the process can take another."""
         case, self.case = self.case, None
         if case is None:
             return [], True
@@ -114,7 +114,7 @@ class Worker:
         return results, usable
 
     def end(self) -> None:
-        """Whatever it is doing."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -131,7 +131,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _usable() -> bool:
-    """Whether CUDA still answers; after a faulting kernel it does not."""
+    """Whether CUDA still answers; after a kernel that faults it does not."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -145,11 +145,11 @@ def _usable() -> bool:
 class Warm:
     """A case that compares nothing: what Inductor and Triton compile for it stays on disk.
 
-    What fails here fails again where it is measured, and is told there.
+    What fails here fails again, and is reported, where it is measured.
 
     Args:
-        name: of what is measured.
-        make: makes it, in whichever process.
+        name: of what is compiled.
+        make: gives the work whose first run compiles.
     """
 
     name: str
@@ -160,11 +160,11 @@ class Warm:
 
     @property
     def family(self) -> str:
-        """Each goes alone."""
+        """One of its own, so that no two of these wait for one another."""
         return self.name
 
     def compared(self) -> Iterator[Compared]:
-        """Nothing."""
+        """Run it once; there is nothing to compare."""
         with suppress(Exception):
             self.make()()
         yield from ()

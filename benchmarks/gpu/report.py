@@ -1,4 +1,4 @@
-"""What a check of a GPU found: told and on disk as soon as it is there, and a README of it all."""
+"""What a check of a GPU found: printed and on disk as soon as it is there, then a README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.compare import FACTOR, FLOORS, Compared
 from benchmarks.gpu.figures import Figure, milliseconds
 from benchmarks.measure import Timing
 from benchmarks.report import MILLISECONDS, plot_lengths
-from xcope.environment import TIMED, device_name, processor, versions
+from xcope.environment import TIMED, device_name, memory, processor, versions
 from xcope.markdown import code_block, page, table, write_csv
 
 COMPARED = ("part", "case", "backend", "dtype", "tensor", "error", "plain_error",
@@ -27,7 +27,7 @@ MEASURED = (
 
 
 class OutOfTimeError(Exception):
-    """Nothing new is to begin."""
+    """The minutes are over; nothing new begins."""
 
 
 @dataclass
@@ -35,15 +35,15 @@ class Record:
     """All that a check found.
 
     Args:
-        out: the folder that it is written to.
+        out: the folder for its files.
         command: what to type to run it again.
-        device: on which it runs.
-        parts: those that were asked for.
+        device: where it runs.
+        parts: what was asked for.
         quick: whether the shapes are too small to judge costs by.
-        minutes: after which nothing new begins.
+        minutes: nothing new begins after these.
 
     Attributes:
-        unfinished: why something is missing, a reason each.
+        unfinished: the reasons why something is missing.
     """
 
     out: Path
@@ -59,40 +59,48 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """How long it has run."""
         return time.monotonic() - self.begun
 
     @property
     def failures(self) -> list[Compared]:
-        """What is not correct."""
+        """The tensors that are not correct."""
         return [one for one in self.compared if not one.ok]
 
     @property
     def missed(self) -> list[Figure]:
-        """Bars that are not met."""
+        """The figures whose bar is not met."""
         return [one for one in self.figures if not one.met]
 
     def say(self, text: object) -> None:
-        """With the seconds since the beginning."""
+        """Print a line, with the seconds since the beginning."""
         print(f"[{self.seconds:6.1f} s] {text}", flush=True)
 
     def compare(self, found: Sequence[Compared]) -> None:
-        """Keep the tensors of a case; told is the worst."""
+        """Keep the tensors of a case, and print the worst.
+
+        Raises:
+            OutOfTimeError: the minutes are over.
+        """
         if found:
             self.say(worst(found))
             self.compared += found
-            write_csv(self.out / "correctness.csv", COMPARED, map(_cells_of_tensor, self.compared))
+            write_csv(self.out / "correctness.csv", COMPARED, map(_csv_of_tensor, self.compared))
             self._check_time()
 
     def measure(self, figure: Figure) -> None:
-        """Keep and tell a figure."""
+        """Keep and print a figure.
+
+        Raises:
+            OutOfTimeError: the minutes are over.
+        """
         self.say(figure)
         self.figures.append(figure)
-        write_csv(self.out / "benchmark.csv", MEASURED, map(_cells_of_figure, self.figures))
+        write_csv(self.out / "benchmark.csv", MEASURED, map(_csv_of_figure, self.figures))
         self._check_time()
 
     def leave(self, reason: str) -> None:
-        """Tell and keep why something is missing."""
+        """Keep and print why something is missing."""
         self.say(reason)
         self.unfinished.append(reason)
 
@@ -102,7 +110,7 @@ class Record:
 
 
 def worst(found: Sequence[Compared]) -> Compared:
-    """Of one case: what failed, or comes nearest to its bar."""
+    """The tensor of a case that failed, or comes nearest to its bar."""
 
     def share(one: Compared) -> float:
         if one.error is None or not one.bar or one.error != one.error:  # no number at all
@@ -112,13 +120,13 @@ def worst(found: Sequence[Compared]) -> Compared:
     return max(found, key=share)
 
 
-def _cells_of_tensor(one: Compared) -> list[object]:
+def _csv_of_tensor(one: Compared) -> list[object]:
     errors = (None if x is None else f"{x:.3e}" for x in (one.error, one.plain, one.flash, one.bar))
     head = (one.part, one.case, one.backend, one.dtype, one.tensor)
     return [*head, *errors, one.ok, one.failure]
 
 
-def _cells_of_figure(one: Figure) -> list[object]:
+def _csv_of_figure(one: Figure) -> list[object]:
     def ms(timing: Timing) -> str | None:
         return None if timing.seconds is None else f"{MILLISECONDS * timing.seconds:.4g}"
 
@@ -147,7 +155,7 @@ PARTS = {
     "kernels": "Kernel by kernel",
     "more": "Other heads, another dtype, every scheme",
 }
-"""Their titles."""
+"""What the command line calls a part → its title."""
 
 
 def folder_name(device: torch.device) -> str:
@@ -173,7 +181,7 @@ def write(record: Record) -> None:
             name: [(o.n, o.mine.seconds, o.mine.mebibytes) for o in curve if o.name == name]
             for name in names
         }
-        plot_lengths(points, "peak memory beside the inputs, MiB", record.out / "benchmark.png")
+        plot_lengths(points, record.out / "benchmark.png", "peak memory beside the inputs, MiB")
     blocks = [*_head(record), *_verdict(record), *_correctness(record), *_benchmark(record)]
     (record.out / "README.md").write_text(page(blocks), encoding="utf-8")
 
@@ -185,7 +193,7 @@ def _head(record: Record) -> Iterator[str]:
         yield QUICK_RUN
     named = dict.fromkeys((device_name(record.device), processor()))
     took = f"The run took {record.seconds / 60:.1f} minutes."
-    yield f"{'; '.join(named)}; {packages()}. {took}"
+    yield f"{'; '.join(named)}, {memory()}; {packages()}. {took}"
 
 
 def _verdict(record: Record) -> Iterator[str]:
@@ -238,7 +246,7 @@ def _correctness(record: Record) -> Iterator[str]:
 
 
 def _by_case(found: Sequence[Compared]) -> list[Compared]:
-    """The worst tensor of each."""
+    """The worst tensor of each case."""
     cases: dict[tuple[str, str, str], list[Compared]] = {}
     for one in found:
         cases.setdefault((one.case, one.backend, one.dtype), []).append(one)

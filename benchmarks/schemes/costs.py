@@ -18,10 +18,10 @@ TIME_LIMITS = {
     "fire": 3.0,
     "dynamic": 3.0,
 }
-"""Of a scheme's forward and backward over plain attention's."""
+"""Scheme → limit of its time over plain attention's; others have none."""
 
 MEMORY_LIMIT = 1.5
-"""Of every scheme's peak over plain attention's."""
+"""Limit of every scheme's peak of memory over plain attention's."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Cost:
 
     Args:
         scheme: its name.
-        time: forward and backward over plain attention's.
-        memory: peak of these over plain attention's.
+        time: of a forward and backward, over plain attention's.
+        memory: the peak of these, over plain attention's.
         upstream: x-transformers' model over ours, if it has the scheme.
         upstream_how: how x-transformers computes its attention; empty if it has no such scheme.
     """
@@ -44,12 +44,12 @@ class Cost:
 
     @property
     def time_limit(self) -> float | None:
-        """None: this scheme's time has no bar."""
+        """The limit of ``time``, if it has one."""
         return TIME_LIMITS.get(self.scheme)
 
     @property
     def missed(self) -> list[str]:
-        """``time``, ``memory`` or both, where a bar is not met."""
+        """Which bars are not met: ``time``, ``memory``."""
         bars = {"time": (self.time, self.time_limit), "memory": (self.memory, MEMORY_LIMIT)}
         return [bar for bar, (found, limit) in bars.items() if limit and found > limit]
 
@@ -70,7 +70,7 @@ class Cost:
 
 
 def costs(names: Iterable[str], scale: Scale, threads: int) -> Iterator[Cost]:
-    """Of these schemes, one after the other."""
+    """What each of these schemes costs, as it is measured."""
     plain_bytes = memory(None, scale.n, threads)
     for name in names:
         time = ratio(Layer(name, scale.n), Plain(scale.n), scale.repeats)

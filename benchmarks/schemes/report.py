@@ -33,7 +33,7 @@ class Measured:
 
 
 def write(folder: Path, measured: Measured) -> None:
-    """schemes.csv, schemes.png, README.md."""
+    """Write schemes.csv, schemes.png and README.md."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(
         folder / "schemes.csv",
@@ -107,7 +107,7 @@ def _row(cost: Cost) -> list[str]:
 
 
 def plot_costs(costs: Sequence[Cost], path: Path) -> None:
-    """Time, memory and x-transformers' time, a row for each scheme."""
+    """Draw time, memory and x-transformers' time, a row for each scheme."""
     figure = Figure(figsize=(11, 1.4 + 0.27 * len(costs)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     _bars(panels[0], "time over SDPA", [c.time for c in costs], [c.time_limit for c in costs])
@@ -128,7 +128,7 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
 def _bars(
     panel: Axes, title: str, values: Sequence[float | None], limits: Sequence[float | None] = ()
 ) -> None:
-    """Bars from 1, that is from neither more nor less, with their limits."""
+    """Draw bars that begin at 1 (as much as SDPA), and their limits."""
     for row, value in enumerate(values):
         if value is not None:
             panel.barh(row, value - 1, left=1, height=0.62, color=BLUE)

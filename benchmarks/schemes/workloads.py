@@ -1,4 +1,4 @@
-"""What is run: attention under a scheme, plain attention, and one-layer models of two makers."""
+"""What runs: attention under a scheme, plain attention, and one-layer models, theirs and ours."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUICK = Scale(n=128, repeats=1, slow=1)
 
 
 def position(name: str) -> Position:
-    """What ``model.position`` is in configs/schemes/<name>.yaml.
+    """The scheme with its options, as configs/schemes/<name>.yaml has it.
 
     Raises:
         ConfigError: no such file, or one that says nothing of it.
@@ -76,11 +76,11 @@ class Plain:
         self.qkv = tensors(n)
 
     def __call__(self) -> None:
-        """The gradients, which are not kept."""
+        """Compute the gradients."""
         self.gradients()
 
     def gradients(self) -> list[Tensor]:
-        """Those of q, k and v."""
+        """The gradients of q, k and v."""
         q, k, v = self.qkv
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return _gradients(out, self.qkv)
@@ -120,11 +120,11 @@ class Layer:
         self.given_before = [*(self.x if self.added else []), *added.parameters()]
 
     def __call__(self) -> None:
-        """Every gradient, none of which is kept."""
+        """Compute every gradient."""
         deque(self.gradients(), maxlen=0)
 
     def gradients(self) -> Iterator[list[Tensor]]:
-        """Those of ``given``, then those of ``given_before``: the order of a train step."""
+        """The gradients of ``given``, then those of ``given_before``: the order of a train step."""
         tokens = torch.zeros(1, self.n, dtype=torch.int64)
         embedded = [self.x[0] + module(tokens) for module in self.added]
         yield _gradients(self._attention(), self.given)
@@ -148,7 +148,7 @@ def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
 
 
 def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
-    """The groups of a layer's heads, and what is added to the input."""
+    """What each group of a layer's heads has, and what is added to the input."""
     geometry = Geometry(dim=DIM, heads=HEADS, dim_head=DIM_HEAD)
     wrapper = dataclasses.replace(geometry, max_seq_len=n)
     added = [one.build(wrapper) for one in plan.of(Slot.INPUT)]
@@ -198,12 +198,12 @@ LAYER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Rivals:
-    """The same model twice: all between the token ids and the logits that a scheme takes part in.
+    """The same model of x-transformers and of ours, with the same parameters.
 
-    Both have one layer without feed-forward, few tokens, one set of flags, the same parameters.
+    It has one layer of attention, no feed-forward, and few kinds of tokens.
 
     Args:
-        flash: whether x-transformers' has flash attention; schemes that it refuses this for hold
+        flash: whether x-transformers computes it by flash attention; where it refuses, it holds
             (h n n) logits.
     """
 

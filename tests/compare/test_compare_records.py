@@ -115,6 +115,11 @@ def test_one_record_each_is_found_in_every_medium(doubt, updates, tmp_path):
     assert "Steps per parameter say little (4 runs)." in text
     assert "<h3>Doubt, %</h3>" in page
     assert "Steps per parameter say little (4 runs)." in page
+    assert "doubt, % (higher is better)" in page
+    assert "steps per parameter (lower is better)" in page
+    for plot in ("doubt-split-selective_copy.png", "updates-selective_copy.png"):
+        assert f"](plots/{plot})" in text
+        assert (out / "plots" / plot).stat().st_size > 1000
 
 
 def test_what_is_not_asked_for_is_not_in_the_tables(doubt, updates, tmp_path):
@@ -129,6 +134,7 @@ def test_what_is_not_asked_for_is_not_in_the_tables(doubt, updates, tmp_path):
         assert "doubt" not in text.lower()
         assert "per parameter" not in text.lower()
         assert "updates" not in text.lower()
+    assert not list((comparison.out / "plots").glob("updates*"))
     # every number that was measured is in the list of all numbers
     assert {line["metric"] for line in rows(comparison.out / "results.csv")} >= {"doubt"}
 

@@ -49,7 +49,7 @@ class BiasCase:
 
     @property
     def family(self) -> str:
-        """Each is compiled anew: they go side by side."""
+        """One of its own: each is compiled by itself, so they go side by side."""
         return f"{self.name} {self.dtype}"
 
     def compared(self) -> Iterator[Compared]:

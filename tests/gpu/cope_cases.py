@@ -32,7 +32,7 @@ class CopeCase:
         documents: lengths of packed documents.
         float_table: the table in float32 whatever the dtype, as a parameter under autocast.
         as_projected: q, k and v lie as (b n h d), as projections leave them.
-        gradients: False: the output alone, under no_grad.
+        gradients: False: only the output, under no_grad.
     """
 
     name: str

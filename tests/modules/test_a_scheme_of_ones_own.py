@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 import xcope
+from gallery import sentence
+from gallery.pictures import write_pictures
 from xcope.config import build_model, load_config
 from xcope.errors import FlagError
+from xcope.inspect import page, trace
 from xcope.modules import seam
 from xcope.positions import AttendModule, Scheme, Slot, registry
 
@@ -244,6 +247,28 @@ def test_flags_and_yaml_name_it(tmp_path):
         xcope.Decoder(**SIZE, position={"name": "counted", "slop": 1.0})
     with pytest.raises(FlagError, match="counted_gates='value' is not allowed"):
         xcope.Decoder(**SIZE, position="counted", counted_gates="value")
+
+
+def test_it_is_traced(one):
+    traced = trace(model_of({"layers": [one, ["rotary", one], "alibi"]}, depth=3), tokens())
+    for layer in traced.layers[:2]:
+        assert layer.named["counts"].shape == (2, 4, 14, 14)
+        assert set(layer.gates.unique().tolist()) <= {0.0, 1.0}
+        slope = torch.linspace(0.1, 0.7, 4)[:, None, None]
+        close(layer.bias[layer.seen], (-slope * layer.named["counts"])[layer.seen])
+        weights = (layer.logits + layer.bias).masked_fill(~layer.seen, -torch.inf).softmax(-1)
+        close(layer.attention, weights)
+    assert "counts" not in traced.layers[2].named
+    assert '"counts"' in page(traced)
+
+
+def test_it_is_drawn_and_gets_its_page(one, tmp_path):
+    (tmp_path / "configs/schemes").mkdir(parents=True)
+    (tmp_path / "configs/schemes/counted.yaml").write_text(f"model:\n  position: {one}\n")
+    panels = sentence.attend_panels(Counted(**{k: v for k, v in one.items() if k != "name"}))
+    assert any("counts" in panel.title for panel in panels)
+    (picture,) = write_pictures(tmp_path / "out", tmp_path, ["counted"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

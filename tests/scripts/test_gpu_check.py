@@ -1,11 +1,14 @@
 """scripts/gpu_check.py where there is no GPU: its quick run, its files, its exit codes."""
 
 import csv
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from gpu.cope_cases import cope_cases
+from gpu.model_cases import model_cases
 
 from benchmarks.gpu.workloads import QUICK
 from xcope.ops import cope
@@ -116,6 +119,56 @@ def test_it_stops_after_its_minutes_and_says_so(script, tmp_path):
     assert ended.code == 0
     assert len(rows(tmp_path / "benchmark.csv")) == 1
     assert "Not all of it ran: stopped after 0 minutes" in (tmp_path / "README.md").read_text()
+
+
+def test_it_stops_among_the_cases_too(script, tmp_path):
+    ended = script("gpu_check", "--quick", "--minutes", 0, "--only", "cope", "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    assert {row["case"] for row in rows(tmp_path / "correctness.csv")} == {"gates about 0.5"}
+    assert "Not all of it ran: stopped after 0 minutes" in (tmp_path / "README.md").read_text()
+
+
+def test_cases_in_processes_of_their_own(script, tmp_path):
+    """The tests of one part, computed by two processes."""
+    ended = script("gpu_check", "--quick", "--jobs", 2, "--only", "models", "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    assert "Small decoders: 5 cases, 2 at a time" in ended.out
+    compared = rows(tmp_path / "correctness.csv")
+    assert {row["case"] for row in compared} == {case.name for case in model_cases("cpu")}
+    assert {row["ok"] for row in compared} == {"True"}
+
+
+def test_ctrl_c_among_the_cases_ends_it(script, tmp_path, monkeypatch):
+    def stopped(*tensors, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cope.BACKENDS, "tiled", stopped)
+    ended = script("gpu_check", "--quick", "--only", "cope", "--out", tmp_path)
+    assert ended.code == 130
+    assert "stopped" in ended.err
+
+
+def test_tests_that_cannot_be_run_are_no_success(script, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("a mistake in the tests")
+
+    monkeypatch.setattr("gpu.model_cases.model_cases", broken)
+    monkeypatch.setattr("gpu.cope_cases.cope_cases", broken)
+    for module in ("test_on_a_gpu", "gpu.test_on_a_gpu"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    ended = script("gpu_check", "--quick", "--only", "models", "--out", tmp_path)
+    assert ended.code == 1
+    assert "pytest tests/gpu says why" in ended.err
+
+
+def test_correctness_needs_pytest_and_says_so(script, tmp_path, user_error, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pytest" else found(name)
+    )
+    ended = script("gpu_check", "--quick", "--out", tmp_path / "none")
+    user_error(ended, "pytest", "'.[dev]'", "--only benchmark")
+    assert not (tmp_path / "none").exists()
 
 
 def test_without_a_gpu_only_a_quick_run(script, tmp_path, user_error):

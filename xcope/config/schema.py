@@ -168,7 +168,7 @@ class TuneConfig(OpenSection):
     """Keys of ``train`` whose value is picked for each scheme before the runs of a sweep.
 
     The further keys are dotted, each with the values to try (``train.lr: [5e-4, 1e-3]``); all
-    combinations are tried. What has the lowest headline metric in distribution is picked.
+    combinations are tried. What has the best headline metric in distribution is picked.
     """
 
     seeds: Annotated[list[WholeNumber], Field(min_length=1)] = [100]

@@ -7,10 +7,10 @@ second time, from the same inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,22 +130,18 @@ def recorded(model: Any) -> Iterator[list[LayerTrace]]:
     with ExitStack() as stack:
         stack.enter_context(seam.logits_kept(model.attn_layers))
         for index, attention in enumerate(seam.self_attentions(model.attn_layers)):
-            attend, noted = attention.attend, Noted()
-            for part in attend.parts:
+            parts, noted = attention.attend.parts, Noted()
+            for part in parts:
                 if part.attend is not None:
-                    stack.enter_context(_hook(part.attend, partial(_note, noted)))
-            schemes = schemes_of_heads(model.plan, index, attend.parts)
-            stack.enter_context(_hook(attend, partial(_keep, layers, schemes, noted)))
+                    hook = part.attend.register_forward_hook(partial(_note, noted))
+                    stack.callback(hook.remove)
+            schemes = schemes_of_heads(model.plan, index, parts)
+
+            def keep(watched: seam.Watched, of: Any = (schemes, parts, noted)) -> None:
+                layers.append(_layer(watched, *of))
+
+            stack.enter_context(seam.watched(attention, keep))
         yield layers
-
-
-@contextmanager
-def _hook(module: nn.Module, function: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_hook(function, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def schemes_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str, ...]:
@@ -157,29 +153,16 @@ def schemes_of_heads(plan: Plan, index: int, parts: Sequence[Part]) -> tuple[str
     )
 
 
-def _note(noted: Noted, module: nn.Module, args: Any, kwargs: Any, added: Tensor) -> None:
+def _note(noted: Noted, module: nn.Module, args: Any, added: Tensor) -> None:
     if len(args) == 4:  # x-transformers asks what it knows by name with fewer, for nothing
         noted[module] = args, added
 
 
-def _keep(
-    layers: list[LayerTrace],
-    schemes: tuple[str, ...],
-    noted: Noted,
-    attend: Any,
-    args: Any,
-    kwargs: Any,
-    output: Any,
-) -> None:
-    """Make a layer's trace of what its attention was given, and of what it gave back."""
-    _, inter = output
-    logits = inter.qk_similarities
-    j = logits.shape[-1]
-    # a learned sink stands before the keys
-    seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
-    attention = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
-    call = cast(LayerCall, seam.call_of(kwargs))  # decoders tell every self-attention
-    parts: tuple[Part, ...] = attend.parts
+def _layer(
+    watched: seam.Watched, schemes: tuple[str, ...], parts: Sequence[Part], noted: Noted
+) -> LayerTrace:
+    """The trace of one call of a layer."""
+    call, logits, seen = watched.call, watched.logits, watched.seen
     added = [noted[part.attend][1] if part.attend in noted else None for part in parts]
     told: list[dict[str, Tensor]] = []
     first = 0
@@ -192,11 +175,11 @@ def _keep(
         if part.attend in noted:
             given, _ = noted[part.attend]
         else:  # the layer wrote out what it adds, see `AttendModule.terms`
-            q, keys = args[0][:, heads], args[1].shape[2]
-            q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], keys, q.shape[3]), None)
+            q = watched.q[:, heads]
+            q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], watched.keys, q.shape[3]), None)
             left = None if call.remembered is None else call.remembered[index]
-            inputs = AttendInputs(scale=attend.scale or q.shape[-1] ** -0.5, remembered=left)
-            given = (q, logits[:, heads], seen[:, heads], inputs.of_keys(j))
+            inputs = AttendInputs(scale=q.shape[-1] ** -0.5, remembered=left)
+            given = (q, logits[:, heads], seen[:, heads], inputs.of_keys(logits.shape[-1]))
         told.append(part.attend.trace(*given))
     noted.clear()
     names = dict.fromkeys(name for maps in told for name in maps)
@@ -205,20 +188,18 @@ def _keep(
         getattr(part.attend, "max_pos", None) if "positions" in its else None
         for part, its in zip(parts, told, strict=True)
     ]
-    layers.append(
-        LayerTrace(
-            schemes,
-            logits.cpu(),
-            seen.cpu(),
-            attention.cpu(),
-            _bias(parts, call, added, logits),
-            gates=maps.pop("gates", None),
-            positions=maps.pop("positions", None),
-            max_pos=tuple(
-                size for part, size in zip(parts, tables, strict=True) for _ in range(part.heads)
-            ),
-            maps=maps,
-        )
+    return LayerTrace(
+        schemes,
+        logits.cpu(),
+        seen.cpu(),
+        watched.attention.cpu(),
+        _bias(parts, call, added, logits),
+        gates=maps.pop("gates", None),
+        positions=maps.pop("positions", None),
+        max_pos=tuple(
+            size for part, size in zip(parts, tables, strict=True) for _ in range(part.heads)
+        ),
+        maps=maps,
     )
 
 

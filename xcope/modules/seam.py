@@ -1040,12 +1040,6 @@ def for_each_query_head(t: Any, h: int) -> Any:
     return t if t is None or t.shape[1] == h else t.repeat(1, h // t.shape[1], 1, 1)
 
 
-def call_of(kwargs: Mapping[str, Any]) -> LayerCall | None:
-    """What `SchemeAttend` was told, from the keywords of its call."""
-    call, bias = kwargs.get(_CALL_AS), kwargs.get("attn_bias")
-    return call if call is None or bias is None else _with_bias(call, bias)
-
-
 def _with_bias(call: LayerCall, bias: Tensor) -> LayerCall:
     """The call with one more bias, (… i j); (1) is what `Forgetting.forward` says."""
     if bias.ndim <= 1:
@@ -1070,6 +1064,48 @@ def logits_kept(layers: nn.Module) -> Iterator[None]:
             module.keep_logits, module.flash = kept, flash
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What one call of a self-attention layer worked with, its logits held.
+
+    Args:
+        call: what the layer was told.
+        q: queries before they are turned, (b h i d).
+        keys: number of keys without x-transformers' key of zeros before the others.
+        logits: scale · q·k, (b h i j).
+        seen: bool (b h i j).
+        attention: the weights, (b h i j), 0 where not seen.
+    """
+
+    call: LayerCall
+    q: Tensor
+    keys: int
+    logits: Tensor
+    seen: Tensor
+    attention: Tensor
+
+
+@contextmanager
+def watched(attention: Attention, note: Callable[[Watched], None]) -> Iterator[None]:
+    """Within, beside `logits_kept`, each call of a self-attention layer is told to ``note``."""
+
+    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        inter, call, bias = output[1], kwargs[_CALL_AS], kwargs.get("attn_bias")
+        logits = inter.qk_similarities
+        j = logits.shape[-1]
+        # a learned sink stands before the keys
+        seen = inter.pre_softmax_attn[..., -j:] > torch.finfo(logits.dtype).min / 2
+        weights = inter.post_softmax_attn[..., -j:].masked_fill(~seen, 0.0)
+        call = call if bias is None else _with_bias(call, bias)
+        note(Watched(call, args[0], args[1].shape[2], logits, seen, weights))
+
+    handle = attention.attend.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 __all__ = [
     "PLACES_AS",
     "REFUSED",
@@ -1083,7 +1119,7 @@ __all__ = [
     "UpstreamAutoregressiveWrapper",
     "UpstreamDecoder",
     "UpstreamTransformerWrapper",
-    "call_of",
+    "Watched",
     "check_cached",
     "check_flags",
     "check_layers",
@@ -1110,4 +1146,5 @@ __all__ = [
     "tie_logits",
     "upstream_decoder_flags",
     "upstream_wrapper_flags",
+    "watched",
 ]

@@ -232,7 +232,10 @@ class Tally:
                     f"{tuple(targets.shape)}: give a number for each token or each sequence"
                 )
             scored = answers.scored if values.shape == targets.shape else sequences
-            total = torch.where(scored, values, 0).cpu().double().sum(dim=0)
+            values = torch.where(scored, values, 0)
+            # whole numbers are summed where they are; not every device has float64
+            values = values.cpu().double() if values.is_floating_point() else values
+            total = values.sum(dim=0).cpu().double()
             self._sums[one.name] = self._sums.get(one.name, torch.zeros(())) + total
 
     @property

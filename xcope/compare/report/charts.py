@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from xcope.compare.report.columns import Column
 from xcope.compare.report.curves import (
     Line,
     learning_lines,
@@ -47,7 +48,7 @@ class Chart:
     """A diagram with its heading.
 
     Args:
-        kind: ``split``, ``length``, ``learning`` or ``position``.
+        kind: ``split``, ``length``, ``learning``, ``position`` or ``cost``.
         name: what a screen reader says.
         draw: draws it, without its title.
         note: what the reader has to know.
@@ -69,8 +70,13 @@ class Chart:
         return Markup(inline_svg(figure, self.name))
 
 
-def save_plots(summary: Summary, out: Path, name: str) -> list[str]:
-    """Write a task's charts as PNG, one file for each kind; returns their paths from ``out``."""
+def save_plots(summary: Summary, out: Path, name: str, columns: Sequence[Column] = ()) -> list[str]:
+    """Write a task's charts as PNG, one file for each kind; returns their paths from ``out``.
+
+    Args:
+        name: end of the files' names.
+        columns: costs to draw.
+    """
     (out / "plots").mkdir(exist_ok=True)
     files: dict[str, list[Chart]] = {}
     names = {"split": summary.metric.name, "learning": "loss"}
@@ -81,6 +87,7 @@ def save_plots(summary: Summary, out: Path, name: str) -> list[str]:
     for one in summary.further:
         for chart in charts(one):
             files.setdefault(f"{one.metric.name}-{chart.kind}", []).append(chart)
+    files |= {column.name: [cost_chart(summary, column)] for column in columns}
     paths = {f"plots/{file}-{name}.png": drawn for file, drawn in files.items()}
     for path, drawn in paths.items():
         _save(drawn, in_picture(words(summary.task)), out / path)
@@ -123,20 +130,54 @@ def run_charts(summary: Summary) -> Iterator[Chart]:
 
 def _splits(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
     """Bars of the headline metric, a chart for each split, all on one scale."""
-    values = [v for row in summary.rows for cell in row.cells.values() for v in cell.values]
-    x = _scale(
-        values, summary.metric, f"{summary.metric.heading} ({summary.metric.better} is better)"
-    )
-    # room for the numbers on the right
-    texts = [summary.text(row, split) for row in summary.rows for split in summary.splits]
-    share = min(0.5, (20 + 7 * max(map(len, texts))) / 72 / WIDTH)
-    x = replace(x, high=x.low + (x.high - x.low) / (1 - share))
-    note = f"A {'bar' if x.low == 0 else 'stroke'} is the mean, a dot one seed."
-    height = BAR * len(summary.rows) + 50 / 72
+    metric, values = summary.metric, list[float]()
+    bars = dict[str, list[Bar]]()
     for split in summary.splits:
-        draw = partial(_bars, summary=summary, split=split, style=style, x=x)
-        name = f"{summary.metric.heading} on {words(split)}, a bar for each scheme"
-        yield Chart("split", words(split), name, draw, note, height)
+        marked = summary.standing(split)
+        bars[split] = []
+        for row in summary.rows:
+            cell, text = row.cells[split], summary.text(row, split)
+            ends = f" {metric.interval(cell.interval)}" if cell.interval else ""
+            bars[split].append(
+                Bar(row.label, text, cell.mean, cell.by_seed, row.label in marked, ends)
+            )
+            values += cell.values
+    label = f"{metric.heading} ({metric.better} is better)"
+    x = _with_room(_scale(values, metric, label), [bar for some in bars.values() for bar in some])
+    for split in summary.splits:
+        draw = partial(_bars, bars=bars[split], style=style, x=x)
+        name = f"{metric.heading} on {words(split)}, a bar for each scheme"
+        yield Chart("split", words(split), name, draw, _about_bars(x), _height(bars[split]))
+
+
+def cost_chart(summary: Summary, column: Column) -> Chart:
+    """Bars of a cost, one for each scheme."""
+    style = list(looks([row.label for row in summary.rows]).values())
+    bars = []
+    for row in summary.rows:
+        by_seed = {o.run.seed: v for o in row.finished if (v := column.of(o)) is not None}
+        mean = row.mean(column.of)
+        bars.append(Bar(row.label, column.shown(mean), math.nan if mean is None else mean, by_seed))
+    values = [v for bar in bars for v in bar.by_seed.values() if math.isfinite(v)]
+    label = f"{column.heading} ({column.better} is better)"
+    x = _with_room(linear([0.0, *values], column.text, label), bars)
+    draw = partial(_bars, bars=bars, style=style, x=x)
+    name = f"{column.heading}, a bar for each scheme"
+    return Chart("cost", column.heading, name, draw, _about_bars(x), _height(bars))
+
+
+def _with_room(x: Scale, bars: Sequence[Bar]) -> Scale:
+    """The scale with room for the bars' numbers on the right."""
+    share = min(0.5, (20 + 7 * max(len(bar.text) for bar in bars)) / 72 / WIDTH)
+    return replace(x, high=x.low + (x.high - x.low) / (1 - share))
+
+
+def _about_bars(x: Scale) -> str:
+    return f"A {'bar' if x.low == 0 else 'stroke'} is the mean, a dot one seed."
+
+
+def _height(bars: Sequence[Bar]) -> float:
+    return BAR * len(bars) + 50 / 72
 
 
 def _lengths(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
@@ -173,6 +214,25 @@ def _positions(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
         draw = partial(_lines, lines=found[split], style=style, x=x, y=y)
         name = f"{metric.heading} by position, {words(split)}"
         yield Chart("position", name, name, draw)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A scheme's mean, with its seeds.
+
+    Args:
+        text: the number as tables have it.
+        mean: NaN where no seed has a value.
+        marked: whether it is best or tied.
+        ends: the interval of the mean, for those who point at the bar.
+    """
+
+    label: str
+    text: str
+    mean: float
+    by_seed: Mapping[int, float]
+    marked: bool = False
+    ends: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,30 +302,27 @@ def _finite(lines: Sequence[Line]) -> list[float]:
     return [y for line in lines for y in (*line.low, *line.high) if math.isfinite(y)]
 
 
-def _bars(axes: Axes, summary: Summary, split: str, style: Sequence[Look], x: Scale) -> None:
+def _bars(axes: Axes, bars: Sequence[Bar], style: Sequence[Look], x: Scale) -> None:
     """Draw a bar per scheme under its name, with a dot per seed and its number on the right; a
     stroke at the mean where the scale does not begin at 0."""
-    marked = summary.standing(split)
-    for number, (row, look) in enumerate(zip(summary.rows, style, strict=True)):
-        cell, text = row.cells[split], summary.text(row, split)
-        font = {"weight": "bold" if row.label in marked else "normal", "size": SIZE, "color": INK}
+    for number, (bar, look) in enumerate(zip(bars, style, strict=True)):
+        font = {"weight": "bold" if bar.marked else "normal", "size": SIZE, "color": INK}
         across = axes.get_yaxis_transform()  # 0 … 1 to the right, rows downwards
-        name = axes.text(0, number + 0.38, in_picture(row.label), font, transform=across)
-        value = axes.text(1, number + 0.8, text, font, transform=across, ha="right")
-        mark(name, number, row.label)
+        name = axes.text(0, number + 0.38, in_picture(bar.label), font, transform=across)
+        value = axes.text(1, number + 0.8, bar.text, font, transform=across, ha="right")
+        mark(name, number, bar.label)
         mark(value, number)
         for written in (name, value):
             written.set(va="center", in_layout=False)
-        if math.isfinite(cell.mean):
+        if math.isfinite(bar.mean):
             wide = 0.006 * (x.high - x.low)
-            start, width = (0, cell.mean) if x.low == 0 else (cell.mean - wide / 2, wide)
-            (bar,) = axes.barh(
+            start, width = (0, bar.mean) if x.low == 0 else (bar.mean - wide / 2, wide)
+            (drawn,) = axes.barh(
                 number + 0.8, width, 0.36, start, color=look.colour,
                 alpha=0.4 if x.low == 0 else 1, linewidth=0
             )  # fmt: skip
-            ends = f" {summary.metric.interval(cell.interval)}" if cell.interval else ""
-            mark(bar, number, f"{row.label}: {text}{ends}")
-        seeds = {seed: value for seed, value in cell.by_seed.items() if math.isfinite(value)}
+            mark(drawn, number, f"{bar.label}: {bar.text}{bar.ends}")
+        seeds = {seed: value for seed, value in bar.by_seed.items() if math.isfinite(value)}
         if seeds:
             # a little apart, so that the same value twice is seen
             apart = min(0.04, 0.2 / len(seeds))
@@ -278,7 +335,7 @@ def _bars(axes: Axes, summary: Summary, split: str, style: Sequence[Look], x: Sc
     _frame(axes, "x")
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
-    axes.set_ylim(len(summary.rows), 0)
+    axes.set_ylim(len(bars), 0)
     x.set(axes, "x")
 
 

@@ -56,7 +56,7 @@ def _losses(run: Run) -> dict[float, float]:
 
 
 def length_splits(summary: Summary) -> dict[str, int]:
-    """The measured splits that differ in length alone → tokens per sequence; empty for one."""
+    """The measured splits that differ only in length → tokens per sequence; empty for one."""
     task = build_task(summary.rows[0].outcomes[0].run.config)
     lengths = {split: task.seq_len(split) for split in task.length_splits}
     kept = {split: n for split, n in lengths.items() if split in summary.splits}

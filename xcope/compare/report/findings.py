@@ -129,7 +129,8 @@ def _steps(outcomes: Sequence[Outcome]) -> Statement:
 
 
 def _parameters(outcomes: Sequence[Outcome]) -> Statement:
-    counts = {bare_params(o.run.config) for o in outcomes}
+    configs = {repr((o.run.config.model, o.run.config.task)): o.run.config for o in outcomes}
+    counts = set(map(bare_params, configs.values()))
     known = sorted(count for count in counts if count is not None)
     if len(counts) == 1 and known:
         return Statement(
@@ -144,7 +145,7 @@ def _parameters(outcomes: Sequence[Outcome]) -> Statement:
 
 
 def _rates(config: Config, picks: Sequence[Pick]) -> Iterator[Statement]:
-    """What is said of the values that suit one scheme more than another."""
+    """Whether each scheme had values, such as a learning rate, that suit it."""
     tune = config.tune
     if tune is not None:
         grid = "; ".join(f"{key} among {_list(values)}" for key, values in tune.grid.items())
@@ -178,7 +179,7 @@ def _seeds(summaries: Sequence[Summary]) -> Statement:
 
 
 def _machines(outcomes: Sequence[Outcome]) -> Iterator[Statement]:
-    """What the runs noted of where they ran; nothing if they agree."""
+    """Departures: what differs between the machines that runs ran on."""
     for key, name in (("device", "Device"), ("threads", "Threads"), ("torch", "PyTorch")):
         values = sorted({str(o.timing[key]) for o in outcomes if key in o.timing})
         if len(values) > 1:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from xcope.compare.report import tables
-from xcope.compare.report.charts import Chart, charts, run_charts
+from xcope.compare.report.charts import Chart, charts, cost_chart, run_charts
 from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import score_text, settings
@@ -88,6 +88,7 @@ class TaskView:
         self.headline = TableView(summary, found.columns)
         self.headline.notes += about_costs(summary, found.columns)
         self.headline.charts += run_charts(summary)
+        self.headline.charts += [cost_chart(summary, column) for column in found.asked]
         self.further = [TableView(one, ()) for one in summary.further]
 
 

@@ -26,7 +26,10 @@ def write(out: Path, found: Findings) -> None:
     if found.picks:
         write_tuning(out / "tuning.csv", found.picks)
     names = folder_names([summary.task for summary in found.summaries])
-    plots = [save_plots(one, out, name) for one, name in zip(found.summaries, names, strict=True)]
+    plots = [
+        save_plots(one, out, name, found.asked)
+        for one, name in zip(found.summaries, names, strict=True)
+    ]
     for name, text in (("report.md", report(found, plots)), ("report.html", page(found))):
         # a path that is not UTF-8 may stand in the command
         (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -15,30 +15,9 @@ from xcope.compare.run.worker import Moved
 from xcope.training.reporter import bars
 
 
-class Display(Protocol):
-    """A context that is told what the runs do."""
-
-    def moved(self, run: Run, progress: Moved) -> None:
-        """A run began, or is further on."""
-
-    def ended(self, run: Run, reason: str) -> None:
-        """A run is done, or failed for a reason."""
-
-    def note(self, line: str) -> None:
-        """Something else to tell."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-
 class Lines:
-    """A plain line when a run begins, has done another quarter of its steps, and ends.
+    """Context that is told what the runs do: it prints a line when one begins, has done another
+    quarter of its steps, and ends.
 
     Args:
         console: where to print.
@@ -52,7 +31,7 @@ class Lines:
         self._quarter = dict[str, int]()
 
     def moved(self, run: Run, progress: Moved) -> None:
-        """Print a line now and then."""
+        """Tell that a run began, or is further on."""
         quarter = 4 * progress.step // progress.steps
         if run.name not in self._began:
             self._began[run.name] = time.monotonic()
@@ -62,12 +41,12 @@ class Lines:
         self._quarter[run.name] = quarter
 
     def ended(self, run: Run, reason: str) -> None:
-        """Print that it ended."""
+        """Tell that a run is done, or failed for a reason."""
         seconds = time.monotonic() - self._began.get(run.name, time.monotonic())
         self._line(run, f"FAILED: {reason}" if reason else f"done in {seconds:.0f} s")
 
     def note(self, line: str) -> None:
-        """Print it."""
+        """Print a line about something else."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, run: Run, text: str) -> None:
@@ -129,6 +108,6 @@ class Bars(Lines):
         self._progress.stop()
 
 
-def display(console: Console, runs: Sequence[Run]) -> Display:
+def display(console: Console, runs: Sequence[Run]) -> Lines:
     """Bars on a terminal, plain lines elsewhere."""
     return Bars(console, runs) if console.is_terminal else Lines(console, runs)

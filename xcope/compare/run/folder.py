@@ -71,7 +71,7 @@ def _clear(out: Path) -> None:
 
 
 def _other(folder: Path, runs: Sequence[Run], configs: bool = True) -> str | None:
-    """The first run in a folder that is none of ``runs``, in words."""
+    """Name the first run in a folder that is none of ``runs``, and say why."""
     known = {run.name: run for run in runs}
     for place in sorted(folder.glob("*/")):
         run = known.get(place.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from xcope.compare.run.display import Display, display
+from xcope.compare.run.display import Lines, display
 from xcope.compare.run.plan import CompareInterruptedError, Run
 from xcope.compare.run.results import Outcome, outcome
 from xcope.compare.run.worker import Ended, Job, Message, Moved, serve
@@ -100,9 +100,7 @@ class Runner:
                 ) from None
         return {run.name: outcome(run, reasons.get(run.name)) for run in runs}
 
-    def _announce(
-        self, shown: Display, runs: Sequence[Run], todo: Sequence[Run], kind: str
-    ) -> None:
+    def _announce(self, shown: Lines, runs: Sequence[Run], todo: Sequence[Run], kind: str) -> None:
         done = sum(run.complete for run in runs)
         if done:
             shown.note(f"{done} of {len(runs)} {kind}runs are complete already")
@@ -130,7 +128,7 @@ def check_tasks(configs: Sequence[Config]) -> None:
 
 
 def run_all(
-    runs: Sequence[Run], *, jobs: int, threads: int, logs: Path, display: Display
+    runs: Sequence[Run], *, jobs: int, threads: int, logs: Path, display: Lines
 ) -> dict[str, str]:
     """Train every run, ``jobs`` at a time.
 
@@ -166,7 +164,7 @@ def run_all(
     return failed
 
 
-def _listen(worker: Worker, failed: dict[str, str], display: Display) -> bool:
+def _listen(worker: Worker, failed: dict[str, str], display: Lines) -> bool:
     """Handle one message of a worker; True if it was the last."""
     message = worker.receive()
     if isinstance(message, Moved):

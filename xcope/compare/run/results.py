@@ -53,7 +53,11 @@ class Outcome:
 
 
 def outcome(run: Run, reason: str | None) -> Outcome:
-    """What is in the run's folder, or why nothing is: ``reason``."""
+    """Read what came out of a run from its folder.
+
+    Args:
+        reason: why it failed; None if it did not.
+    """
     folder = RunFolder(run.folder)
     result = folder.read_result() if reason is None else None
     if result is None:

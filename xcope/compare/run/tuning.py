@@ -66,12 +66,12 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Mean of the headline metric."""
+        """Mean of the headline metric over the seeds; NaN where one failed."""
         return self.mean(self.metric)
 
     @property
     def order(self) -> tuple[float, float]:
-        """What is picked is lowest in this: the headline metric, then the loss."""
+        """Sort key: the best headline metric is first, among equals the lowest loss."""
         ranks = [self.metric.rank(self.score), LOSS.rank(self.mean(LOSS))]
         first, second = [rank if math.isfinite(rank) else math.inf for rank in ranks]
         return first, second
@@ -87,7 +87,7 @@ class Pick:
 
     @property
     def picked(self) -> Candidate | None:
-        """The first of the lowest in `Candidate.order`; None where every one failed."""
+        """The first in `Candidate.order`; None where every one failed."""
         best = min(self.candidates, key=lambda one: one.order)
         return best if math.isfinite(best.order[0]) else None
 

@@ -1,4 +1,4 @@
-"""A worker process: trains one run, and tells its parent over a pipe.
+"""A worker process: trains one run and reports to its parent over a pipe.
 
 When the parent hangs up (Ctrl-C, or it died), the run saves a checkpoint and stops.
 """
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Moved:
-    """``step`` of ``steps`` are done; ``loss`` is None before the first."""
+    """Progress of a run: ``step`` of ``steps`` are done; ``loss`` is None before the first."""
 
     step: int
     steps: int
@@ -47,7 +47,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over; ``reason`` says why it failed and is empty if it did not."""
+    """End of a run; ``reason`` says why it failed and is empty if it did not."""
 
     reason: str = ""
 
@@ -56,7 +56,7 @@ Message = Moved | Ended
 
 
 def serve(connection: Connection, job: Job, threads: int) -> None:
-    """Do a job and tell how it ended: the body of a worker process."""
+    """Do a job and report how it ended: the body of a worker process."""
     # the parent decides about Ctrl-C; it started this process with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

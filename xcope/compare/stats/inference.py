@@ -1,4 +1,4 @@
-"""What a few numbers say: intervals of a mean, an exact test of paired differences, a verdict.
+"""Statistics of a few numbers: intervals of a mean, a test of paired differences, a verdict.
 
 Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 13 and 15; Student's
 distribution as a finite sum: Abramowitz and Stegun, 26.7.3 and 26.7.4.
