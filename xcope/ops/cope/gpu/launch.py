@@ -273,7 +273,7 @@ class Chunk:
         return torch.empty(b, h, *shape, dtype=dtype, device=self.given.q.device)
 
     def backward(self, sums: Sums, grads: dict[str, Tensor]) -> None:
-        """Fill in its rows of dq and adds to the sums; the last chunk fills in dk and dv."""
+        """Fill in its rows of dq and add to the sums; the last chunk fills in dk and dv."""
         given, tiles = self.given, self.given.choice
         (b, _, i, _), (hk, j) = given.q.shape, given.k.shape[1:3]
         counting, plain = tiles.backward_k[0], tiles.backward_k_plain[0]
