@@ -124,9 +124,9 @@ def _number(x):
 
 
 @triton.jit
-def _steps(above, room):
+def _steps(above, limit):
     """How many integers the positions of a tile span, whose rows reach so far above their base."""
-    return tl.max(tl.minimum(_number(above), room), 0).to(tl.int32) + 1
+    return tl.max(tl.minimum(_number(above), limit), 0).to(tl.int32) + 1
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def _masked(
 @triton.jit
 def _mine(tiles):
     """Row of the batch and head, as one number, and tile of this program; a grid's other
-    dimensions would hold 65,535 of the former alone."""
+    dimensions would hold only 65,535 of the former."""
     return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
 
 
@@ -252,16 +252,16 @@ def table_logits(
     D: tl.constexpr, BD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """L = log2(e) q eᵀ of the rows row0 …, (b h ROWS W), float32."""
-    unit, tile = _mine(tl.cdiv(ROWS, M))
+    bh, tile = _mine(tl.cdiv(ROWS, M))
     rows = tile * M + tl.arange(0, M)
     cols = tl.program_id(1) * N + tl.arange(0, N)
     dims = tl.arange(0, BD)
-    qs = q + (unit // H) * q_b + (unit % H) * q_h
-    es = e + (unit % H) * e_h
+    qs = q + (bh // H) * q_b + (bh % H) * q_h
+    es = e + (bh % H) * e_h
     its_q = _load(qs, row0 + rows, row0 + ROWS, q_i, dims, D, BD)
     its_e = _load(es, tl.minimum(cols, P - 1), P, e_p, dims, D, BD)
     logits = _products(its_q, its_e, PRECISION) * LOG2E
-    at = L + unit * ROWS * W + rows[:, None].to(tl.int64) * W + cols[None, :]
+    at = L + bh * ROWS * W + rows[:, None].to(tl.int64) * W + cols[None, :]
     tl.store(at, logits, (rows < ROWS)[:, None] & (cols < W)[None, :])
 
 
@@ -286,8 +286,8 @@ def forward(
     Σ 2^logit, and per row the count at which it stopped counting and the key of that, int32.
     """
     tiles = tl.cdiv(ROWS, M)
-    unit, tile = _mine(tiles)
-    batch, head = unit // H, unit % H
+    bh, tile = _mine(tiles)
+    batch, head = bh // H, bh % H
     tile = tiles - 1 - tile  # the longest rows first
     local = tile * M + tl.arange(0, M)
     rows = tl.where(local < ROWS, row0 + local, -1)
@@ -297,7 +297,7 @@ def forward(
     vs = v + batch * v_b + (head // GROUPS) * v_h
     gs = gate_k + batch * g_b + (head // GROUPS) * g_h
     ms = mask + batch * m_b + head * m_h
-    Ls = L + unit * ROWS * W
+    Ls = L + bh * ROWS * W
     table_rows = tl.where(local < ROWS, local, 0) * W
 
     its_q = _load(q + batch * q_b + head * q_h, row0 + local, row0 + ROWS, q_i, dims, D, BD)
@@ -350,11 +350,11 @@ def forward(
                 )  # fmt: skip
                 acc, its_v = _meet(acc, its_v, strays, seen)
         gates = _sigmoid(a)
-        base, rest, room = _count(counted, last, FB)
+        base, rest, limit = _count(counted, last, FB)
         here = _number(tl.sum(gates, 1))
         p = _sums(gates, triangle, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
-        cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
-        r = tl.minimum(p, room[:, None])
+        cells, steps = (table_rows + base)[:, None], _steps(rest + here, limit)
+        r = tl.minimum(p, limit[:, None])
         bias, _ = _interpolate(Ls, cells, its_ends, r, steps, 0.0, sharp, SOFT)
         s += bias
         live = (counted < full) & (its_first < j0 + C)
@@ -413,13 +413,13 @@ def forward(
         empty = empty & (some == 0)
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     inside = local < ROWS
-    at = (unit * NQ + rows[:, None]) * DV + vdims[None, :]
+    at = (bh * NQ + rows[:, None]) * DV + vdims[None, :]
     there = inside[:, None] & (vdims < DV)[None, :]
     rounded = acc.to(out.dtype.element_ty)
     tl.store(out + at, rounded, there)
     if PIECES > 0:
         tl.store(residue + at, (acc - rounded.to(tl.float32)).to(out.dtype.element_ty), there)
-    at = unit * NQ + rows
+    at = bh * NQ + rows
     tl.store(lse + at, tl.where(empty, float("inf"), top + tl.log2(total)), inside)
     tl.store(count + at, counted, inside)
     tl.store(start + at, stopped, inside)
@@ -447,8 +447,8 @@ def backward_q(
     rounded to the inputs' dtype (b h ROWS P).
     """
     tiles = tl.cdiv(ROWS, M)
-    unit, tile = _mine(tiles)
-    batch, head = unit // H, unit % H
+    bh, tile = _mine(tiles)
+    batch, head = bh // H, bh % H
     tile = tiles - 1 - tile
     local = tile * M + tl.arange(0, M)
     inside = local < ROWS
@@ -460,20 +460,20 @@ def backward_q(
     gs = gate_k + batch * g_b + (head // GROUPS) * g_h
     ms = mask + batch * m_b + head * m_h
     table_rows = tl.where(inside, local, 0) * W
-    Ls, dLs = L + unit * ROWS * W, dL + unit * ROWS * W
+    Ls, dLs = L + bh * ROWS * W, dL + bh * ROWS * W
 
     its_q = _load(q + batch * q_b + head * q_h, row0 + local, row0 + ROWS, q_i, dims, D, BD)
-    of_unit = unit * NQ * DV
-    its_dout = _load(dout + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
-    its_out = _load(out + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
+    of_bh = bh * NQ * DV
+    its_dout = _load(dout + of_bh, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
+    its_out = _load(out + of_bh, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
     wide_out = its_out.to(tl.float32)
     if PIECES > 0:
-        wide_out += _load(residue + of_unit, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
+        wide_out += _load(residue + of_bh, row0 + local, row0 + ROWS, DV, vdims, DV, BDV)
     its_D = tl.sum(its_dout.to(tl.float32) * wide_out, 1)
-    tl.store(D_rows + unit * NQ + rows, its_D, inside)
-    its_lse = tl.load(lse + unit * NQ + rows, inside, other=float("inf"))
-    counted = tl.load(count + unit * NQ + rows, inside, other=0)
-    stopped = tl.load(start + unit * NQ + rows, inside, other=NK)
+    tl.store(D_rows + bh * NQ + rows, its_D, inside)
+    its_lse = tl.load(lse + bh * NQ + rows, inside, other=float("inf"))
+    counted = tl.load(count + bh * NQ + rows, inside, other=0)
+    stopped = tl.load(start + bh * NQ + rows, inside, other=NK)
     last_bias = tl.load(Ls + table_rows + last)
 
     lo, hi, sure = 0, NK, NK
@@ -494,7 +494,7 @@ def backward_q(
     counts = tl.maximum(tl.minimum(tl.min(stopped), tl.minimum(sure, hi)), 0) // N * N
     all_count = tl.max(stopped)
     pieces = tile * (M // PIECE) + tl.arange(0, M // PIECE)
-    of_pieces = counts_from + unit * ((ROWS + PIECE - 1) // PIECE) + pieces
+    of_pieces = counts_from + bh * ((ROWS + PIECE - 1) // PIECE) + pieces
     tl.store(of_pieces, pieces * 0 + counts, pieces * PIECE < ROWS)
 
     acc = tl.zeros([M, BD], tl.float32)
@@ -523,7 +523,7 @@ def backward_q(
     at_bottom = tl.zeros([M], tl.float32)
     from_here = _triangle(C, True, tl.float16)
     to_here = _triangle(C, False, tl.bfloat16)
-    edges = unit * EDGES * ROWS + local
+    edges = bh * EDGES * ROWS + local
     its_ends = (table_rows + last)[:, None]
     j_count = tl.maximum(counts, lo)
     next_k = _load(ks, j_count + tl.arange(0, C), NK, k_j, dims, D, BD)
@@ -548,12 +548,12 @@ def backward_q(
         if j < all_count:
             g = tl.where(keys[None, :] >= stopped[:, None], g, 0.0)
         counted = tl.maximum(counted - _fixed(_number(tl.sum(g, 1)), FB), 0)
-        base, rest, room = _count(counted, last, FB)
+        base, rest, limit = _count(counted, last, FB)
         passed = bottom - base
         steps = tl.max(passed) + 1
         p = _sums(g, from_here, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
         cells = (table_rows + base)[:, None]
-        r = tl.minimum(p, room[:, None])
+        r = tl.minimum(p, limit[:, None])
         bias, rise = _interpolate(Ls, cells, its_ends, r, steps, its_lse[:, None], sharp, SOFT)
         prob = tl.exp2(s + bias)
         dp = _products(its_dout, its_v, PRECISION)
@@ -597,7 +597,7 @@ def backward_q(
     tl.debug_barrier()  # what other threads of this program stored is read below
 
     es = e + head * e_h
-    rounded = dL_rounded + unit * ROWS * P + tl.where(inside, local, 0).to(tl.int64) * P
+    rounded = dL_rounded + bh * ROWS * P + tl.where(inside, local, 0).to(tl.int64) * P
     for p0 in range(0, P, BP):
         f = p0 + tl.arange(0, BP)
         reached = inside[:, None] & (f[None, :] <= tl.minimum(furthest + 1, last)[:, None])
@@ -609,7 +609,7 @@ def backward_q(
         tl.store(rounded[:, None] + f[None, :], gradient.to(dL_rounded.dtype.element_ty), there)
         its_e = _calm(_load(es, f, P, e_p, dims, D, BD))
         acc = _dot(gradient.to(its_e.dtype), its_e, acc, PRECISION)
-    at = dq + (unit * NQ + rows[:, None]) * D + dims[None, :]
+    at = dq + (bh * NQ + rows[:, None]) * D + dims[None, :]
     tl.store(at, acc.to(dq.dtype.element_ty), inside[:, None] & (dims < D)[None, :])
 
 
@@ -636,7 +636,7 @@ def _queries_of(
 def _counting_until(
     froms, begin, end, edge, ROWS, PIECE: tl.constexpr, ALIGN: tl.constexpr
 ):  # fmt: skip
-    """The multiple of ALIGN queries behind which none counts left of the key ``edge``.
+    """The multiple of ALIGN queries after which none counts left of the key ``edge``.
 
     The same for all kernels: ``begin`` is a multiple of ALIGN, too.
     """
@@ -665,11 +665,11 @@ def backward_k(
     """A tile of keys, against the queries until none counts in its PLAIN keys: dk, dv, dgate.
 
     Float32, without dk's scale; with ADD they are added to what is there: of queries before row0.
-    `backward_k_plain` does the queries behind; PLAIN is its N, and N divides it.
+    `backward_k_plain` does the queries after these; PLAIN is its N, and N divides it.
     """
-    unit, tile = _mine(tl.cdiv(NK, N))
+    bh, tile = _mine(tl.cdiv(NK, N))
     KH = H // GROUPS
-    batch, key_head = unit // KH, unit % KH
+    batch, key_head = bh // KH, bh % KH
     j0 = tile * N
     keys = j0 + tl.arange(0, N)
     offset = NK - NQ
@@ -737,22 +737,22 @@ def backward_k(
                 )  # fmt: skip
             g = _sigmoid(a)
             slopes = (g - g * g).to(tl.float16 if PIECES else tl.float32)
-            base, rest, room = _count(counted, last, FB)
+            base, rest, limit = _count(counted, last, FB)
             p = _sums(g, from_here, 2 if PIECES else 0, True, PRECISION) + rest[:, None]
             its_ends, less = (table_rows + last)[:, None], its_lse[:, None]
             # in halves, as the ramps that they need are half as many
             g_left, g_right = _halves(g)
             p_left, p_right = _halves(p)
             here = _number(tl.sum(g_right, 1))
-            cells, steps = (table_rows + base)[:, None], _steps(rest + here, room)
-            r_right = tl.minimum(p_right, room[:, None])
+            cells, steps = (table_rows + base)[:, None], _steps(rest + here, limit)
+            r_right = tl.minimum(p_right, limit[:, None])
             b_right, rise_right = _interpolate(
                 Ls, cells, its_ends, r_right, steps, less, sharp, SOFT
             )
             rise_right *= _slope(r_right, sharp, SOFT)
-            farther, rest, room = _count(counted + _fixed(here, FB), last, FB)
-            cells, steps = (table_rows + farther)[:, None], _steps(rest + tl.sum(g_left, 1), room)
-            r_left = tl.minimum(p_left - (farther - base).to(tl.float32)[:, None], room[:, None])
+            farther, rest, limit = _count(counted + _fixed(here, FB), last, FB)
+            cells, steps = (table_rows + farther)[:, None], _steps(rest + tl.sum(g_left, 1), limit)
+            r_left = tl.minimum(p_left - (farther - base).to(tl.float32)[:, None], limit[:, None])
             b_left, rise_left = _interpolate(Ls, cells, its_ends, r_left, steps, less, sharp, SOFT)
             rise_left *= _slope(r_left, sharp, SOFT)
             bias, rise = _whole(b_left, b_right), _whole(rise_left, rise_right)
@@ -769,12 +769,12 @@ def backward_k(
                 ds += da
             acc_k = _dot(tl.trans(ds.to(its_q.dtype)), its_q, acc_k, PRECISION)
 
-    at = (unit * NK + keys[:, None]) * D + dims[None, :]
+    at = (bh * NK + keys[:, None]) * D + dims[None, :]
     inside = (keys < NK)[:, None] & (dims < D)[None, :]
     _put(part_k + at, acc_k, inside, ADD)
     if GATES:
         _put(dgate + at, acc_g * scale, inside, ADD)
-    at = (unit * NK + keys[:, None]) * DV + vdims[None, :]
+    at = (bh * NK + keys[:, None]) * DV + vdims[None, :]
     _put(part_v + at, acc_v, (keys < NK)[:, None] & (vdims < DV)[None, :], ADD)
 
 
@@ -799,9 +799,9 @@ def backward_k_plain(
 
     Their part of dk and dv is added to that of `backward_k`; dk gets its scale here.
     """
-    unit, tile = _mine(tl.cdiv(NK, N))
+    bh, tile = _mine(tl.cdiv(NK, N))
     KH = H // GROUPS
-    batch, key_head = unit // KH, unit % KH
+    batch, key_head = bh // KH, bh % KH
     j0 = tile * N
     keys = j0 + tl.arange(0, N)
     offset = NK - NQ
@@ -809,8 +809,8 @@ def backward_k_plain(
     its_k = _load(k + batch * k_b + key_head * k_h, keys, NK, k_j, dims, D, BD)
     its_v = _load(v + batch * v_b + key_head * v_h, keys, NK, v_j, vdims, DV, BDV)
     begin, end = _queries_of(j0, row0, ROWS, NK, offset, first, past, CAUSAL, DOCS, ALIGN, N)
-    at_k = (unit * NK + keys[:, None]) * D + dims[None, :]
-    at_v = (unit * NK + keys[:, None]) * DV + vdims[None, :]
+    at_k = (bh * NK + keys[:, None]) * D + dims[None, :]
+    at_v = (bh * NK + keys[:, None]) * DV + vdims[None, :]
     inside_k = (keys < NK)[:, None] & (dims < D)[None, :]
     inside_v = (keys < NK)[:, None] & (vdims < DV)[None, :]
     acc_k = tl.zeros([N, BD], tl.float32)
