@@ -63,9 +63,15 @@ class LayerCall:
 
     def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
-        k_pos, span = self.places.of(random_max)
-        if self.q_places is not None:
-            return self.q_places.of(random_max)[0][..., -i:], k_pos, span
+        keys, queries = self.places, self.q_places
+        k_pos, span = keys.keys, keys.keys.shape[-1]
+        if random_max is not None and keys.drawn:
+            k_pos, span = keys.draw(random_max), random_max
+        if queries is not None:
+            q_pos = queries.keys
+            if random_max is not None and queries.drawn:
+                q_pos = queries.draw(random_max)
+            return q_pos[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
 
 

@@ -25,7 +25,7 @@ class Places:
         given: whether the caller chose them, so that they may be in any order.
         documents: cu_seqlens where several documents are packed in the row, whose places ascend
             within each.
-        drawn: whether schemes with ``random_max`` draw theirs at random.
+        drawn: whether schemes with ``random_max`` draw theirs at random; not where given.
         padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
     """
 
@@ -36,21 +36,18 @@ class Places:
     padding: Tensor | None = None
     _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    def of(self, random_max: int | None) -> tuple[Tensor, int]:
-        """The keys' places for a scheme with this option, and what their distances stay below.
+    def draw(self, random_max: int) -> Tensor:
+        """The keys' places at random, for schemes with this option.
 
         One draw serves all layers of a call.
         """
-        count = self.keys.shape[-1]
-        if random_max is None or self.given or not self.drawn:
-            return self.keys, count
         if random_max not in self._draws:
             if self.documents is None:
-                drawn = draw_places(count, random_max, self.keys.device)
+                drawn = draw_places(self.keys.shape[-1], random_max, self.keys.device)
             else:
                 drawn = draw_places_of_documents(self.documents, random_max)
             self._draws[random_max] = drawn[self.keys.clamp(min=0)]
-        return self._draws[random_max], random_max
+        return self._draws[random_max]
 
     def ending_with(self, seen: Tensor) -> Places:
         """The same, but no place beyond that of a row's last key that is seen, (b j) bool."""
