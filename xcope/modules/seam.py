@@ -878,8 +878,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
     keep_logits: bool
     ordinary: bool
     """Whether the softmax is the ordinary one."""
-    own_gate_keys: bool
-    """Whether keys of the gates come beside the keys."""
+    gate_keys: frozenset[str | None]
+    """Where the schemes' gates' keys come from, see `AttendModule`."""
     remembers: bool
     """Whether tokens leave something behind beside their keys and values."""
     _given: list[AttendInputs | None] | None = None
@@ -896,7 +896,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if own:
             new.bias = own[0] if len(parts) == 1 else nn.ModuleList(own)
         modules = [part.attend for part in parts if part.attend is not None]
-        new.own_gate_keys = any(module.gate_keys == "own" for module in modules)
+        new.gate_keys = frozenset(module.gate_keys for module in modules)
         new.remembers = any(module.remembers for module in modules)
         if any(type(module).terms is AttendModule.terms for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
@@ -935,8 +935,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             parts = tuple(Part(part.heads, attend=part.attend) for part in parts)
         if attn_bias is not None:
             call = _with_bias(call, attn_bias)
-        gates: dict[str | None, Tensor | None] = {None: None, "values": v}
-        if self.own_gate_keys:
+        gates: dict[str | None, Tensor | None] = {None: None}
+        if "values" in self.gate_keys:
+            gates["values"] = v
+        if "own" in self.gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
         causal = self.causal if causal is None else causal
         scale = float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
