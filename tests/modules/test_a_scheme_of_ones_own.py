@@ -4,6 +4,7 @@ It adds to each logit a learned multiple of a count: of the keys whose gate is a
 query back to the key.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,7 +46,8 @@ class CountOfOpenGates(AttendModule):
     def counts(self, q, logits, seen, inputs):
         counted = self.open(q, logits, seen, inputs)
         if inputs.remembered is not None:
-            counted = counted * inputs.remembered[:, :, None]
+            weighed = counted * inputs.remembered[:, :, None]
+            counted = weighed.masked_fill(~seen, 0.0)
         return counted.flip(-1).cumsum(-1).flip(-1)
 
     def forward(self, q, logits, seen, inputs):
@@ -299,6 +301,46 @@ def test_it_is_refused_where_it_makes_no_sense(position, flags, said):
     with pytest.raises(FlagError) as caught:
         xcope.Decoder(**SIZE | flags, position=position)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_runs_in_every_dtype(one, dtype):
+    model, x = model_of([one, "alibi"]).to(dtype), tokens()
+    found = model(x)
+    with seam.logits_kept(model):
+        held = model(x)
+    assert found.dtype == held.dtype == dtype
+    near = {"atol": 1e-6, "rtol": 1e-6} if dtype is torch.float64 else {"atol": 0.1, "rtol": 0.1}
+    torch.testing.assert_close(found, held, **near)
+    _, cache = model(x[:, :9], return_intermediates=True)
+    last, _ = model(x[:, :10], cache=cache, return_intermediates=True)
+    torch.testing.assert_close(last[:, -1], found[:, 9], **near)
+
+
+def test_it_runs_under_autocast(one):
+    model, x = model_of(one), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    torch.testing.assert_close(found.float(), model(x), atol=0.1, rtol=0.1)
+
+
+def test_a_number_that_is_not_finite_reaches_only_rows_that_see_it(one):
+    model, x = model_of(one), tokens(1, 8) % 19
+    with torch.no_grad():
+        model.token_emb.emb.weight[19] = torch.nan
+    x[0, 5] = 19
+    logits = model(x)
+    assert logits[:, :5].isfinite().all()
+    assert logits[:, 5:].isnan().all()
+
+
+def test_it_is_copied_and_exported_and_takes_no_rows(one):
+    model, x = model_of(one), tokens()
+    close(copy.deepcopy(model)(x), model(x))
+    length = torch.export.Dim("n", min=2, max=60)
+    program = torch.export.export(model, (x,), dynamic_shapes=({1: length},)).module()
+    close(program(tokens(2, 20)), model(tokens(2, 20)))
+    assert model(x[:0]).shape == (0, 14, 20)
 
 
 def test_it_compiles(one):

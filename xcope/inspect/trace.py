@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xcope.inspect.traced import LayerTrace, Trace
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper, seam
-from xcope.modules.attention import LayerCall, Part, bias_of, turned
+from xcope.modules.attention import LayerCall, Part, bias_of, turned, with_heads
 from xcope.ops.inputs import require
 from xcope.positions import AttendInputs, Plan
 
@@ -165,10 +165,7 @@ def _layer(
     call, logits, seen = watched.call, watched.logits, watched.seen
     added = [noted[part.attend][1] if part.attend in noted else None for part in parts]
     told: list[dict[str, Tensor]] = []
-    first = 0
-    for index, part in enumerate(parts):
-        heads = slice(first, first + part.heads)
-        first += part.heads
+    for index, (part, heads) in enumerate(with_heads(parts)):
         if part.attend is None:
             told.append({})
             continue
@@ -179,7 +176,7 @@ def _layer(
             q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], watched.keys, q.shape[3]), None)
             left = None if call.remembered is None else call.remembered[index]
             inputs = AttendInputs(scale=q.shape[-1] ** -0.5, remembered=left)
-            given = (q, logits[:, heads], seen[:, heads], inputs.of_keys(logits.shape[-1]))
+            given = (q, logits[:, heads], seen[:, heads], inputs.written_out(q, logits.shape[-1]))
         told.append(part.attend.trace(*given))
     noted.clear()
     names = dict.fromkeys(name for maps in told for name in maps)

@@ -5,7 +5,7 @@ Where x-transformers calls it is `xcope.modules.seam`'s matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,14 @@ class LayerCall:
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
 
 
+def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
+    """Each group of heads, and where it lies among the heads of its layer."""
+    first = 0
+    for part in parts:
+        yield part, slice(first, first + part.heads)
+        first += part.heads
+
+
 Gates = Mapping[str | None, Tensor | None]
 """Where gates' keys come from (`AttendModule.gate_keys`) → (b hk j d)."""
 
@@ -114,9 +122,9 @@ def attend(
     terms, module = None, part.attend
     if part.bias is not None:
         terms = part.bias.terms(*call.of(q.shape[2], part.bias_max))
-    elif module is not None and remembered is not None:
-        terms = module.terms(remembered, q.shape[2])
-        module = module if terms is None else None
+    elif module is not None and module.gives_terms:
+        terms = None if remembered is None else module.terms(remembered, q.shape[2])
+        module = None
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
         mask = mask[:, order] if mask is not None and mask.shape[1] > 1 else mask
@@ -184,10 +192,8 @@ def attend_groups(
     **given: Any,
 ) -> Tensor:
     """`attend` for each group of heads; k, v and gates are (b h j d)."""
-    outs, first = [], 0
-    for index, part in enumerate(parts):
-        heads = slice(first, first + part.heads)
-        first += part.heads
+    outs = []
+    for index, (part, heads) in enumerate(with_heads(parts)):
         outs.append(
             attend(
                 part,
@@ -280,12 +286,9 @@ def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | 
             bias = part.bias.dense(q_pos, k_pos)
     else:
         remembered = None if call.remembered is None else call.remembered[index]
-        if part.attend is None or remembered is None:
+        if part.attend is None or remembered is None or not part.attend.gives_terms:
             return None
-        terms = part.attend.terms(remembered, i)
-        if terms is None:
-            return None
-        bias = dense(terms)
+        bias = dense(part.attend.terms(remembered, i))
     return F.pad(bias, (j - bias.shape[-1], 0))
 
 
@@ -300,14 +303,13 @@ def added_by_modules(
         q: as it meets the keys, (b h i d).
         logits: (b h i j), the dtype's lowest value where not seen.
     """
-    j, pieces, first = logits.shape[-1], [], 0
+    j, pieces = logits.shape[-1], []
     seen = ~(logits <= torch.finfo(logits.dtype).min / 2)  # NaN is no mask
-    for part, inputs in zip(parts, given, strict=True):
-        heads = slice(first, first + part.heads)
-        first += part.heads
+    for (part, heads), inputs in zip(with_heads(parts), given, strict=True):
         if part.attend is None or inputs is None:
             pieces.append(torch.zeros_like(logits[:, heads]))
         else:
-            its = inputs.of_keys(j)
-            pieces.append(part.attend(q[:, heads], logits[:, heads], seen[:, heads], its))
+            its_q = q[:, heads]
+            its = inputs.written_out(its_q, j)
+            pieces.append(part.attend(its_q, logits[:, heads], seen[:, heads], its))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)

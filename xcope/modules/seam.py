@@ -56,6 +56,7 @@ from xcope.modules.attention import (
     attend_groups,
     bias_of,
     turned,
+    with_heads,
 )
 from xcope.modules.places import Places
 from xcope.ops.documents import within_documents
@@ -898,7 +899,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
         new.remembers = any(module.remembers for module in modules)
-        if any(type(module).terms is AttendModule.terms for module in modules):
+        if not all(module.gives_terms for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
         return new
@@ -940,6 +941,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             gates["values"] = v
         if "own" in self.gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
+        if len(parts) > 1:
+            h = q.shape[1]
+            k, v = for_each_query_head(k, h), for_each_query_head(v, h)
+            gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
         causal = self.causal if causal is None else causal
         scale = float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
         plain = self.ordinary and not self.keep_logits and not (self.training and self.dropout > 0)
@@ -953,7 +958,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if call.places.documents is not None:
             mask = within_documents(mask, call.places.documents, k.shape[-2])
         dtype, i, j = v.dtype, q.shape[2], k.shape[2]
-        q, k, v, inputs = self._turned(parts, call, q, k, v, gates, scale)
+        q, k, inputs = self._turned(parts, call, q, k, gates, scale)
         bias = bias_of(parts, call, i, j)
         if call.bias is not None:
             bias = call.bias if bias is None else call.bias + bias
@@ -993,8 +998,6 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if q.shape[0] == 0:
             return v.new_zeros(*q.shape[:3], v.shape[-1])
         if len(parts) > 1:
-            k, v = for_each_query_head(k, h), for_each_query_head(v, h)
-            gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
             return attend_groups(parts, call, q, k, v, gates, **given)
         if 1 < kv_heads < h:
             # x-transformers' query head a uses key head a mod kv_heads
@@ -1008,33 +1011,25 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         call: LayerCall,
         q: Tensor,
         k: Tensor,
-        v: Tensor,
         gates: Gates,
         scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor, list[AttendInputs | None]]:
-        """q, k and v for attention with all logits; for each part, what its module gets there."""
-        h = q.shape[1]
-        if len(parts) > 1:
-            k, v = for_each_query_head(k, h), for_each_query_head(v, h)
-            gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
-        qs, ks, inputs, first = [], [], list[AttendInputs | None](), 0
-        for index, part in enumerate(parts):
-            heads = slice(first, first + part.heads) if len(parts) > 1 else slice(None)
-            first += part.heads
+    ) -> tuple[Tensor, Tensor, list[AttendInputs | None]]:
+        """q and k for attention with all logits; for each part, what its module gets there."""
+        qs, ks, inputs = [], [], list[AttendInputs | None]()
+        for index, (part, of_part) in enumerate(with_heads(parts)):
+            heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
             gate_k = None if part.attend is None else gates[part.attend.gate_keys]
             gate_k = None if gate_k is None else gate_k[:, heads]
             its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
             qs.append(its_q)
             ks.append(its_k)
-            left = None if call.remembered is None else call.remembered[index]
-            if part.attend is None or (
-                left is not None and part.attend.terms(left, q.shape[2]) is not None
-            ):
+            if part.attend is None or part.attend.gives_terms:
                 inputs.append(None)  # nothing, or a bias that is written out
             else:
+                left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
                 inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
-        return torch.cat(qs, dim=1), torch.cat(ks, dim=1), v, inputs
+        return torch.cat(qs, dim=1), torch.cat(ks, dim=1), inputs
 
 
 def for_each_query_head(t: Any, h: int) -> Any:

@@ -338,17 +338,19 @@ class AttendInputs:
     remembered: Tensor | None = None
     heads: Tensor | None = None
 
-    def of_keys(self, j: int) -> AttendInputs:
-        """With zeros in ``gate_k`` and ``remembered`` for keys that stand before theirs."""
+    def written_out(self, q: Tensor, j: int) -> AttendInputs:
+        """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
 
-        def filled(t: Tensor | None, after: int) -> Tensor | None:
-            return None if t is None else F.pad(t, (0, 0) * after + (j - t.shape[2], 0))
-
+        ``gate_k`` in the dtype of q; there and in ``remembered`` zeros for keys that stand before
+        theirs.
+        """
         gate_k, remembered = self.gate_k, self.remembered
-        after = 0 if remembered is None else remembered.ndim - 3
-        return dataclasses.replace(
-            self, gate_k=filled(gate_k, 1), remembered=filled(remembered, after)
-        )
+        if gate_k is not None:
+            gate_k = F.pad(gate_k.to(q.dtype), (0, 0, j - gate_k.shape[2], 0))
+        if remembered is not None:
+            after = (0, 0) * (remembered.ndim - 3)
+            remembered = F.pad(remembered, (*after, j - remembered.shape[2], 0))
+        return dataclasses.replace(self, gate_k=gate_k, remembered=remembered)
 
 
 class AttendModule(nn.Module, ABC):
@@ -381,14 +383,19 @@ class AttendModule(nn.Module, ABC):
         """
         raise NotImplementedError
 
-    def terms(self, remembered: Tensor, i: int) -> Terms | None:
-        """All that is added, for the last ``i`` of j queries, if it follows from ``remembered``.
+    @property
+    def gives_terms(self) -> bool:
+        """Whether all that is added follows from ``remembered``, see `terms`."""
+        return type(self).terms is not AttendModule.terms
+
+    def terms(self, remembered: Tensor, i: int) -> Terms:
+        """All that is added, for the last ``i`` of j queries, where it follows from ``remembered``.
 
         Args:
             remembered: (b h j) or (b h j c), of all keys.
             i: number of queries.
         """
-        return None
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
@@ -397,8 +404,10 @@ class AttendModule(nn.Module, ABC):
         Args:
             q: queries as they meet the keys, unscaled, (b h i d), all heads in order.
             logits: (b h i j), with the bias of other schemes; without meaning where not seen.
-            seen: bool (b h i j), whether the query sees the key.
-            inputs: here ``gate_k`` is (b h j d), and ``remembered`` has zeros for keys of no token.
+            seen: bool (b h i j), whether the query sees the key. What is made of other keys must
+                be masked, not multiplied by 0: it need not be finite.
+            inputs: here ``gate_k`` is (b h j d) in the dtype of q, and ``remembered`` has zeros for
+                keys of no token.
         """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
@@ -422,10 +431,10 @@ class AttendModule(nn.Module, ABC):
         if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
             mask = mask[:, place]
         gate_k = inputs.gate_k if inputs.gate_k is None else inputs.gate_k[:, key_heads]
-        inputs = dataclasses.replace(inputs, gate_k=gate_k).of_keys(j)
+        inputs = dataclasses.replace(inputs, gate_k=gate_k)
 
         def added(q: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
-            out: Tensor = self(q, logits, seen.expand_as(logits), inputs)
+            out: Tensor = self(q, logits, seen.expand_as(logits), inputs.written_out(q, j))
             return out
 
         out = biased_attention_reference(

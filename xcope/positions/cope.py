@@ -159,7 +159,7 @@ class CoPE(AttendModule):
             seen = ~(logits <= torch.finfo(logits.dtype).min / 2)  # NaN is no mask
         gate_logits = logits
         if inputs is not None and inputs.gate_k is not None:
-            gate_logits = inputs.scale * (q @ inputs.gate_k.to(q.dtype).mT)
+            gate_logits = inputs.scale * (q @ inputs.gate_k.mT)
         if self.head_mix is not None:
             unmasked = gate_logits.masked_fill(~seen, 0.0)
             gate_logits = torch.einsum("gh,bhij->bgij", self.head_mix.to(unmasked.dtype), unmasked)
