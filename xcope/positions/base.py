@@ -371,6 +371,12 @@ class AttendModule(nn.Module, ABC):
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False
     """Whether `remember` gives something that is cached beside each token's key and value."""
+    gives_terms: bool = False
+    """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.gives_terms = cls.terms is not AttendModule.terms
 
     def remember(self, x: Tensor) -> Tensor:
         """What later queries need of each token beside its key and value; 0 means nothing.
@@ -382,11 +388,6 @@ class AttendModule(nn.Module, ABC):
             (b h n) or (b h n c).
         """
         raise NotImplementedError
-
-    @property
-    def gives_terms(self) -> bool:
-        """Whether all that is added follows from ``remembered``, see `terms`."""
-        return type(self).terms is not AttendModule.terms
 
     def terms(self, remembered: Tensor, i: int) -> Terms:
         """All that is added, for the last ``i`` of j queries, where it follows from ``remembered``.
