@@ -14,7 +14,7 @@ _SCHEMES: dict[str, type[Scheme]] = {}
 
 def register(scheme: S) -> S:
     """Class decorator: list the scheme under its name."""
-    add(_SCHEMES, scheme, "scheme")
+    add(_SCHEMES, scheme.name, scheme, "scheme")
     return scheme
 
 

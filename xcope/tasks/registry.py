@@ -15,7 +15,7 @@ _TASKS: dict[str, type[Task]] = {}
 
 def register(task: T) -> T:
     """Class decorator: list the task under its name."""
-    add(_TASKS, task, "task")
+    add(_TASKS, task.name, task, "task")
     return task
 
 
