@@ -33,6 +33,12 @@ class Named:
         return {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     @classmethod
+    def annotations(cls) -> Mapping[str, Any]:
+        """Option → its annotation, with what it says besides the type (`xcope.files.IsPath`)."""
+        found = typing.get_type_hints(cls, include_extras=True)
+        return {option: found[option] for option in cls.options()}
+
+    @classmethod
     def flag(cls, option: str) -> str:
         """The flag by which errors name an option."""
         return option

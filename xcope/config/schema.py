@@ -21,6 +21,7 @@ from xcope.config.yaml_tree import Node, write_text
 from xcope.errors import did_you_mean, listing
 from xcope.modules import decoder_flags, plan_of, wrapper_flags
 from xcope.modules.seam import UPSTREAM_ONLY
+from xcope.tasks import tasks
 
 
 def _at_most(most: int) -> Callable[[int], int]:
@@ -287,6 +288,24 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
+
+
+def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
+    """The keys whose values are paths: section and key → what they say of them.
+
+    Args:
+        task: whose options are keys of the section ``task``.
+    """
+    found: dict[tuple[str, ...], Any] = {
+        ((section, key) if section else (key,)): (field.annotation, *field.metadata)
+        for section, kind in {"": Config, **SECTIONS}.items()
+        for key, field in kind.model_fields.items()
+    }
+    if task in tasks():
+        found |= {("task", key): (kind,) for key, kind in tasks()[task].annotations().items()}
+    kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
+    return {path: kind for path, kind in kinds.items() if kind is not None}
+
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
 """Flags of the wrapper that are no keys: they follow from the task and the decoder."""
