@@ -124,15 +124,15 @@ def _value(name: re.Match[str]) -> str:
     return os.environ[variable]
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
 
     Args:
         most: bytes that are read; a larger file is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableError: it is no file, too large, or not UTF-8.
+        UnreadableError: it is no file, or too large.
     """
     try:
         kind = os.stat(path).st_mode
@@ -149,6 +149,17 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
     if len(content) > most:
         raise UnreadableError(f"is too large: at most {most:,} bytes are read")
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: see `read_bytes`; it is not UTF-8.
+    """
+    content = read_bytes(path, most)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,9 +196,14 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file at ``path`` by ``text`` in one step: written beside it, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         fsync(beside)
         beside.replace(path)
     except OSError:

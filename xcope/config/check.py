@@ -149,7 +149,8 @@ def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
 def _kind(path: tuple[str, ...]) -> Any:
     """What the schema says of a key."""
     if len(path) == 1:
-        return Config.model_fields[path[0]]
+        fields = {field.alias or name: field for name, field in Config.model_fields.items()}
+        return fields[path[0]]
     if path[0] == "sweep":
         return list
     return (SECTIONS | {"tune": TuneConfig})[path[0]].model_fields[path[1]]
