@@ -54,12 +54,13 @@ def command(
 
     The same command goes on with a comparison that was stopped.
     """
-    from rich.console import Console
-
-    from xcope.compare import CompareFailedError, compare
     from xcope.config import load_config
 
     loaded = load_config(config, overrides, sweep=True, data=False)
+    from rich.console import Console
+
+    from xcope.compare import CompareFailedError, compare
+
     comparison = compare(
         loaded,
         out or Path(loaded.out or f"runs/{Path(config).stem}"),

@@ -25,7 +25,7 @@ xcope evaluate runs/x evaluate.batches=32 evaluate.seed=5 --json results.json
 
 
 @cli.command(EXAMPLES)
-@click.argument("run", type=cli.PATH)
+@click.argument("run", type=cli.RUN)
 @click.argument("what", nargs=-1, metavar="[split | key=value]...")
 @click.option(
     "--json", "file", metavar="FILE", help="write the results, also by position; - for stdout"

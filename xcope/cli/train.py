@@ -27,7 +27,7 @@ xcope train --resume runs/x
 @click.argument("overrides", nargs=-1, metavar="[key=value]...")
 @click.option("--out", type=cli.PATH, help="run folder (default: runs/<config>-<scheme>-seed<k>)")
 @click.option(
-    "--resume", type=cli.PATH, metavar="RUN", help="go on with this run, from its last checkpoint"
+    "--resume", type=cli.RUN, metavar="RUN", help="go on with this run, from its last checkpoint"
 )
 @click.option("--overwrite", is_flag=True, help="replace a run that is there")
 def command(
@@ -38,15 +38,15 @@ def command(
     overwrite: bool,
 ) -> None:
     """Train one model from a config, or go on with an interrupted run."""
-    from accelerate import PartialState
-
-    from xcope.training import reporter, train
-
     loaded, run_dir = (
         to_train(config, overrides, out)
         if resume is None
         else to_go_on(resume, alone=config is None and out is None and not overwrite)
     )
+    from accelerate import PartialState
+
+    from xcope.training import reporter, train
+
     result = train(
         loaded,
         run_dir,
@@ -61,27 +61,26 @@ def command(
 def to_train(path: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
     """The config of a new run, and its folder."""
     from xcope.config import load_config
-    from xcope.training import RunError, default_run_dir
 
     if path is None:
-        raise RunError("name a config to train, or --resume RUN")
+        raise click.UsageError("name a config to train, or --resume RUN")
     config = load_config(path, overrides)
+    from xcope.training import default_run_dir
+
     return config, out or default_run_dir(config, Path(path))
 
 
 def to_go_on(resume: Path, *, alone: bool) -> tuple[Config, Path]:
     """The config and the folder of a run that was interrupted."""
-    from xcope.config import load_config
-    from xcope.training import RunError, RunFolder
-
     if not alone:
-        raise RunError(
+        raise click.UsageError(
             "--resume takes everything from the run folder: leave out the config, key=value, "
             "--out and --overwrite"
         )
-    run = RunFolder(resume)
-    run.require()
-    return load_config(run.config, data=False), run.path
+    from xcope.config import load_config
+    from xcope.training import RunFolder
+
+    return load_config(RunFolder(resume).config, data=False), resume
 
 
 def show(config: Config, run_dir: Path, result: Result) -> None:

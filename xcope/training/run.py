@@ -16,7 +16,7 @@ from xcope import files
 from xcope.config import Config
 from xcope.config.yaml_tree import MOST_BYTES
 from xcope.training import checkpoint, lock
-from xcope.training.errors import RunError
+from xcope.training.errors import NoRunError, RunError
 from xcope.training.lock import Writer
 
 FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
@@ -78,7 +78,7 @@ class RunFolder:
     def require(self) -> None:
         """Raise `RunError` unless a run has begun here."""
         if not self.exists():
-            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+            raise NoRunError(self.path)
 
     @contextmanager
     def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
