@@ -186,6 +186,25 @@ device_option = click.option(
 """Where a trained model runs."""
 
 
+def _trust(ctx: click.Context, param: click.Parameter, yes: bool) -> None:
+    if yes:
+        from xcope.plugins import trusting
+
+        ctx.with_resource(trusting())
+
+
+trust_option = click.option(
+    "--trust",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="run the Python files that a run or config imports, whoever wrote them; XCOPE_TRUST=1 is "
+    "the same",
+)
+"""Whether plugins run that their user has not named, see `xcope.plugins`: for every command that
+reads a config or a run."""
+
+
 def command(examples: str, **kwargs: Any) -> Callable[[Callable[..., Any]], Command]:
     """Make a function a `Command`; its docstring is the help."""
     return click.command(cls=Command, examples=examples, **kwargs)
