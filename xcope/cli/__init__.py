@@ -142,10 +142,18 @@ class RunType(PathType):
         Raises:
             NoRunError: no run has begun there.
         """
-        path = super().convert(value, param, ctx)
-        if not (path / "config.yaml").is_file():
-            raise NoRunError(path)
-        return path
+        return require_run(super().convert(value, param, ctx))
+
+
+def require_run(path: Path) -> Path:
+    """The folder, if a run has begun in it.
+
+    Raises:
+        NoRunError: there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        raise NoRunError(path)
+    return path
 
 
 class NamesType(click.ParamType):  # type: ignore[type-arg]

@@ -28,7 +28,7 @@ xcope train --resume runs/x train.steps=2000 train.longer=rewarm
 @click.argument("overrides", nargs=-1, metavar="[key=value]...")
 @click.option("--out", type=cli.PATH, help="run folder (default: runs/<config>-<scheme>-seed<k>)")
 @click.option(
-    "--resume", type=cli.RUN, metavar="RUN", help="go on with this run, from its last checkpoint"
+    "--resume", type=cli.PATH, metavar="RUN", help="go on with this run, from its last checkpoint"
 )
 @click.option("--overwrite", is_flag=True, help="replace a run that is there")
 @cli.trust_option
@@ -55,6 +55,7 @@ def command(
                 "--resume takes everything from the run folder but what may change (key=value, "
                 "see --help): leave out the config, --out and --overwrite"
             )
+        cli.require_run(resume)
         from xcope.training import to_go_on
 
         loaded, run_dir = to_go_on(resume, changes), resume

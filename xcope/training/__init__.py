@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xcope.training.log import read_metrics
     from xcope.training.loop import train
     from xcope.training.metrics import results_table
-    from xcope.training.reporter import Reporter, reporter
+    from xcope.training.progress import Reporter, reporter
     from xcope.training.run import Result, RunFolder, default_run_dir, safe_name, to_go_on
     from xcope.training.sampling import example_prompt, rest_of_sequence, sample
     from xcope.training.state import load_run

@@ -72,7 +72,7 @@ def tally(
     same arguments and raises the same errors.
 
     Args:
-        measured: is told after each batch, see `xcope.training.reporter.Reporter`.
+        measured: is told after each batch, see `xcope.training.progress.Reporter`.
     """
     chosen = tuple(task.splits if splits is None else splits)
     check_splits(model, task, chosen)

@@ -25,7 +25,7 @@ from xcope.training.errors import RunDivergedError, RunError, RunInterruptedErro
 from xcope.training.evaluation import broken_weights, tally
 from xcope.training.lock import Writer
 from xcope.training.log import MetricsLog
-from xcope.training.reporter import Reporter, Silent
+from xcope.training.progress import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.schedule import learning_rate
 from xcope.training.state import TrainingState
