@@ -7,8 +7,8 @@ import os
 import re
 import stat
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,13 @@ class IsPath:
             ``suffixes``, or if there is such a file or folder.
         suffixes: ``(".json",)``.
         names: texts that are never a path.
-        keys: of a mapping that may stand instead, which of its values are paths.
+        keys: of a mapping that may stand instead, given its keys: which of its values are paths.
     """
 
     or_name: bool = False
     suffixes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    keys: Mapping[str, IsPath] = field(default_factory=dict)
+    keys: Callable[[Collection[str]], Mapping[str, IsPath]] = lambda keys: {}
 
     @staticmethod
     def of(*annotations: Any) -> IsPath | None:
@@ -110,6 +110,8 @@ class IsPath:
         return str(located(text, folder))
 
     def _is_path(self, text: str, folder: str | Path) -> bool:
+        if "://" in text:
+            return False
         begins = text in (".", "..") or text.startswith(("/", "./", "../", "~", "$"))
         ends = bool(self.suffixes) and text.endswith(self.suffixes)
         return begins or ends or ("\0" not in text and os.path.lexists(os.path.join(folder, text)))

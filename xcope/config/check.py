@@ -113,10 +113,11 @@ def _located_paths(node: Node, kind: files.IsPath, path: Path) -> Any:
             raise ConfigError(str(error), dotted(path), node.mark) from error
     if isinstance(node.value, list):
         return [_located_paths(item, kind, (*path, i)) for i, item in enumerate(node.value)]
+    kinds = kind.keys(node.children)
     inner = {
-        key: _located_paths(child, kind.keys[key], (*path, key))
+        key: _located_paths(child, kinds[key], (*path, key))
         for key, child in node.children.items()
-        if key in kind.keys
+        if key in kinds
     }
     return {**node.plain(), **inner} if inner else node.plain()
 

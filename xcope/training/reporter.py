@@ -22,6 +22,9 @@ class Reporter(Protocol):
     def end(self) -> None:
         """Training is over: done, stopped or failed."""
 
+    def note(self, line: str) -> None:
+        """Something that a person should know, before training or after it."""
+
 
 class Silent:
     """Shows nothing."""
@@ -33,6 +36,9 @@ class Silent:
         """Nothing."""
 
     def end(self) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
         """Nothing."""
 
 
@@ -69,6 +75,10 @@ class Bar:
         """Leave the bar as it is and give the line back."""
         self._progress.stop()
 
+    def note(self, line: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
 
 class Lines:
     """A plain line now and then, for logs and pipes."""
@@ -95,6 +105,10 @@ class Lines:
 
     def end(self) -> None:
         """Nothing: the last line stands."""
+
+    def note(self, line: str) -> None:
+        """Print the line."""
+        self._print(line)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
