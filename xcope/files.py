@@ -7,8 +7,8 @@ import os
 import re
 import stat
 import typing
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,15 @@ class IsPath:
             ``suffixes``, or if there is such a file or folder.
         suffixes: ``(".json",)``.
         names: texts that are never a path.
-        keys: of a mapping that may stand instead, given its keys: which of its values are paths.
+        keys: of a mapping that may stand instead, which of its values are paths.
+        unless: in a mapping: the key beside which this one is no path.
     """
 
     or_name: bool = False
     suffixes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    keys: Callable[[Collection[str]], Mapping[str, IsPath]] = lambda keys: {}
+    keys: Mapping[str, IsPath] = field(default_factory=dict)
+    unless: str | None = None
 
     @staticmethod
     def of(*annotations: Any) -> IsPath | None:
@@ -98,6 +100,14 @@ class IsPath:
             if found is not None:
                 return found
         return None
+
+    @classmethod
+    def from_plain(cls, said: Mapping[str, Any]) -> IsPath:
+        """What ``dataclasses.asdict`` made of it, also after JSON."""
+        keys = {key: cls.from_plain(inner) for key, inner in said["keys"].items()}
+        return cls(
+            said["or_name"], tuple(said["suffixes"]), tuple(said["names"]), keys, said["unless"]
+        )
 
     def located(self, text: str, folder: str | Path = ".") -> str:
         """The path in full, or the name as it stands.
@@ -126,15 +136,15 @@ def _value(name: re.Match[str]) -> str:
     return os.environ[variable]
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
 
     Args:
         most: bytes that are read; a larger file is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableError: it is no file, too large, or not UTF-8.
+        UnreadableError: it is no file, or too large.
     """
     try:
         kind = os.stat(path).st_mode
@@ -151,6 +161,17 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
     if len(content) > most:
         raise UnreadableError(f"is too large: at most {most:,} bytes are read")
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: see `read_bytes`; it is not UTF-8.
+    """
+    content = read_bytes(path, most)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -187,9 +208,14 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file at ``path`` by ``text`` in one step: written beside it, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         fsync(beside)
         beside.replace(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""What schemes and tasks share: each is a class in a file of its own, found by its name.
+"""What can be registered under a name, and by whom: schemes, tasks, metrics, columns.
 
-Its options are dataclass fields. A wrong name, a wrong option or a wrong value is a `FlagError`
-with the nearest right one.
+A scheme and a task is a class in a file of its own, whose options are dataclass fields. A wrong
+name, a wrong option or a wrong value is a `FlagError` with the nearest right one.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import os
 import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from xcope.errors import FlagError, did_you_mean, listing
+from xcope.files import IsPath
 
 
 class Named:
@@ -35,6 +40,12 @@ class Named:
         return {option: found[option] for option in cls.options()}
 
     @classmethod
+    def paths(cls) -> dict[str, IsPath]:
+        """The options that are paths."""
+        kinds = {option: IsPath.of(kind) for option, kind in cls.annotations().items()}
+        return {option: kind for option, kind in kinds.items() if kind is not None}
+
+    @classmethod
     def flag(cls, option: str) -> str:
         """The flag by which errors name an option."""
         return option
@@ -47,13 +58,77 @@ class Named:
 
 
 N = TypeVar("N", bound=Named)
+T = TypeVar("T")
 
 
-def add(kinds: dict[str, type[N]], kind: type[N], noun: str) -> None:
-    """List a class among ``kinds`` under its name; ``noun`` is the word for them in an error."""
-    if kind.name in kinds:
-        raise ValueError(f"two {noun}s are called {kind.name!r}")
-    kinds[kind.name] = kind
+@dataclass(frozen=True)
+class _Origin:
+    """Who registered something.
+
+    Args:
+        module: the file of the module, or its name where it has none.
+        line: where ``register`` stands, as ``file:line``.
+    """
+
+    module: str
+    line: str
+
+    @classmethod
+    def of(cls, frame: types.FrameType) -> _Origin:
+        """The module that the frame belongs to."""
+        names = frame.f_globals
+        # a plugin is the same one wherever a copy of its file lies; cells of a notebook are one
+        module = names.get("__plugin__") or (
+            names["__name__"] if names["__name__"] == "__main__" else names.get("__file__")
+        )
+        file = os.path.relpath(frame.f_code.co_filename)
+        file = frame.f_code.co_filename if file.startswith("..") else file
+        return cls(str(module or names["__name__"]), f"{file}:{frame.f_lineno}")
+
+
+_ORIGINS: dict[tuple[str, str], _Origin] = {}
+_journals: list[list[tuple[dict[str, Any], str, Any]]] = []
+
+
+def add(kinds: dict[str, T], name: str, one: T, noun: str) -> None:
+    """List something among ``kinds`` under its name, for the module that called ``register``.
+
+    A module that runs again (imported under a second name, reloaded, a cell of a notebook) replaces
+    what it registered before.
+
+    Args:
+        noun: the word for the kinds in an error.
+
+    Raises:
+        FlagError: another module has registered one of this name.
+    """
+    origin = _Origin.of(sys._getframe(2))
+    before = _ORIGINS.get((noun, name))
+    if name in kinds and (before is None or before.module != origin.module):
+        first = f" (the first: {before.line})" if before else ""
+        raise FlagError(noun, f"two {noun}s are called {name!r}{first}: rename one of them")
+    for journal in _journals:
+        journal.append((kinds, name, kinds.get(name)))
+    kinds[name] = one
+    _ORIGINS[noun, name] = origin
+
+
+@contextmanager
+def undone_if_it_fails() -> Iterator[None]:
+    """Context after which, if an error ends it, nothing is registered that was not before."""
+    journal: list[tuple[dict[str, Any], str, Any]] = []
+    _journals.append(journal)
+    try:
+        yield
+    except BaseException:
+        for kinds, name, before in reversed(journal):
+            if before is None:
+                del kinds[name]
+            else:
+                kinds[name] = before
+        raise
+    finally:
+        _journals.remove(journal)
 
 
 def make(
@@ -74,22 +149,48 @@ def make(
         FlagError: an unknown name or option, with the nearest valid one; an option whose value is
             not allowed.
     """
-    if name not in kinds:
+    check_named(
+        {one: kind.options() for one, kind in kinds.items()},
+        name,
+        options,
+        flag=flag,
+        noun=noun,
+        spelled=lambda option: kinds[name].flag(option),  # noqa: PLW0108, the name may be wrong
+    )
+    return kinds[name](**(options or {}))
+
+
+def check_named(
+    known: Mapping[str, Collection[str]],
+    name: str,
+    options: Mapping[str, Any] | None,
+    *,
+    flag: str,
+    noun: str,
+    spelled: Callable[[str], str],
+) -> None:
+    """Refuse a name that is not known, or an option that what it names does not have.
+
+    Args:
+        known: name → its options.
+        spelled: an option as a flag.
+
+    Raises:
+        FlagError: see `make`.
+    """
+    if name not in known:
         raise FlagError(
             flag,
-            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(kinds))}"
-            f"{did_you_mean(name, kinds)}",
+            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(known))}"
+            f"{did_you_mean(name, known)}",
         )
-    kind = kinds[name]
-    known = kind.options()
     for option in options or {}:
-        if option not in known:
+        if option not in known[name]:
             raise FlagError(
-                kind.flag(option),
-                f"{flag} {name!r} has no option {option!r}: it takes {listing(known)}"
-                f"{did_you_mean(str(option), known)}",
+                spelled(option),
+                f"{flag} {name!r} has no option {option!r}: it takes {listing(known[name])}"
+                f"{did_you_mean(str(option), known[name])}",
             )
-    return kind(**(options or {}))
 
 
 def discover(package: str, path: Sequence[str]) -> None:

@@ -15,13 +15,11 @@ from pydantic import (
     model_validator,
 )
 
-from xcope import files
+from xcope import catalogue, files
 from xcope.config.errors import ConfigError, Mark, Worded, dotted
 from xcope.config.yaml_tree import Node, write_text
 from xcope.errors import did_you_mean, listing
-from xcope.modules import decoder_flags, plan_of, wrapper_flags
-from xcope.modules.seam import UPSTREAM_ONLY
-from xcope.tasks import tasks
+from xcope.plugins import Plugin
 
 
 def _at_most(most: int) -> Callable[[int], int]:
@@ -188,6 +186,8 @@ class TuneConfig(OpenSection):
 class Config(Section):
     """A whole config; `xcope.config.load_config` makes and checks it."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     model: ModelConfig
     task: TaskConfig
     train: TrainConfig = TrainConfig()
@@ -195,9 +195,12 @@ class Config(Section):
     out: Folder | None = None
     """Folder of the run; ``~`` and ``$NAME`` are replaced."""
     sweep: dict[str, list[Any]] = {}
-    """Key → values to try; a run for each combination (scripts/compare.py)."""
+    """Key → values to try; a run for each combination (``xcope compare``)."""
     tune: TuneConfig | None = None
     """What is picked for each scheme of a sweep before its runs."""
+    plugins: Annotated[list[Plugin], Field(alias="import")] = []
+    """Python files, or modules by their dotted names, that register schemes, tasks, metrics or
+    columns; they are run before anything else is read (`xcope.plugins`)."""
     baseline: str | None = None
     """The scheme that the others of a sweep are compared with, as reports name it; null: the first
     one."""
@@ -210,9 +213,14 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """YAML that loads back to an equal config; it holds the defaults too."""
-        data = self.model_dump()
-        left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
+        data = self.plain()
+        left_out = [key for key in ("out", "sweep", "tune", "baseline", "import") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
+
+    def plain(self, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
+        """The keys and their values as a config file has them."""
+        data = self.model_dump(mode=mode, by_alias=True)
+        return data | {"import": [plugin.written for plugin in self.plugins]}
 
     def flat(self, whole: Collection[str] = ()) -> dict[str, Any]:
         """Dotted key → value, as JSON holds it: ``{"model.dim": 64, "model.depth": 2, …}``.
@@ -229,12 +237,15 @@ class Config(Section):
             else:
                 found[key] = value
 
-        add("", self.model_dump(mode="json"))
+        add("", self.plain("json"))
         return found
 
     def label(self) -> str:
         """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the
         model with the options that are not defaults."""
+        from xcope.modules import plan_of
+        from xcope.modules.seam import UPSTREAM_ONLY
+
         flags = self.model.flags
         plan = plan_of(self.model.position, flags)
         # schemes that only x-transformers has go by the flag that turns them on
@@ -301,10 +312,20 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
         for section, kind in {"": Config, **SECTIONS}.items()
         for key, field in kind.model_fields.items()
     }
-    if task in tasks():
-        found |= {("task", key): (kind,) for key, kind in tasks()[task].annotations().items()}
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
-    return {path: kind for path, kind in kinds.items() if kind is not None}
+    paths = {path: kind for path, kind in kinds.items() if kind is not None}
+    return paths | {("task", option): kind for option, kind in _paths_of_task(task).items()}
+
+
+def _paths_of_task(task: str | None) -> dict[str, files.IsPath]:
+    """The options of a task that are paths."""
+    known = catalogue.read()
+    if known is not None:
+        said = known["tasks"].get(task, {"paths": {}})["paths"]
+        return {option: files.IsPath.from_plain(plain) for option, plain in said.items()}
+    from xcope.tasks import tasks
+
+    return tasks()[task].paths() if task in tasks() else {}
 
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
@@ -337,9 +358,19 @@ def unknown_key(key: str, section: str = "") -> str:
 def known_keys(section: str = "") -> Collection[str]:
     """Keys of a section, those of the root if empty; of a task only the declared ones."""
     if section == "model":
-        flags = decoder_flags() | wrapper_flags()
-        return ModelConfig.model_fields.keys() | (flags - GIVEN_BY_TASK)
-    return (SECTIONS[section] if section else Config).model_fields.keys()
+        return ModelConfig.model_fields.keys() | (model_flags() - GIVEN_BY_TASK)
+    fields = (SECTIONS[section] if section else Config).model_fields
+    return {field.alias or name: field for name, field in fields.items()}.keys()
+
+
+def model_flags() -> frozenset[str]:
+    """Every keyword of `xcope.Decoder` and `xcope.TransformerWrapper`."""
+    known = catalogue.read()
+    if known is not None:
+        return frozenset(known["flags"])
+    from xcope.modules import decoder_flags, wrapper_flags
+
+    return decoder_flags() | wrapper_flags()
 
 
 def _hint(key: str, section: str) -> str:

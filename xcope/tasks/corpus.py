@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sysconfig
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -31,13 +31,18 @@ MOST_BYTES = 2**28
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow", ".gz", ".zst")
 
 
-def _paths(keys: Collection[str]) -> Mapping[str, IsPath]:
-    """Which values of a mapping are paths; sides of a data set are names of its splits."""
-    if "dataset" not in keys:
-        return dict.fromkeys(SIDES, IsPath())
-    one = IsPath(or_name=True, suffixes=SUFFIXES)
-    several = IsPath(or_name=True, suffixes=SUFFIXES, keys=lambda names: dict.fromkeys(names, one))
-    return {"dataset": IsPath(or_name=True), "data_files": several}
+DATA_FILES = IsPath(or_name=True, suffixes=SUFFIXES)
+PATHS = IsPath(
+    keys={
+        **dict.fromkeys(SIDES, IsPath(unless="dataset")),
+        "dataset": IsPath(or_name=True),
+        "data_files": IsPath(
+            or_name=True,
+            suffixes=SUFFIXES,
+            keys=dict.fromkeys(("train", "validation", "test"), DATA_FILES),
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +68,8 @@ class CorpusTask(Task):
         validation_share: share of the held-out bytes, at their beginning, that is for validation.
     """
 
-    corpus: Annotated[str | list[str] | dict[str, Any], IsPath(keys=_paths)] | None = (
-        dataclasses.field(default=None, hash=False)
+    corpus: Annotated[str | list[str] | dict[str, Any], PATHS] | None = dataclasses.field(
+        default=None, hash=False
     )
     glob: str | None = None
     field: str = "text"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from xcope import files
 from xcope.config import Config, TaskConfig, build_task
 from xcope.training import checkpoint, lock
-from xcope.training.errors import RunError
+from xcope.training.errors import NoRunError, RunError
 from xcope.training.lock import Writer
 
 FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
@@ -51,9 +51,9 @@ class RunFolder:
     """The folder of one run.
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
-    identical runs), ``timing.json`` (never the same), ``tensorboard/``; ``tokenizer.json`` where
-    tokens are not bytes; ``.lock`` and, while it is written to, ``.writer.json``
-    (`xcope.training.lock`).
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
+    those that the config names), ``tokenizer.json`` where tokens are not bytes; ``.lock`` and,
+    while it is written to, ``.writer.json`` (`xcope.training.lock`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,6 +64,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.timing = path / "timing.json"
         self.events = path / "tensorboard"
+        self.plugins = path / "plugins"
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -80,7 +81,7 @@ class RunFolder:
     def require(self) -> None:
         """Raise `RunError` unless a run has begun here."""
         if not self.exists():
-            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+            raise NoRunError(self.path)
 
     @contextmanager
     def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
@@ -146,7 +147,8 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote, and nothing else that a person may have put there."""
         checkpoint.remove(self.checkpoint)
-        shutil.rmtree(self.events, ignore_errors=True)
+        for folder in (self.events, self.plugins):
+            shutil.rmtree(folder, ignore_errors=True)
         for file in (self.results, self.timing, self.metrics, self.config):
             file.unlink(missing_ok=True)
 
