@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from xcope.data.documents import PACKED, TABLES, Source
+from xcope.data.documents import PACKED, TABLES, TRAIN, Piece, Source
 from xcope.data.shards import (
     Progress,
     Shards,
+    Tally,
     in_memory,
     is_shards,
     make_shards,
     open_shards,
     tokenizer_of,
+    told,
 )
+from xcope.data.sides import Split, Survey
 from xcope.data.tokenizer import Tokenizer, load_tokenizer
 from xcope.errors import FlagError
 
@@ -96,6 +99,49 @@ def open_corpus(recipe: Recipe) -> Corpus:
     return _OPENED[key]
 
 
+def notes(corpus: Corpus) -> list[str]:
+    """What a person should know of a corpus before anything is trained on it."""
+    found = []
+    if corpus.about.get("empty"):
+        found.append(f"{corpus.about['empty']} documents of the corpus are empty")
+    if corpus.about.get("changes"):
+        sent, back = corpus.about["changes"]
+        found.append(
+            f"the tokenizer changes the text ({sent!r} comes back as {back!r}): its bits per byte "
+            "are those of what it keeps, and do not compare with others'"
+        )
+    return found
+
+
+def sizes(recipe: Recipe, progress: Progress) -> dict[str, dict[str, int]]:
+    """Side → its documents, bytes, and tokens where it takes no long to count them."""
+    if recipe.shards is not None or _small(recipe.source, recipe.reads):
+        corpus = open_corpus(recipe)
+        return {
+            side: {**asdict(one), "tokens": len(corpus.streams[side])}
+            for side, one in corpus.sides.items()
+        }
+    tally = Tally()
+    for side, piece in _sided(recipe, progress):
+        tally.add(side, piece)
+    return {side: asdict(one) for side, one in tally.sides().items()}
+
+
+def training_texts(recipe: Recipe, progress: Progress) -> Iterator[str]:
+    """The text to train on, piece by piece; nothing that is held out."""
+    for side, piece in _sided(recipe, progress):
+        if side == TRAIN and piece.text:
+            yield piece.text.decode()
+
+
+def _sided(recipe: Recipe, progress: Progress) -> Iterator[tuple[str, Piece]]:
+    source = recipe.source
+    pieces = told(source.pieces(), progress, "reading", source.size())
+    survey = Survey.of(pieces, recipe.held_out)
+    split = Split(survey, recipe.held_out, recipe.validation)
+    yield from split.sided(told(source.pieces(), progress, "reading again", survey.bytes))
+
+
 KEPT = 8
 _OPENED: dict[tuple[str, int], Corpus] = {}
 
@@ -118,7 +164,7 @@ def _made(recipe: Recipe) -> Corpus:
         return in_memory(source, tokenizer, recipe.held_out, recipe.validation)
     content = json.dumps([source.signature(), recipe.key, tokenizer.digest])
     folder = cache() / hashlib.sha256(content.encode()).hexdigest()[:20]
-    with shown(f"{folder}, once") as progress:
+    with shown(f"into {folder}, once") as progress:
         return make_shards(
             source,
             tokenizer,
@@ -147,7 +193,7 @@ def cache() -> Path:
 
 
 @contextmanager
-def shown(where: object) -> Iterator[Progress]:
+def shown(where: str) -> Iterator[Progress]:
     """Progress on stderr: a bar on a terminal, else a line for what begins."""
     console = Console(file=sys.stderr, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn())
@@ -160,8 +206,8 @@ def shown(where: object) -> Iterator[Progress]:
             if what not in begun:
                 begun[what] = bars.add_task(what, total=total)
                 if not console.is_terminal:
-                    size = "" if total is None else f" {total:,} bytes,"
-                    console.print(f"{what}{size} shards in {where}", soft_wrap=True)
+                    size = "" if total is None else f" {total:,} bytes"
+                    console.print(f"{what}{size} {where}", soft_wrap=True)
             bars.update(begun[what], completed=done)
 
         yield progress

@@ -290,7 +290,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked where its name ends in one of `PACKED`."""
     try:
         if path.suffix == ".gz":
-            with gzip.open(path) as file:
+            with gzip.open(path, "rb") as file:
                 yield file  # type: ignore[misc]
         elif path.suffix == ".zst":
             arrow = needed("pyarrow", f"{path} is packed with zstd")

@@ -297,7 +297,7 @@ def _write_all(
     source: Source, tokenizer: Tokenizer, out: Path, plan: Mapping[str, Any], progress: Progress
 ) -> None:
     held_out, total = plan["held_out"], source.size()
-    survey = Survey.of(_told(source.pieces(), progress, "reading", total), held_out)
+    survey = Survey.of(told(source.pieces(), progress, "reading", total), held_out)
     records: list[dict[str, Any]] = []
     while (out / _record(len(records))).is_file():
         records.append(_read_json(out / _record(len(records))))
@@ -339,9 +339,10 @@ def _record(number: int) -> str:
     return f"part-{number:05d}.json"
 
 
-def _told(
+def told(
     pieces: Iterable[Piece], progress: Progress, what: str, total: int | None
 ) -> Iterator[Piece]:
+    """The pieces, while ``progress`` hears of them."""
     done = 0
     for piece in pieces:
         yield piece

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from xcope.data import Corpus, Recipe, Source, Tokenizer, open_corpus
+from xcope.data.corpus import notes
 from xcope.data.documents import HELD_OUT, SIDES, TRAIN, VALIDATION, check_keys
 from xcope.errors import FlagError
 from xcope.files import IsPath, UnknownPathError, located
@@ -146,16 +147,7 @@ class CorpusTask(Task):
         }
 
     def notes(self) -> list[str]:
-        about, found = self.opened.about, []
-        if about.get("empty"):
-            found.append(f"{about['empty']} documents of the corpus are empty")
-        if about.get("changes"):
-            sent, back = about["changes"]
-            found.append(
-                f"the tokenizer changes the text ({sent!r} comes back as {back!r}): its bits per "
-                "byte are those of what it keeps, and do not compare with others'"
-            )
-        return found
+        return notes(self.opened)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text."""
