@@ -140,7 +140,7 @@ def recipe_of(
     from xcope.tasks import task
 
     given = {"glob": glob, "field": field, "held_out": held_out, "tokenizer": tokenizer}
-    options = {key: value for key, value in given.items() if value is not None}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if source.endswith((".yaml", ".yml")):
         options = {**of_yaml(source, overrides), **options}
     elif overrides:

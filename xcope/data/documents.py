@@ -348,7 +348,7 @@ def _no_utf16(block: bytes, path: Path) -> None:
         raise BadTextError(f"{path}: is UTF-16, not UTF-8: iconv -f UTF-16 -t UTF-8 converts it")
 
 
-def _end(block: bytes, path: Path, line: int) -> int:
+def _end(block: bytes, path: Path | str, line: int) -> int:
     """Where a piece may end: after a line, else after a word, else after a letter."""
     whole = len(block) - _unfinished(block)
     _decoded(block[:whole], path, line)

@@ -185,9 +185,9 @@ def in_memory(source: Source, tokenizer: Tokenizer, held_out: float, validation:
             counted[side].append(counts)
     streams = {}
     for side in SIDES:
-        tokens = _joined(parts[side], tokenizer.dtype)
-        counts = None if tokenizer.json is None else [_joined(counted[side], COUNTS)]
-        streams[side] = Stream([tokens], counts, tokenizer.dtype)
+        bytes_of = None if tokenizer.json is None else [_joined(counted[side], COUNTS)]
+        whole = _joined(parts[side], tokenizer.dtype)
+        streams[side] = Stream([whole], bytes_of, tokenizer.dtype)
     about = {
         "held_out": held_out,
         "empty": split.survey.empty,

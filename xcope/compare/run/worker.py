@@ -107,6 +107,10 @@ class _Report:
     def end(self) -> None:
         """Nothing: `Ended` follows."""
 
+    def note(self, line: str) -> None:
+        """Print it into the log."""
+        print(line, flush=True)
+
     def _send(self, message: Message) -> None:
         self._last = time.monotonic()
         try:
