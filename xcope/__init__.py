@@ -26,14 +26,6 @@ __all__ = [
 
 __getattr__, __dir__ = lazy.names(
     __name__,
-    {
-        "xcope.config": ["build_model", "load_config"],
-        "xcope.modules": ["AutoregressiveWrapper", "Decoder", "TransformerWrapper"],
-        "xcope.ops.cope": ["cope_attention"],
-        "xcope.positions": ["schemes"],
-        "xcope.positions.cope": ["CoPE"],
-    },
-    submodules=[
-        "compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training",
-    ],
-)  # fmt: skip
+    __file__,
+    submodules=["compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training"],
+)

@@ -1,24 +1,34 @@
 """Packages whose names are imported when they are first used, as PEP 562 has it: torch takes
-seconds, and whoever misspells a key need not wait for it."""
+seconds, and whoever misspells a key need not wait for it.
+
+What a package has is what its file imports under ``if TYPE_CHECKING:``, as type checkers see it.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
 def names(
-    package: str, homes: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
+    package: str, file: str, submodules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package.
 
     Args:
         package: its ``__name__``.
-        homes: module → what the package has from it.
+        file: its ``__file__``.
         submodules: those that are attributes as soon as they are asked for.
     """
-    home = {name: module for module, inside in homes.items() for name in inside}
+    home: dict[str, str] = {}
+    for statement in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.If):
+            for one in statement.body:
+                if isinstance(one, ast.ImportFrom) and one.module:
+                    home |= {alias.name: one.module for alias in one.names}
 
     def get(name: str) -> Any:
         if name in submodules:

@@ -142,10 +142,18 @@ class RunType(PathType):
         Raises:
             NoRunError: no run has begun there.
         """
-        path = super().convert(value, param, ctx)
-        if not (path / "config.yaml").is_file():
-            raise NoRunError(path)
-        return path
+        return require_run(super().convert(value, param, ctx))
+
+
+def require_run(path: Path) -> Path:
+    """The folder, if a run has begun in it.
+
+    Raises:
+        NoRunError: there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        raise NoRunError(path)
+    return path
 
 
 class NamesType(click.ParamType):  # type: ignore[type-arg]
@@ -184,6 +192,25 @@ device_option = click.option(
     help="auto: the GPU if there is one",
 )
 """Where a trained model runs."""
+
+
+def _trust(ctx: click.Context, param: click.Parameter, yes: bool) -> None:
+    if yes:
+        from xcope.plugins import trusting
+
+        ctx.with_resource(trusting())
+
+
+trust_option = click.option(
+    "--trust",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="run the Python files that a run or config imports, whoever wrote them; XCOPE_TRUST=1 is "
+    "the same",
+)
+"""Whether plugins run that their user has not named, see `xcope.plugins`: for every command that
+reads a config or a run."""
 
 
 def command(examples: str, **kwargs: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -47,6 +47,7 @@ class Shown(click.Option):
     metavar="NAME",
     help="a metric or a column that tables, reports and plots show beside the usual ones",
 )
+@cli.trust_option
 def command(
     config: str, overrides: tuple[str, ...], out: Path | None, show: tuple[str, ...], **how: Any
 ) -> None:

@@ -33,6 +33,7 @@ xcope gates runs/text --text "def f(x): return x" --out /tmp/gates
     "--out", type=cli.PATH, help="folder for gates.png and gates.html (default: RUN/gates)"
 )
 @cli.device_option
+@cli.trust_option
 def command(
     run: Path, text: str | None, sample: str | None, index: int, out: Path | None, device: str
 ) -> None:

@@ -32,6 +32,7 @@ xcope sample runs/copy --seed 1
 @click.option("--top-k", type=int, help="draw among the k likeliest (default: all)")
 @click.option("--seed", type=int, default=0, show_default=True, help="of the draws")
 @cli.device_option
+@cli.trust_option
 def command(
     run: Path,
     prompt: str | None,

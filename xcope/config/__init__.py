@@ -38,16 +38,4 @@ __all__ = [
     "read_config",
 ]
 
-__getattr__, __dir__ = lazy.names(
-    __name__,
-    {
-        "xcope.config.check": ["check_data"],
-        "xcope.config.errors": ["ConfigError", "Mark"],
-        "xcope.config.imports": ["copies_for"],
-        "xcope.config.load": ["build_model", "build_task", "load_config", "read_config"],
-        "xcope.config.schema": [
-            "Config", "EvaluateConfig", "ModelConfig", "TaskConfig", "TrainConfig", "TuneConfig",
-        ],
-        "xcope.config.sweep": ["expand_sweep", "expand_tuning"],
-    },
-)  # fmt: skip
+__getattr__, __dir__ = lazy.names(__name__, __file__)

@@ -119,6 +119,18 @@ class TaskConfig(OpenSection):
         return {"name": value} if isinstance(value, str) else value
 
 
+class Longer(Section):
+    """A run that was made longer: how its learning rate goes on (`xcope.training.schedule`)."""
+
+    how: Literal["rewarm", "stretch"]
+    """rewarm: the planned steps, then another warm-up and cosine over the added ones; stretch: from
+    now on the rate of a run that was planned so long from the beginning."""
+    after: WholeNumber
+    """Steps that were done by then."""
+    steps: Count
+    """Steps that were planned before."""
+
+
 class TrainConfig(Section):
     """How a run trains: AdamW, a linear warm-up, then a cosine down to 0."""
 
@@ -148,6 +160,14 @@ class TrainConfig(Section):
     """Steps between two checkpoints; 0: only at the end."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
+    init_from: Annotated[str, files.IsPath()] | None = None
+    """A run whose weights this one begins with, as far as they fit (`xcope.training.warm`); null:
+    fresh weights."""
+    longer: Annotated[
+        list[Longer],
+        Worded("what --resume RUN train.steps=N train.longer=rewarm (or stretch) writes here"),
+    ] = []
+    """How often, and how, the run was made longer than it was planned."""
 
 
 class EvaluateConfig(Section):
@@ -220,6 +240,10 @@ class Config(Section):
     def plain(self, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
         """The keys and their values as a config file has them."""
         data = self.model_dump(mode=mode, by_alias=True)
+        # a run of an earlier version has no such keys, and is the same run
+        for key in ("init_from", "longer"):
+            if not data["train"][key]:
+                del data["train"][key]
         return data | {"import": [plugin.written for plugin in self.plugins]}
 
     def flat(self, whole: Collection[str] = ()) -> dict[str, Any]:

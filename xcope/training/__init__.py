@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from xcope.training.log import read_metrics
     from xcope.training.loop import train
     from xcope.training.metrics import results_table
-    from xcope.training.reporter import Reporter, reporter
-    from xcope.training.run import Result, RunFolder, default_run_dir, safe_name
+    from xcope.training.progress import Reporter, reporter
+    from xcope.training.run import Result, RunFolder, default_run_dir, safe_name, to_go_on
     from xcope.training.sampling import example_prompt, rest_of_sequence, sample
     from xcope.training.state import load_run
 
@@ -41,26 +41,8 @@ __all__ = [
     "safe_name",
     "sample",
     "tally",
+    "to_go_on",
     "train",
 ]
 
-__getattr__, __dir__ = lazy.names(
-    __name__,
-    {
-        "xcope.training.device": ["device_for"],
-        "xcope.training.errors": [
-            "BrokenModelError",
-            "RunDivergedError",
-            "RunError",
-            "RunInterruptedError",
-        ],
-        "xcope.training.evaluation": ["evaluate", "tally"],
-        "xcope.training.log": ["read_metrics"],
-        "xcope.training.loop": ["train"],
-        "xcope.training.metrics": ["results_table"],
-        "xcope.training.reporter": ["Reporter", "reporter"],
-        "xcope.training.run": ["Result", "RunFolder", "default_run_dir", "safe_name"],
-        "xcope.training.sampling": ["example_prompt", "rest_of_sequence", "sample"],
-        "xcope.training.state": ["load_run"],
-    },
-)
+__getattr__, __dir__ = lazy.names(__name__, __file__)
