@@ -1,7 +1,7 @@
 """xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from xcope.config import build_model, load_config
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
@@ -9,13 +9,23 @@ from xcope.ops.cope import cope_attention
 from xcope.positions import schemes
 from xcope.positions.cope import CoPE
 
+if TYPE_CHECKING:
+    from xcope.compare.frame import results
+    from xcope.training import load_run
+
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> ModuleType:
-    """``xcope.inspect``, when it is asked for: it draws, and what draws takes long to import."""
+LATER = {"load_run": "xcope.training", "results": "xcope.compare.frame"}
+"""Names whose modules take long to import → these modules."""
+
+
+def __getattr__(name: str) -> Any:
+    """``xcope.inspect`` and `LATER`, when they are asked for."""
     if name == "inspect":
         return importlib.import_module("xcope.inspect")
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -28,5 +38,7 @@ __all__ = [
     "build_model",
     "cope_attention",
     "load_config",
+    "load_run",
+    "results",
     "schemes",
 ]
