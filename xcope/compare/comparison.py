@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xcope import plugins
 from xcope.compare.report.answer import terminal_answer
 from xcope.compare.report.columns import chosen
 from xcope.compare.report.findings import Findings
@@ -95,6 +96,7 @@ def compare(
     with opened(out, runs, tuning, overwrite=overwrite):
         (out / "runs").mkdir(exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        plugins.keep(config.plugins, out / "plugins")
         runner = Runner(out, how, console or Console(stderr=True))
         tuned = runner.outcomes(tuning, "tuning ")
         picked = picks(trials, lambda run: tuned[run.name])

@@ -12,7 +12,7 @@ from xcope.training.log import read_metrics
 from xcope.training.loop import train
 from xcope.training.metrics import results_table
 from xcope.training.reporter import Reporter, reporter
-from xcope.training.run import Result, RunFolder, default_run_dir, safe_name
+from xcope.training.run import Result, RunFolder, default_run_dir, safe_name, to_go_on
 from xcope.training.sampling import example_prompt, rest_of_sequence, sample
 from xcope.training.state import load_run
 
@@ -36,5 +36,6 @@ __all__ = [
     "safe_name",
     "sample",
     "tally",
+    "to_go_on",
     "train",
 ]
