@@ -172,8 +172,7 @@ def model_card(
             "## Results",
             _results(run, task),
             "## Training",
-            "`xcope train config.yaml`, then `xcope export RUN --to hf FOLDER`, where `config.yaml` "
-            "is:",
+            "`xcope train config.yaml`, then `xcope export RUN --to hf FOLDER`, with `config.yaml`:",
             markdown.code_block(config.to_yaml().rstrip(), "yaml"),
         ]
     )
