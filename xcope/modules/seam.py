@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrapper
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
@@ -372,7 +373,9 @@ def recomputed(
     for block in chosen.values():
         block.forward = partial(checkpoint, block.forward)
     try:
-        yield
+        # what ends a recomputation early is an exception, which einx, inside a block, replaces
+        with set_checkpoint_early_stop(False):
+            yield
     finally:
         for block in chosen.values():
             del block.forward

@@ -172,7 +172,7 @@ def model_card(
             "## Results",
             _results(run, task),
             "## Training",
-            "`xcope train config.yaml`, then `xcope export RUN --to hf FOLDER`, with `config.yaml`:",
+            "`xcope train config.yaml`, then `xcope export RUN --to hf FOLDER`, with the config",
             markdown.code_block(config.to_yaml().rstrip(), "yaml"),
         ]
     )
@@ -253,6 +253,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for file in new.iterdir():
+            shutil.copymode(new / "README.md", file)  # safetensors lets nobody else read its file
             files.fsync(file)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # a full disk needs the space
