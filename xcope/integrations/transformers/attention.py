@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -145,6 +145,8 @@ def set_position(
         groups = plan.layers[index % len(plan.layers)]
         settings[name] = _setting(record["layers"][name], groups, keep_rotary)
     built = {name: LayerPosition(settings[name]) for name in names}  # raises before all changes
+    if not hasattr(base.config, NAME):
+        _give_own_config(model, base.config)
     if keep_absolute is not None or layers is None:
         record["keep_absolute"] = bool(keep_absolute)
     record["layers"] = settings
@@ -177,9 +179,11 @@ def remove_position(model: M, layers: Sequence[int] | None = None) -> M:
         module = base.base_model.get_submodule(name)
         _unhook(module)
         delattr(module, NAME)
+        del module._xcope_hook
         module.config._attn_implementation = record["attn_implementation"]
-    for module in _absolute(base):
+    for module in (base.base_model, *_absolute(base)):
         _unhook(module)
+    del base.base_model._xcope_asked
     for name in (NAME, "attn_implementation"):
         delattr(base.config, name)
     return model
@@ -287,9 +291,19 @@ def _record_of(model: Any) -> dict[str, Any]:
 
 
 NOT_RESTORED = (
-    "this model was saved with positions of xcope, but was loaded without them: load it with "
-    "xcope.integrations.transformers.from_pretrained"
+    "the config of this model tells of positions of xcope, which the model does not have: load a "
+    "saved one with xcope.integrations.transformers.from_pretrained"
 )
+
+
+def _give_own_config(model: nn.Module, config: Any) -> None:
+    """Let a model alone hold its config, which others may have been built from."""
+    memo: dict[int, Any] = {}
+    deepcopy(config, memo)
+    for module in model.modules():
+        its = module.__dict__.get("config")
+        if id(its) in memo:
+            module.config = memo[id(its)]
 
 
 @contextmanager
@@ -578,11 +592,13 @@ class _Given:
 
     Args:
         remembered: for each group of heads, of the tokens of this call.
-        offset: how many tokens came before the first key that the cache holds.
+        last: the places of the last tokens, (b 1) or (1 1), where the cache has dropped the first.
+        maps: whether the attention weights are wanted.
     """
 
     remembered: list[Tensor | None] = field(default_factory=list)
-    offset: int = 0
+    last: Tensor | None = None
+    maps: bool = False
 
 
 class LayerPosition(nn.Module):
@@ -653,7 +669,6 @@ class LayerPosition(nn.Module):
         given: _Given,
         documents: Tensor | None = None,
         dropout: float = 0.0,
-        maps: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of all heads.
 
@@ -666,7 +681,6 @@ class LayerPosition(nn.Module):
             given: what the layer did not hand on.
             documents: cu_seqlens of packed rows.
             dropout: share of the attention weights that is dropped.
-            maps: whether the weights are wanted.
 
         Returns:
             (b h i dv); (b h i j) weights or None.
@@ -685,7 +699,7 @@ class LayerPosition(nn.Module):
             remembered = [None if t is None else t[:, :, : mask.shape[3]] for t in remembered]
         j = k.shape[2]
         aligned = mask is None or mask.shape[2] == 1
-        call = self._call(mask, i, j, given.offset, documents, k.device)
+        call = self._call(mask, i, j, given.last, documents, k.device)
         if self.remembers:
             hidden = None if mask is None else ~mask.flatten(1, 2).any(1)[:, None]
             remembered = [
@@ -701,7 +715,7 @@ class LayerPosition(nn.Module):
         }
         weights = None
         gates: dict[str | None, Tensor | None] = {None: None, "values": v}
-        if maps or dropout > 0:
+        if given.maps or dropout > 0:
             out, weights = _written_out(parts, call, q, k, v, gates, dropout, **settings)
         elif len(parts) == 1:
             out = attend(parts[0], call, q, k, v, gates, remembered[0], **settings)
@@ -710,14 +724,14 @@ class LayerPosition(nn.Module):
             out = attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
         if documents is not None and b > 1:
             out = out[0].unflatten(1, (b, i)).transpose(0, 1)
-        return out, weights if maps else None
+        return out, weights if given.maps else None
 
     def _call(
         self,
         mask: Tensor | None,
         i: int,
         j: int,
-        offset: int,
+        last: Tensor | None,
         documents: Tensor | None,
         device: torch.device,
     ) -> LayerCall:
@@ -726,15 +740,20 @@ class LayerPosition(nn.Module):
             return LayerCall(Places(packed_places(documents, j), documents=documents))
         if not self.needs_places:
             return LayerCall(Places(torch.arange(0, device=device)))
-        if mask is None:
-            return LayerCall(Places(torch.arange(j, device=device) + offset))
-        there = mask.flatten(1, 2).any(1)  # (b j)
-        keys = (there.long().cumsum(-1) - 1).clamp(min=0) + offset
-        queries = None
-        if mask.shape[2] > 1 and i < j:  # the last of the keys that it sees is the query itself
-            last = j - 1 - mask[:, 0].flip(-1).to(torch.uint8).argmax(-1)
-            queries = Places(keys.expand(len(last), j).gather(1, last))
-        return LayerCall(Places(keys), q_places=queries)
+        there = torch.ones(1, j, dtype=torch.bool, device=device)
+        if mask is not None:
+            there = mask.flatten(1, 2).any(1)  # (b j)
+        keys = there.long().cumsum(-1) - 1
+        if mask is not None and mask.shape[2] == j:  # a document begins where none is seen before
+            begins = there[:, 1:] & there[:, :-1] & ~mask[:, 0].diagonal(-1, -2, -1)
+            keys = keys - F.pad(torch.where(begins, keys[:, 1:], 0), (1, 0)).cummax(-1).values
+        if last is not None:
+            keys = keys - keys[:, -1:] + last
+        keys, queries = keys.clamp(min=0), None
+        if mask is not None and 1 < mask.shape[2] < j:  # a query itself is the last that it sees
+            own = j - 1 - mask[:, 0].flip(-1).to(torch.uint8).argmax(-1)
+            queries = Places(_one(keys.gather(1, own)))
+        return LayerCall(Places(_one(keys)), q_places=queries)
 
 
 def _scheme(entry: dict[str, Any]) -> Scheme:
@@ -745,6 +764,11 @@ def _scheme(entry: dict[str, Any]) -> Scheme:
 def _for_each_query_head(t: Tensor, h: int) -> Tensor:
     """(b hk j d) → (b h j d): query head a uses key head a // (h / hk)."""
     return t if t.shape[1] == h else t.repeat_interleave(h // t.shape[1], dim=1)
+
+
+def _one(places: Tensor) -> Tensor:
+    """(1 n) → (n), for all rows; (b n) as it is."""
+    return places[0] if len(places) == 1 else places
 
 
 def _in_a_row(t: Tensor) -> Tensor:
@@ -770,7 +794,7 @@ def _written_out(
     wide = torch.promote_types(dtype, torch.float32)
     k, v = _for_each_query_head(k, h), _for_each_query_head(v, h).to(wide)
     if call.places.documents is not None:
-        mask, causal = within_documents(None, call.places.documents, j), True
+        mask = within_documents(mask, call.places.documents, j)
     seen = visible(q, k, mask, causal)
     queries, logits, inputs = [], [], []
     for part, heads in with_heads(parts):
@@ -834,6 +858,10 @@ def xcope_attention(
         )
     own, calls = getattr(module, NAME, None), _watching.get()
     if own is None and calls is not None:
+        if query.shape[2] != key.shape[2]:
+            raise FlagError(
+                "model", f"{_kind(module)} attends to further keys than those of the tokens"
+            )
         calls.append({"module": module, "q": query.shape, "k": key.shape, "v": value.shape})
         own = LayerPosition(
             {"heads": query.shape[1], "dim_head": query.shape[3], "dim_value": value.shape[3],
@@ -842,17 +870,15 @@ def xcope_attention(
     if own is None:
         raise FlagError("model", NOT_RESTORED)
     documents = kwargs.get("cu_seq_lens_q")
-    if documents is not None and (len(query) > 1 or query.shape[2] != key.shape[2]):
-        documents = None
-    mask = (
-        None if documents is not None else understood(attention_mask, query.shape[2], key.shape[2])
-    )
+    mask = understood(attention_mask, query.shape[2], key.shape[2])
+    row = len(query) == 1 and query.shape[2] == key.shape[2]
+    if not row or (mask is not None and mask.dtype == torch.int32):
+        documents = None  # the mask tells of them, or they are those of another call
     if dropout > 0:
         _tell_of_dropout()
     given = module.__dict__.pop("_xcope_given", None) or _Given()
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    maps = bool(kwargs.get("output_attentions"))
-    out, weights = own(query, key, value, mask, scale, given, documents, dropout, maps)
+    out, weights = own(query, key, value, mask, scale, given, documents, dropout)
     return out.transpose(1, 2).contiguous(), weights
 
 
@@ -876,6 +902,11 @@ AttentionInterface.register(NAME, xcope_attention)
 AttentionMaskInterface.register(NAME, xcope_mask)
 
 
+def _before_model(module: Any, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook of the model: some classes do not tell their layers of this."""
+    module._xcope_asked["maps"] = bool(kwargs.get("output_attentions"))
+
+
 def _before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Forward pre-hook of attention modules: what is not handed on to attention is noted here."""
     names, still = module._xcope_hook["arguments"], module._xcope_hook["still"]
@@ -884,13 +915,13 @@ def _before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     embeddings = given.get("position_embeddings")
     if still is not None and embeddings is not None:
         changed["position_embeddings"] = _still(embeddings, still)
-    own, noted = getattr(module, NAME), _Given()
+    own, noted = getattr(module, NAME), _Given(maps=module._xcope_hook["asked"]["maps"])
     cached = next((name for name, value in given.items() if isinstance(value, Cache)), None)
     x = given.get("hidden_states", args[0] if args else None)
     if cached is not None:
         cache, layer = given[cached], getattr(module, "layer_idx", 0)
         if own.needs_places:
-            noted.offset = cache.get_mask_sizes(x.shape[1], layer)[1]
+            noted.last = _last_places(cache, layer, x.shape[1], given.get("position_ids"))
     if own.remembers:
         noted.remembered = own.remember(x)
         if cached is not None:
@@ -898,6 +929,16 @@ def _before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     module.__dict__["_xcope_given"] = noted
     args = tuple(changed.pop(name, value) for name, value in zip(names, args, strict=False))
     return args, {**kwargs, **changed}
+
+
+def _last_places(cache: Any, layer: int, n: int, position_ids: Tensor | None) -> Tensor | None:
+    """Where the last of n tokens stand, if the cache holds a window that has left the first."""
+    dropped = cache.get_mask_sizes(n, layer)[1]
+    if isinstance(dropped, int) and dropped == 0:
+        return None
+    if position_ids is not None and position_ids.ndim == 2:
+        return position_ids[:, -1:]
+    return torch.tensor([[cache.get_query_offset(layer) + n - 1]])
 
 
 def _still(embeddings: Any, still: Sequence[float]) -> Any:
@@ -986,6 +1027,9 @@ def _attach(
         record: as the config keeps it.
         built: the layers that change; None: all.
     """
+    if not hasattr(model.base_model, "_xcope_asked"):
+        model.base_model._xcope_asked = {"maps": False}
+        model.base_model.register_forward_pre_hook(_before_model, with_kwargs=True)
     for name, entry in record["layers"].items():
         module = model.base_model.get_submodule(name)
         if built is not None and name in built:
@@ -1018,19 +1062,19 @@ def _fill(
         _unhook(module)
     setattr(module, NAME, position)
     turns = entry["rotary"] is not None and not entry["keep_rotary"]
-    if turns or position.needs_places or position.remembers:
-        module._xcope_hook = {
-            "arguments": _arguments(module),
-            "still": entry["rotary"]["still"] if turns else None,
-        }
-        module.register_forward_pre_hook(_before_attention, with_kwargs=True)
+    module._xcope_hook = {
+        "asked": model.base_model._xcope_asked,
+        "arguments": _arguments(module),
+        "still": entry["rotary"]["still"] if turns else None,
+    }
+    module.register_forward_pre_hook(_before_attention, with_kwargs=True)
 
 
 def _unhook(module: nn.Module) -> None:
     """Take our hooks from a module."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(hooks.items()):
-            if hook in (_before_attention, _nothing):
+            if hook in (_before_model, _before_attention, _nothing):
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
