@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +43,7 @@ from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 from xcope.positions import AttendInputs, Geometry, Plan, Position, Scheme, Slot, parse, scheme
 from xcope.positions.base import WithConstants
+from xcope.positions.cope import CoPE
 from xcope.positions.rotary import RotaryScheme
 
 log = logging.getLogger(__name__)
@@ -479,7 +481,7 @@ def _chosen(record: dict[str, Any], layers: Sequence[int] | None) -> list[str]:
     names = list(record["layers"])
     if layers is None:
         return names
-    if isinstance(layers, int) or not all(isinstance(layer, int) for layer in layers):
+    if isinstance(layers, int | str) or not all(type(layer) is int for layer in layers):
         raise FlagError("layers", f"layers={layers!r} is not allowed: a list of numbers, [0, 2]")
     for layer in layers:
         if not -len(names) <= layer < len(names):
@@ -643,7 +645,15 @@ class LayerPosition(nn.Module):
             self._groups.append((replace(part, rotation=None, bias=None, attend=None), names))
         self.needs_places = any(part.rotation or part.bias for part in parts)
         self.remembers = any(part.attend is not None and part.attend.remembers for part in parts)
-        self.has_tables = any(True for _ in self.parameters())
+        self.looked_at = False
+
+    def _look_at_tables(self) -> None:
+        """Warn if training leaves CoPE as it is born, which does nothing."""
+        self.looked_at = True
+        tables = [m.pos_emb for m in self.children() if isinstance(m, CoPE)]
+        frozen = torch.is_grad_enabled() and not any(table.requires_grad for table in tables)
+        if tables and frozen and not any(bool(table.any()) for table in tables):
+            _tell(FROZEN)
 
     def parts(self) -> list[Part]:
         """The groups of heads with the modules that are registered now."""
@@ -686,6 +696,8 @@ class LayerPosition(nn.Module):
             (b h i dv); (b h i j) weights or None.
         """
         parts, (b, h, i) = self.parts(), q.shape[:3]
+        if self.training and not self.looked_at and not torch.compiler.is_compiling():
+            self._look_at_tables()
         remembered = given.remembered or [None] * len(parts)
         if v.shape[-1] > self.dim_value:
             v, remembered = _unloaded(v, self.dim_value, remembered, h)
@@ -856,46 +868,54 @@ def xcope_attention(
         raise FlagError(
             "is_causal", f"{_kind(module)} is not causal (is_causal=False): {NOT_CAUSAL}"
         )
-    own, calls = getattr(module, NAME, None), _watching.get()
-    if own is None and calls is not None:
-        if query.shape[2] != key.shape[2]:
-            raise FlagError(
-                "model", f"{_kind(module)} attends to further keys than those of the tokens"
-            )
-        calls.append({"module": module, "q": query.shape, "k": key.shape, "v": value.shape})
-        own = LayerPosition(
-            {"heads": query.shape[1], "dim_head": query.shape[3], "dim_value": value.shape[3],
-             "dim": 0, "position": None}
-        )  # fmt: skip
+    own = getattr(module, NAME, None)
     if own is None:
-        raise FlagError("model", NOT_RESTORED)
+        own = _noted(module, query, key, value)
     documents = kwargs.get("cu_seq_lens_q")
     mask = understood(attention_mask, query.shape[2], key.shape[2])
     row = len(query) == 1 and query.shape[2] == key.shape[2]
     if not row or (mask is not None and mask.dtype == torch.int32):
         documents = None  # the mask tells of them, or they are those of another call
     if dropout > 0:
-        _tell_of_dropout()
+        _tell(DROPS)
     given = module.__dict__.pop("_xcope_given", None) or _Given()
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     out, weights = own(query, key, value, mask, scale, given, documents, dropout)
     return out.transpose(1, 2).contiguous(), weights
 
 
+def _noted(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> LayerPosition:
+    """What a module that has none of our schemes attends with, while `_seen_in` watches."""
+    calls, shape = _watching.get(), query.shape
+    if calls is None:
+        raise FlagError("model", NOT_RESTORED)
+    if shape[2] != key.shape[2]:
+        raise FlagError("model", f"{_kind(module)} attends to more keys than there are tokens")
+    calls.append({"module": module, "q": shape, "k": key.shape, "v": value.shape})
+    plain = {"heads": shape[1], "dim_head": shape[3], "dim_value": value.shape[3], "dim": 0}
+    return LayerPosition(plain | {"position": None})
+
+
 def _kind(module: nn.Module) -> str:
     return type(module).__name__
 
 
-_told: set[str] = set()
+@cache
+def _tell(warning: str) -> None:
+    """Log a warning, once."""
+    log.warning(warning)
 
 
-def _tell_of_dropout() -> None:
-    if "dropout" not in _told and not torch.compiler.is_compiling():
-        _told.add("dropout")
-        log.warning(
-            "attention dropout holds the (b h n n) weights to drop from them: set "
-            "attention_dropout (attn_pdrop of GPT-2) to 0 to train in O(n) memory"
-        )
+torch.compiler.assume_constant_result(_tell)  # logged while compiling, it cuts no graph in two
+
+DROPS = (
+    "attention dropout holds the (b h n n) weights to drop from them: set attention_dropout "
+    "(attn_pdrop of GPT-2) to 0 to train in O(n) memory"
+)
+FROZEN = (
+    "CoPE's tables are zero and do not learn: nothing will change; let them learn "
+    "(position_parameters), with PEFT by LoraConfig(modules_to_save=['xcope'])"
+)
 
 
 AttentionInterface.register(NAME, xcope_attention)
@@ -1095,6 +1115,12 @@ def _nothing(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 def _tell_peft(model: Any) -> None:
     """Let PEFT train and save the modules that were put into a model inside it."""
-    for adapter, config in getattr(model, "peft_config", {}).items():
+    if not hasattr(model, "peft_config"):
+        return
+    from peft.utils.other import set_additional_trainable_modules  # noqa: PLC0415, may be missing
+
+    for adapter, config in model.peft_config.items():
         config.modules_to_save = sorted({*(config.modules_to_save or ()), NAME})
-        model.set_additional_trainable_modules(config, adapter)
+        set_additional_trainable_modules(
+            model, config, model.config, adapter, activate_adapter=adapter in model.active_adapters
+        )
