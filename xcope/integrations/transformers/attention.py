@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.utils.import_utils import is_tracing
 
 from xcope.errors import FlagError, listing
 from xcope.integrations.transformers.masks import NOT_CAUSAL, understood, xcope_mask
@@ -596,11 +597,13 @@ class _Given:
         remembered: for each group of heads, of the tokens of this call.
         last: the places of the last tokens, (b 1) or (1 1), where the cache has dropped the first.
         maps: whether the attention weights are wanted.
+        cached: the places that the caller gave, beside a cache, (b i).
     """
 
     remembered: list[Tensor | None] = field(default_factory=list)
     last: Tensor | None = None
     maps: bool = False
+    cached: Tensor | None = None
 
 
 class LayerPosition(nn.Module):
@@ -700,12 +703,14 @@ class LayerPosition(nn.Module):
             self._look_at_tables()
         remembered = given.remembered or [None] * len(parts)
         if v.shape[-1] > self.dim_value:
-            v, remembered = _unloaded(v, self.dim_value, remembered, h)
+            v, remembered = _unloaded(v, self.dim_value, remembered)
         if mask is not None and mask.dtype == torch.int32:
             documents, mask = mask[0, 0, 0], None
         if documents is not None and b > 1:
             q, k, v = (t.transpose(0, 1).flatten(1, 2)[None] for t in (q, k, v))
             remembered = [None if t is None else _in_a_row(t) for t in remembered]
+        if mask is None and documents is None and given.cached is not None and i == k.shape[2] > 1:
+            _check_one_document(given.cached)
         if mask is not None and mask.shape[2] == 1 and mask.shape[3] < k.shape[2]:
             k, v = k[:, :, : mask.shape[3]], v[:, :, : mask.shape[3]]
             remembered = [None if t is None else t[:, :, : mask.shape[3]] for t in remembered]
@@ -776,6 +781,16 @@ def _scheme(entry: dict[str, Any]) -> Scheme:
 def _for_each_query_head(t: Tensor, h: int) -> Tensor:
     """(b hk j d) → (b h j d): query head a uses key head a // (h / hk)."""
     return t if t.shape[1] == h else t.repeat_interleave(h // t.shape[1], dim=1)
+
+
+def _check_one_document(position_ids: Tensor) -> None:
+    """Raise a `FlagError` if places begin anew within a row: transformers sees one text there."""
+    if not is_tracing(position_ids) and bool((position_ids.diff(dim=-1) < 0).any()):
+        raise FlagError(
+            "position_ids",
+            "position_ids begin anew within a row: beside a cache transformers does not keep "
+            "packed documents apart: call the model with use_cache=False",
+        )
 
 
 def _one(places: Tensor) -> Tensor:
@@ -940,6 +955,7 @@ def _before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     x = given.get("hidden_states", args[0] if args else None)
     if cached is not None:
         cache, layer = given[cached], getattr(module, "layer_idx", 0)
+        noted.cached = given.get("position_ids")
         if own.needs_places:
             noted.last = _last_places(cache, layer, x.shape[1], given.get("position_ids"))
     if own.remembers:
@@ -1001,6 +1017,7 @@ def _pieces(dtype: torch.dtype) -> int:
 def _load(t: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
     """(b h n) or (b h n c) → (b hk n m) in the values' dtype."""
     rest = t[..., None] if t.ndim == 3 else t
+    rest = F.pad(rest, (0, 0, 0, 0, 0, -rest.shape[1] % kv_heads))
     pieces = []
     for _ in range(_pieces(dtype)):
         pieces.append(rest.to(dtype))
@@ -1009,7 +1026,7 @@ def _load(t: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
 
 
 def _unloaded(
-    v: Tensor, dim_value: int, given: Sequence[Tensor | None], h: int
+    v: Tensor, dim_value: int, given: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The inverse, for all keys: values, and what tokens left behind.
 
@@ -1017,20 +1034,19 @@ def _unloaded(
         v: (b hk j dv + m).
         dim_value: dv.
         given: of the tokens of this call, whose shapes tell what m is made of.
-        h: query heads.
     """
-    first, found = dim_value, list[Tensor | None]()
-    pieces, groups = _pieces(v.dtype), h // v.shape[1]
+    first, found, pieces = dim_value, list[Tensor | None](), _pieces(v.dtype)
     for t in given:
         if t is None:
             found.append(None)
             continue
-        channels = t.shape[3] if t.ndim == 4 else 1
-        width = groups * channels * pieces
-        load = v[..., first : first + width].unflatten(-1, (groups, pieces, channels))
-        whole = load.to(t.dtype).sum(-2).transpose(2, 3).flatten(1, 2)
+        heads, channels = t.shape[1], t.shape[3] if t.ndim == 4 else 1
+        groups = -(-heads // v.shape[1])
+        load = v[..., first : first + groups * pieces * channels]
+        first += load.shape[-1]
+        whole = load.unflatten(-1, (groups, pieces, channels)).to(t.dtype).sum(-2)
+        whole = whole.transpose(2, 3).flatten(1, 2)[:, :heads]
         found.append(whole if t.ndim == 4 else whole[..., 0])
-        first += width
     return v[..., :dim_value], found
 
 
