@@ -8,6 +8,11 @@ from typing import Any
 _HOMES = {
     "XCopeConfig": "config",
     "XCopeForCausalLM": "model",
+    "add_cope": "attention",
+    "from_pretrained": "attention",
+    "position_parameters": "attention",
+    "remove_position": "attention",
+    "set_position": "attention",
 }
 """Public name → the file that has it, imported when it is asked for."""
 
