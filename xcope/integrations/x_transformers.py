@@ -128,7 +128,7 @@ def revert(model: nn.Module) -> Report:
     with _whole_or_not_at_all(model):
         for path, wrapper in _named(model, OurTransformerWrapper):
             if isinstance(wrapper.pos_emb, AbsolutePositions | SinusoidalPositions):
-                wrapper.pos_emb = _given_back(wrapper.pos_emb, _geometry(wrapper.attn_layers))
+                wrapper.pos_emb = _given_back(wrapper.pos_emb, wrapper.attn_layers)
             seam.restore_wrapper(wrapper, OurTransformerWrapper.__annotations__)
             done[path] = "x_transformers.TransformerWrapper"
         for path, layers in _named(model, OurDecoder):
@@ -245,31 +245,30 @@ def _revert_layers(layers: Any) -> None:
     """Raise a `FlagError` if they cannot be."""
     attentions = seam.self_attentions(layers)
     parts = [seam.only_part(attention) for attention in attentions]
-    geometry = _geometry(layers)
-    slots = {
+    slots: dict[str, list[Any]] = {
         "rotation": [seam.whole_rotation(part) for part in parts],
         "bias": [part.bias for part in parts if part.attend_name != ForgettingAttention.name],
     }
     for slot, modules in slots.items():
+        for module in {*modules} - {None}:
+            _kind_of(module, layers)
         if len({*modules}) > 1:
             raise FlagError(
                 "position",
                 f"layers of x-transformers share their {slot}, and these have several: "
                 f"{layers.plan.label()}",
             )
-    back = {
-        one: _given_back(one, geometry) for of in slots.values() for one in of if one is not None
-    }
+    back = {one: _given_back(one, layers) for of in slots.values() for one in of if one is not None}
     for name, module in [*layers.named_children()]:
         if module in back:
             layers._modules[name] = back[module]
         elif isinstance(module, tuple(BY_OURS)):  # no layer uses it
-            layers._modules[name] = _given_back(module, geometry)
+            layers._modules[name] = _given_back(module, layers)
     for attention, part in zip(attentions, parts, strict=True):
         if part.attend is not None:
             place, _, name = part.attend.upstream_name.rpartition(".")
             owner = attention.get_submodule(place)
-            setattr(owner, name, _given_back(part.attend, geometry))
+            setattr(owner, name, _given_back(part.attend, layers))
     seam.restore_layers(layers, OurDecoder.__annotations__)
 
 
@@ -296,14 +295,17 @@ class Kind:
         constants: one of theirs → name → numbers (m) that follow from its options.
         back: one of ours → one of theirs, with its options, its numbers without meaning.
         numbers: one of ours → name → numbers that follow from its options.
+        narrow: whether x-transformers needs these in the dtype of the weights; if not, they are
+            better as they are here, in float32 at least.
     """
 
     theirs: type[nn.Module]
     ours: type[nn.Module]
     scheme: Callable[[Any], Scheme]
-    back: Callable[[Any, Geometry], nn.Module]
+    back: Callable[[Any, Geometry], Any]
     constants: Callable[[Any], Mapping[str, Tensor]] = lambda theirs: {}
     numbers: Callable[[Any], Mapping[str, Tensor]] = lambda ours: {}
+    narrow: bool = False
 
 
 def _taken_over(theirs: Any, geometry: Geometry) -> tuple[Scheme, Any]:
@@ -330,18 +332,12 @@ def _taken_over(theirs: Any, geometry: Geometry) -> tuple[Scheme, Any]:
     return scheme, ours
 
 
-def _given_back(ours: Any, geometry: Geometry) -> Any:
+def _given_back(ours: Any, layers: Any) -> Any:
     """A module of x-transformers for one of ours, with its very parameters."""
-    kind = BY_OURS.get(type(ours))
-    if kind is None:
-        raise FlagError(
-            "position",
-            f"x-transformers has nothing that does what {type(ours).__name__} does: it has "
-            f"{listing(sorted({one.ours.__name__ for one in KINDS}))}",
-        )
+    kind = _kind_of(ours, layers)
     try:
         with torch.device("meta"):
-            theirs = kind.back(ours, geometry)
+            theirs: Any = kind.back(ours, _geometry(layers))
     except FlagError:
         raise
     except Exception as error:
@@ -349,9 +345,22 @@ def _given_back(ours: Any, geometry: Geometry) -> Any:
             "position", f"x-transformers cannot build {kind.theirs.__name__}: {words_of(error)}"
         ) from error
     _share(ours, theirs)
+    weights = next(layers.parameters()).dtype
     for name, numbers in kind.numbers(ours).items():
-        theirs._buffers[name] = numbers.view(theirs._buffers[name].shape)
+        dtype = weights if kind.narrow else numbers.dtype
+        theirs._buffers[name] = numbers.view(theirs._buffers[name].shape).to(dtype)
     return theirs
+
+
+def _kind_of(ours: Any, layers: Any) -> Kind:
+    kind = BY_OURS.get(type(ours))
+    if kind is None:
+        raise FlagError(
+            "position",
+            f"x-transformers has nothing like {type(ours).__name__} (position "
+            f"{layers.plan.label()!r}): it has {listing(sorted(k.__name__ for k in BY_OURS))}",
+        )
+    return kind
 
 
 def _share(source: nn.Module, target: nn.Module) -> None:
@@ -413,7 +422,7 @@ def _dynamic(theirs: Any) -> Dynamic:
     return Dynamic(log_distance=theirs.log_distance, depth=len(blocks), norm=len(blocks[0]) > 2)
 
 
-def _dynamic_back(ours: DynamicBias, geometry: Geometry) -> nn.Module:
+def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     *blocks, last = ours.mlp
     return xt.DynamicPositionBias(
         last.in_features,
@@ -424,7 +433,7 @@ def _dynamic_back(ours: DynamicBias, geometry: Geometry) -> nn.Module:
     )
 
 
-def _cope_back(ours: CoPE, geometry: Geometry) -> nn.Module:
+def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
     options = {
         "cope_per_head": ours.pos_emb.ndim == 3,
         "cope_sep_keys": ours.sep_keys,
@@ -443,7 +452,7 @@ def _cope_back(ours: CoPE, geometry: Geometry) -> nn.Module:
     )
 
 
-def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> nn.Module:
+def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
     if ours.half_split or ours.amplitude != 1:
         what = "layout 'half_split'" if ours.half_split else "YaRN's amplitude"
         raise FlagError("position", f"{what} of rotary is not known to x-transformers")
@@ -473,6 +482,7 @@ KINDS = (
         lambda m, of: xt.AlibiPositionalBias(of.heads),
         _slopes,
         lambda m: {"slopes": m.slopes},
+        narrow=True,
     ),
     Kind(
         xt.CoPE,
@@ -528,6 +538,7 @@ KINDS = (
         lambda m, of: xt.ScaledSinusoidalEmbedding(2 * len(m.inv_freq)),
         lambda m: {"inv_freq": m.inv_freq},
         lambda m: {"inv_freq": m.inv_freq},
+        narrow=True,
     ),
 )
 BY_THEIRS = {kind.theirs: kind for kind in KINDS}

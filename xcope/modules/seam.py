@@ -425,7 +425,7 @@ def _drop_hooks(module: nn.Module) -> None:
     """Take away what ours do when a state dict is loaded."""
     hooks = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
     for registered in hooks:
-        for key, hook in [*registered.items()]:  # type: ignore[attr-defined]
+        for key, hook in [*registered.items()]:
             function = getattr(hook, "hook", hook)
             if getattr(function, "__module__", "").partition(".")[0] == "xcope":
                 del registered[key]
