@@ -5,6 +5,7 @@ Also the words for it: types and values as they stand in a sentence.
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from xcope.errors import did_you_mean, listing
+from xcope.errors import ToldError, did_you_mean, listing
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Mark:
     source: str
     line: int | None = None
 
+    @property
+    def folder(self) -> str:
+        """Where relative paths that were written here begin: the file's folder, or that of work."""
+        return os.path.dirname(self.source) or "." if self.line is not None else "."
+
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
@@ -37,7 +43,7 @@ class Mark:
 COMMAND_LINE = Mark("command line")
 
 
-class ConfigError(Exception):
+class ConfigError(ToldError):
     """A config that cannot be used.
 
     ``str(error)`` is one line: ``configs/x.yaml:12: model.positon: unknown key 'positon'; …``.
