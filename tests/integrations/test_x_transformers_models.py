@@ -494,3 +494,28 @@ def test_what_x_transformers_lacks_is_named_and_the_model_stays(position, reason
     with pytest.raises(FlagError, match=reason):
         revert(model)
     assert before == (classes(model), attributes(model), named(model))
+
+
+def held_for_the_backward(model, n):
+    """Bytes that a forward pass keeps for the gradients."""
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(tokens(n, b=1)).square().mean().backward()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name not in ("per row", "projected")])
+def test_training_holds_memory_that_grows_with_the_length_not_its_square(name):
+    wrapper = WRAPPERS.get(name, {}) | {"max_seq_len": 512}
+    model = built(SCHEMES[name], wrapper).train()
+    square = 4 * HEADS * 512**2  # one layer's logits in float32
+    assert held_for_the_backward(model, 512) > 2 * square
+    convert(model)
+    short, long = (held_for_the_backward(model, n) for n in (256, 512))
+    assert long < 2.1 * short
+    assert long < square
