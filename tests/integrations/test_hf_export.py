@@ -12,12 +12,15 @@ import torch
 import yaml
 from hf_models import TOKENS, model_of
 from lm_eval.tasks import TaskManager
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from xcope import integrations
 from xcope.config import load_config
+from xcope.data.tokenizer import train_tokenizer
 from xcope.integrations.transformers import XCopeConfig, XCopeForCausalLM
 from xcope.integrations.transformers.export import export, tokenizer_of
 from xcope.tasks import task, tasks
@@ -151,6 +154,51 @@ def test_the_tokenizer_of_every_task_encodes_and_decodes_as_the_task(name, tmp_p
     else:
         with pytest.raises(Exception, match="Missing"):
             tokenizer.encode("no-such-word")
+
+
+def _bpe(end):
+    """A tokenizer of its own, with or without a token that ends documents."""
+    made = Tokenizer.from_str(train_tokenizer([TEXT], 290).json)
+    if not end:
+        made = Tokenizer(models.BPE(json.loads(made.to_str())["model"]["vocab"], []))
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+        made.add_tokens([AddedToken("[PAD]", special=True)])
+    return made
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["with an end", "without"])
+def test_the_tokenizer_of_a_text_is_the_one_it_was_trained_with(end, tmp_path):
+    made = _bpe(end)
+    made.post_processor = TemplateProcessing(  # adds what the model has never seen
+        single="( $A )", special_tokens=[(mark, made.token_to_id(mark)) for mark in "()"]
+    )
+    made.enable_truncation(8)
+    made.save(str(tmp_path / "own.json"))
+    text = task("text", {"corpus": __file__, "tokenizer": str(tmp_path / "own.json")}, data=False)
+    tokenizer_of(text).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for words in (TEXT, "<|endoftext|> [PAD]\0", "日本語", ""):
+        assert tokenizer(words)["input_ids"] == text.encode(words)
+        assert tokenizer.decode(text.encode(words)) == text.decode(text.encode(words))
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == text.reads.separator
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.pad_token == ("<pad>" if end else "[PAD]")
+    # rows that have ended are filled with it, and go on beside the others
+    config = XCopeConfig(num_tokens=text.num_tokens, dim=32, heads=2, position="alibi")
+    model, batch = XCopeForCausalLM(config).eval(), tokenizer(["def", "return"], padding=True)
+    ids, mask = (torch.tensor(batch[name]) for name in ("input_ids", "attention_mask"))
+    first = model.generate(ids[:1], attention_mask=mask[:1], max_new_tokens=1)[0, -1].item()
+    assert model.generate(ids[1:], attention_mask=mask[1:], max_new_tokens=1)[0, -1] != first
+    ended = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        eos_token_id=first,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    new = ended[0, ids.shape[1] :].tolist()
+    assert new[0] == first
+    assert set(new[1:]) == {tokenizer.pad_token_id}
 
 
 def test_either_library_may_be_imported_first_and_ours_not_at_all(tmp_path, monkeypatch):

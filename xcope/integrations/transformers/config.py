@@ -19,7 +19,7 @@ TYPING_SLIP = 0.85
 """How alike a keyword and one of our flags must be for it to be a slip, and not for others."""
 
 
-class XCopeConfig(PreTrainedConfig):
+class XCopeConfig(PreTrainedConfig):  # type: ignore[misc]
     """The model section of a config, with the number of tokens: all that builds the decoder.
 
         XCopeConfig(num_tokens=256, dim=64, depth=2, heads=4, position="cope", cope_max_pos=64)

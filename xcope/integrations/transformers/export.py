@@ -16,18 +16,23 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from xcope import files, markdown
 from xcope.config import Config, build_task
+from xcope.data.tokenizer import END
 from xcope.errors import FlagError
 from xcope.integrations.transformers.config import XCopeConfig
 from xcope.integrations.transformers.model import XCopeForCausalLM
 from xcope.modules import TransformerWrapper
 from xcope.tasks import Task
+from xcope.tasks.corpus import CorpusTask
 from xcope.training import RunFolder, load_run
 from xcope.training.errors import RunError
 from xcope.training.metrics import METRICS
 from xcope.training.sampling import example_prompt
 
-PADDING = "<pad>"
-"""What fills rows of unlike lengths where no token of the task can; the model never reads it."""
+PAD = "<pad>"
+PADDINGS = ("[PAD]", "<|pad|>", "<|padding|>", PAD)
+"""What fills rows of unlike lengths: one of these that a tokenizer has, else the last."""
+MOST_TRIED = 4096
+"""Tokens that a tokenizer is tried with."""
 
 
 def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
@@ -82,20 +87,38 @@ def exported_model(config: Config, model: TransformerWrapper) -> XCopeForCausalL
         exported = XCopeForCausalLM(settings)
     weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     exported.model.load_state_dict(weights, assign=True)
-    return exported.eval()
+    exported.eval()
+    return exported
 
 
 def tokenizer_of(task: Task) -> PreTrainedTokenizerFast | None:
-    """A tokenizer that encodes and decodes as the task does; None where neither kind fits.
+    """A tokenizer that encodes and decodes as the task does; None where no kind fits.
 
-    Words between spaces, or UTF-8 bytes whose ids are the bytes. The zero byte, which ends each
-    file of a corpus, begins and ends texts, too.
+    That of the task's own text; words between spaces; or UTF-8 bytes, whose ids are the bytes. What
+    ends a document begins and ends texts. Rows are filled with a token of no meaning, which is not
+    in the vocabulary of the model unless the tokenizer brought it: `XCopeForCausalLM` never reads
+    what is masked.
     """
-    for made in (_words, _bytes):
+    for made in (_own, _words, _bytes):
         tokenizer = made(task)
         if tokenizer is not None and _agrees(tokenizer, task):
             return tokenizer
     return None
+
+
+def _own(task: Task) -> PreTrainedTokenizerFast | None:
+    own = task.reads if isinstance(task, CorpusTask) else None
+    if own is None or own.json is None:
+        return None
+    # the model was trained on texts to which nothing is added, and from which nothing is cut
+    plain = json.loads(own.json) | {"post_processor": None, "truncation": None, "padding": None}
+    made = Tokenizer.from_str(json.dumps(plain))
+    if own.end is None:
+        made.add_special_tokens([END])
+    end = own.end or END
+    if made.token_to_id(end) != own.separator:
+        return _fast(made)
+    return _fast(made, bos_token=end, eos_token=end)
 
 
 def _words(task: Task) -> PreTrainedTokenizerFast | None:
@@ -104,7 +127,7 @@ def _words(task: Task) -> PreTrainedTokenizerFast | None:
         return None
     made = Tokenizer(models.WordLevel(vocab={word: token for token, word in enumerate(words)}))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _fast(made, pad_token=PADDING)
+    return _fast(made)
 
 
 def _bytes(task: Task) -> PreTrainedTokenizerFast | None:
@@ -114,12 +137,14 @@ def _bytes(task: Task) -> PreTrainedTokenizerFast | None:
     made = Tokenizer(models.BPE(vocab={letters[byte]: byte for byte in range(256)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    return _fast(made, pad_token=letters[0], bos_token=letters[0], eos_token=letters[0])
+    return _fast(made, bos_token=letters[0], eos_token=letters[0])
 
 
 def _fast(made: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    padding = next(name for name in PADDINGS if made.token_to_id(name) is not None or name == PAD)
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
+        pad_token=padding,
         padding_side="left",  # what generate() needs
         split_special_tokens=True,  # a text that looks like a special token is a text
         clean_up_tokenization_spaces=False,
@@ -128,8 +153,10 @@ def _fast(made: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def _agrees(tokenizer: PreTrainedTokenizerFast, task: Task) -> bool:
-    """Whether both encode and decode every token, and all of them in a row, alike."""
-    every = list(range(task.num_tokens))
+    """Whether both encode and decode tokens alike, one by one and in a row."""
+    every = list(range(0, task.num_tokens, 1 + task.num_tokens // MOST_TRIED))
+    if isinstance(task, CorpusTask) and task.reads.json is not None and task.reads.end is None:
+        every = [token for token in every if token != task.reads.separator]  # here it has a name
     for tokens in (every, every[::-1], *([token] for token in every)):
         text = task.decode(tokens)
         try:

@@ -263,6 +263,8 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As transformers'; a text that is too long for a table of places is seen by its end."""
+        # padding of rows, those that have ended among them, need not be of the vocabulary
+        input_ids = input_ids.masked_fill(input_ids >= self.config.vocab_size, 0)
         limit = self.model.max_table_len
         if limit is not None and not kwargs.get("use_cache") and inputs_embeds is None:
             input_ids = input_ids[:, -limit:]
@@ -448,7 +450,7 @@ class LayerCache(CacheLayerMixin):  # type: ignore[misc]
         chosen = torch.arange(self.rows, device=indices.device)[indices]
 
         def select(t: Tensor) -> Tensor:
-            streams = t.unflatten(0, (self.rows, -1))
+            streams = t.view(self.rows, -1, *t.shape[1:])
             return streams.index_select(0, chosen.to(t.device)).flatten(0, 1)
 
         self._change(select, len(chosen), self.length)
@@ -567,7 +569,7 @@ def _hidden_states(inter: Any, ids: Tensor) -> tuple[Tensor, ...]:
     rows, n = ids.shape
     found = (inter.hiddens[0], *inter.block_hiddens)
     # memory tokens stand before the tokens; residual streams are rows, and summed at the end
-    return tuple(t[:, -n:].unflatten(0, (rows, -1)).sum(1) for t in found)
+    return tuple(t[:, -n:].reshape(rows, -1, n, t.shape[-1]).sum(1) for t in found)
 
 
 def _attentions(inter: Any) -> tuple[Tensor, ...]:
