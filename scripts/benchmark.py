@@ -10,14 +10,14 @@ import signal
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
 
-import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import click
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks/ is
@@ -38,29 +38,12 @@ EXAMPLES = """
 python scripts/benchmark.py cope
 python scripts/benchmark.py schemes
 python scripts/benchmark.py cope --threads 1 --out /tmp/one-thread
-python scripts/benchmark.py schemes --only rotary alibi --out /tmp/two
+python scripts/benchmark.py schemes --only rotary,alibi --out /tmp/two
 python scripts/benchmark.py schemes --quick --out /tmp/quick
 """
 
 MOST_THREADS = 4096
 T = TypeVar("T")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = cli.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("what", choices=["cope", "schemes"])
-    parser.add_argument(
-        "--only", nargs="+", metavar="SCHEME", help="of the schemes, measure only these"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=cli.path, help="folder (default: results/<what>-cpu)")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="short inputs, once: whether it runs, not what it costs",
-    )
-    return parser
 
 
 def printed(found: Iterable[T]) -> list[T]:
@@ -72,20 +55,18 @@ def printed(found: Iterable[T]) -> list[T]:
     return kept
 
 
-def measure_cope(args: argparse.Namespace, out: Path) -> None:
+def measure_cope(out: Path, threads: int, quick: bool) -> None:
     """Measure CoPE attention, print each figure as it comes, write the report."""
-    if args.only:
-        raise FlagError("only", f"--only is for the benchmark of schemes, not of {args.what}")
-    scale = cope_workloads.QUICK if args.quick else cope_workloads.FULL
-    announce(args.threads)
+    scale = cope_workloads.QUICK if quick else cope_workloads.FULL
+    announce(threads)
     begun = time.perf_counter()
     measured = cope_report.Measured(
-        command=command(),
+        command=typed(),
         scale=scale,
-        bars=printed(bars(scale, args.threads)),
+        bars=printed(bars(scale, threads)),
         saturation=printed(saturation(scale)),
         variants=printed(variants(scale)),
-        points=printed(curves(scale, args.threads)),
+        points=printed(curves(scale, threads)),
         breakdowns=printed(breakdowns(scale)),
         buffers=buffers(scale),
         seconds=time.perf_counter() - begun,
@@ -93,24 +74,23 @@ def measure_cope(args: argparse.Namespace, out: Path) -> None:
     cope_report.write(out, measured)
 
 
-def measure_schemes(args: argparse.Namespace, out: Path) -> None:
+def measure_schemes(out: Path, threads: int, quick: bool, names: Sequence[str]) -> None:
     """Measure every scheme, print what each costs as it comes, write the report."""
-    names = args.only or list(schemes())
     for name in names:
         parse(name)  # refuses what is no scheme
-    scale = schemes_workloads.QUICK if args.quick else schemes_workloads.FULL
-    announce(args.threads)
+    scale = schemes_workloads.QUICK if quick else schemes_workloads.FULL
+    announce(threads)
     begun = time.perf_counter()
     measured = schemes_report.Measured(
-        command=command(),
+        command=typed(),
         scale=scale,
-        costs=printed(costs(names, scale, args.threads)),
+        costs=printed(costs(names, scale, threads)),
         seconds=time.perf_counter() - begun,
     )
     schemes_report.write(out, measured)
 
 
-def command() -> str:
+def typed() -> str:
     """What was typed."""
     return shlex.join(["python", *sys.argv])
 
@@ -121,17 +101,37 @@ def announce(threads: int) -> None:
     print(machine(), flush=True)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Measure what was asked for."""
-    if args.threads < 1:
-        raise FlagError("threads", f"--threads {args.threads} must be at least 1")
-    if args.threads > MOST_THREADS:
-        raise FlagError("threads", f"--threads {args.threads} must be at most {MOST_THREADS}")
-    out = args.out or Path(f"results/{args.what}-cpu")
-    measure = measure_cope if args.what == "cope" else measure_schemes
-    measure(args, out)
+@cli.command(EXAMPLES)
+@click.argument("what", type=click.Choice(["cope", "schemes"]))
+@click.option(
+    "--only",
+    type=cli.NamesType(),
+    metavar="SCHEME,…",
+    help="of the schemes, measure only these",
+)
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--out", type=cli.PATH, help="folder (default: results/<what>-cpu)")
+@click.option(
+    "--quick", is_flag=True, help="short inputs, once: whether it runs, not what it costs"
+)
+def command(what: str, only: list[str] | None, threads: int, out: Path | None, quick: bool) -> None:
+    """Measure what positions cost over what people know: bars, pictures, a report.
+
+    ``cope`` is about CoPE attention, ``schemes`` about every scheme.
+    """
+    if threads < 1:
+        raise FlagError("threads", f"--threads {threads} must be at least 1")
+    if threads > MOST_THREADS:
+        raise FlagError("threads", f"--threads {threads} must be at most {MOST_THREADS}")
+    if what == "cope" and only:
+        raise FlagError("only", f"--only is for the benchmark of schemes, not of {what}")
+    out = out or Path(f"results/{what}-cpu")
+    if what == "cope":
+        measure_cope(out, threads, quick)
+    else:
+        measure_schemes(out, threads, quick, only or list(schemes()))
     print(f"\nWritten: {out}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(parser(), main))
+    sys.exit(cli.run(command))

@@ -7,9 +7,10 @@ import signal
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
 
-import argparse
 import sys
 from pathlib import Path
+
+import click
 
 from xcope import cli
 
@@ -24,33 +25,23 @@ python scripts/gallery.py --only cope,rotary --out /tmp/gallery
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = cli.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("--out", type=cli.path, default=ROOT / "docs" / "schemes")
-    parser.add_argument(
-        "--only",
-        type=names,
-        default=[],
-        metavar="SCHEME,…",
-        help="these schemes' pictures and pages, without the contact sheet and the README",
-    )
-    parser.add_argument("--pages", action="store_true", help="only the Markdown")
-    return parser
-
-
-def names(text: str) -> list[str]:
-    """``cope,rotary`` → the two names."""
-    return [name for part in text.split(",") if (name := part.strip())]
-
-
-def main(args: argparse.Namespace) -> None:
-    """Write the files."""
-    files = write_pages(args.out, ROOT, args.only)
-    if not args.pages:
-        files += write_pictures(args.out, ROOT, args.only)
-    print(f"Written: {len(files)} files in {args.out}")
+@cli.command(EXAMPLES)
+@click.option("--out", type=cli.PATH, default=ROOT / "docs" / "schemes")
+@click.option(
+    "--only",
+    type=cli.NamesType(),
+    default=[],
+    metavar="SCHEME,…",
+    help="these schemes' pictures and pages, without the contact sheet and the README",
+)
+@click.option("--pages", is_flag=True, help="only the Markdown")
+def command(out: Path, only: list[str], pages: bool) -> None:
+    """Draw what each positional scheme does to attention, and write its page."""
+    files = write_pages(out, ROOT, only)
+    if not pages:
+        files += write_pictures(out, ROOT, only)
+    print(f"Written: {len(files)} files in {out}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(parser(), main))
+    sys.exit(cli.run(command))

@@ -10,7 +10,6 @@ import signal
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback
 
-import argparse
 import os
 import shlex
 import sys
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks/ is
@@ -33,13 +33,13 @@ from benchmarks.gpu.report import OutOfTimeError, Record, folder_name, packages,
 from benchmarks.measure import reason
 from xcope import cli
 from xcope.environment import device_name
-from xcope.errors import FlagError
+from xcope.errors import FlagError, ToldError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
 python scripts/gpu_check.py
 python scripts/gpu_check.py --only correctness
-python scripts/gpu_check.py --only cope bars --out /tmp/cope
+python scripts/gpu_check.py --only cope,bars --out /tmp/cope
 python scripts/gpu_check.py --full
 python scripts/gpu_check.py --quick
 """
@@ -60,49 +60,23 @@ CASES_AT_MOST = 150.0  # seconds for the cases of a part
 MEMORY_OF_A_JOB = 5 * 2**30
 
 
-class NotCorrectError(Exception):
+class NotCorrectError(ToldError):
     """Some results are not what they should be; the report says which."""
 
     exit_code = 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = cli.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--only", nargs="+", choices=[*GROUPS, *PARTS], metavar="PART",
-        help=f"run only these: {', '.join([*GROUPS, *PARTS])}",
-    )  # fmt: skip
-    parser.add_argument("--out", type=cli.path, help="folder (default: results/gpu-<name>)")
-    parser.add_argument("--full", action="store_true", help="measure more, with no bars")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="tiny shapes, on a CPU where there is no GPU: whether it works, not what it costs",
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=15, help="begin nothing new after these (default: 15)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        help="processes that compare side by side (default: by cores and memory); 0: none but this",
-    )
-    return parser
-
-
-def chosen(args: argparse.Namespace) -> list[str]:
+def chosen(only: Sequence[str], full: bool) -> list[str]:
     """The parts to run, in order."""
-    named = args.only or list(GROUPS)
-    parts = {part for name in named for part in GROUPS.get(name, (name,))}
-    parts |= {"kernels"} if args.full else set()
-    return [part for part in PARTS if part in parts] + ["more"] * args.full
+    parts = {part for name in only or GROUPS for part in GROUPS.get(name, (name,))}
+    parts |= {"kernels"} if full else set()
+    return [part for part in PARTS if part in parts] + ["more"] * full
 
 
-def jobs_for(args: argparse.Namespace, device: torch.device) -> int:
+def jobs_for(jobs: int | None, device: torch.device) -> int:
     """As many processes as cores and memory of the GPU allow."""
-    if args.jobs is not None or device.type != "cuda":
-        return args.jobs or 0
+    if jobs is not None or device.type != "cuda":
+        return jobs or 0
     fit = torch.cuda.get_device_properties(device).total_memory // MEMORY_OF_A_JOB
     return int(max(1, min((os.cpu_count() or 1) - 2, fit)))
 
@@ -208,19 +182,51 @@ def measure(record: Record, part: str, bench: Bench) -> None:
         record.leave(f"{TITLES[part]}: {reason(error)}")
 
 
-def command() -> str:
+def typed() -> str:
     """What was typed."""
     return shlex.join(["python", *sys.argv])
 
 
-def main(args: argparse.Namespace) -> None:
-    """Check what was asked for."""
-    on_cuda = torch.cuda.is_available()
-    if not on_cuda and not args.quick:
+@cli.command(EXAMPLES)
+@click.option(
+    "--only",
+    type=cli.NamesType(*GROUPS, *PARTS),
+    default=[],
+    metavar="PART,…",
+    help=f"run only these: {', '.join([*GROUPS, *PARTS])}",
+)
+@click.option("--out", type=cli.PATH, help="folder (default: results/gpu-<name>)")
+@click.option("--full", is_flag=True, help="measure more, with no bars")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="tiny shapes, on a CPU where there is no GPU: whether it works, not what it costs",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    default=15,
+    show_default=True,
+    help="begin nothing new after these",
+)
+@click.option(
+    "--jobs",
+    type=int,
+    help="processes that compare side by side (default: by cores and memory); 0: none but this",
+)
+def command(
+    only: list[str], out: Path | None, full: bool, quick: bool, minutes: float, jobs: int | None
+) -> None:
+    """Check a GPU: correctness against float64, then what CoPE costs there; a report of both.
+
+    Ends with 1 if a result is not correct, with 0 if only a bar of cost is missed.
+    """
+    on_cuda, parts = torch.cuda.is_available(), chosen(only, full)
+    if not on_cuda and not quick:
         raise FlagError(
             "quick", "there is no CUDA device here: only --quick runs without one, on tiny shapes"
         )
-    tested = set(chosen(args)) & set(GROUPS["correctness"])
+    tested = set(parts) & set(GROUPS["correctness"])
     if tested and not (find_spec("pytest") and find_spec("hypothesis")):
         raise FlagError(
             "only",
@@ -229,12 +235,12 @@ def main(args: argparse.Namespace) -> None:
         )
     device = torch.device("cuda" if on_cuda else "cpu")
     name = folder_name(device)
-    out = args.out or Path(f"runs/gpu-{name}-quick" if args.quick else f"results/gpu-{name}")
+    out = out or Path(f"runs/gpu-{name}-quick" if quick else f"results/gpu-{name}")
     out.mkdir(parents=True, exist_ok=True)
-    record = Record(out, command(), device, chosen(args), args.quick, args.minutes)
+    record = Record(out, typed(), device, parts, quick, minutes)
     record.say(f"{device_name(device)}; {packages()}")
     try:
-        run_parts(record, args.quick, jobs_for(args, device))
+        run_parts(record, quick, jobs_for(jobs, device))
     except OutOfTimeError as error:
         record.leave(str(error))
         write(record)
@@ -258,4 +264,4 @@ def finish(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(parser(), main, errors=(NotCorrectError,)))
+    sys.exit(cli.run(command))

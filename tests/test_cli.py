@@ -1,44 +1,104 @@
 """What the scripts share: exit codes and single lines instead of tracebacks."""
 
-import argparse
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from xcope import cli
+from xcope import cli, errors
 from xcope.config import ConfigError
 from xcope.errors import FlagError
-from xcope.training import RunDivergedError, RunError, RunInterruptedError, errors
+from xcope.training import RunDivergedError, RunError, RunInterruptedError
 
 
-def call(main: Callable[[argparse.Namespace], None], *arguments: str) -> int:
-    parser = cli.parser("What it does.", "python scripts/it.py x\npython scripts/it.py y")
-    parser.prog = "it.py"
-    parser.add_argument("config", nargs="?")
-    parser.add_argument("rest", nargs="*")
-    parser.add_argument("--out")
-    return cli.run(parser, main, arguments)
+def call(body: Callable[[], object], *arguments: str) -> int:
+    @cli.command("xcope it x\nxcope it y")
+    @click.argument("config", required=False)
+    @click.argument("rest", nargs=-1)
+    @click.option("--out")
+    @click.option("--overwrite", is_flag=True)
+    def command(**given: object) -> None:
+        """What it does."""
+        SEEN.append(given)
+        body()
+
+    return cli.run(command, arguments, prog="it.py")
 
 
-def raiser(error: BaseException) -> Callable[[argparse.Namespace], None]:
-    def main(args: argparse.Namespace) -> None:
+SEEN: list[dict[str, object]] = []
+
+
+def raiser(error: BaseException) -> Callable[[], None]:
+    def body() -> None:
         raise error
 
-    return main
+    return body
 
 
 def test_success_is_zero_and_positional_arguments_may_surround_options():
-    seen = []
-    assert call(seen.append, "x.yaml", "a=1", "--out", "o", "b=2") == 0
-    assert vars(seen[0]) == {"config": "x.yaml", "rest": ["a=1", "b=2"], "out": "o"}
+    assert call(lambda: None, "x.yaml", "a=1", "--out", "o", "b=2") == 0
+    expected = {"config": "x.yaml", "rest": ("a=1", "b=2"), "out": "o", "overwrite": False}
+    assert SEEN.pop() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--overwite"], "no such option '--overwite'. Did you mean '--overwrite'?"),
+        (["--out"], "option '--out' requires an argument"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_one_line(capsys, arguments, words):
+    assert call(lambda: None, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"it.py: error: {words}")
+    assert err.count("\n") == 1
+
+
+def test_a_command_that_is_misspelt_is_named():
+    ended = xcope("trian", "x.yaml")
+    assert ended.returncode == 2
+    assert "no command 'trian'" in ended.stderr
+    assert "did you mean 'train'?" in ended.stderr
+
+
+def test_an_error_names_the_command_as_it_was_typed(tmp_path):
+    ended = xcope("train", tmp_path / "gone.yaml")
+    expected = f"python -m xcope train: error: {tmp_path}/gone.yaml: there is no such file\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", expected)
+
+
+def xcope(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """``python -m xcope …``."""
+    return subprocess.run(
+        [sys.executable, "-m", "xcope", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_command_has_examples_that_name_it_and_configs_that_exist():
+    root = Path(__file__).parents[1]
+    context = click.Context(cli.xcope, info_name="xcope")
+    names = cli.xcope.list_commands(context)
+    assert {"train", "compare", "evaluate", "sample", "gates"} <= set(names)
+    for name in names:
+        one = cli.xcope.get_command(context, name)
+        text = one.get_help(click.Context(one, parent=context, info_name=name))
+        assert f"xcope {name}" in text.partition("examples:\n")[2], name
+        assert all((root / config).is_file() for config in re.findall(r"configs/\S+\.yaml", text))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +116,6 @@ def test_errors_of_the_user_are_one_line(capsys, error, code):
     assert call(raiser(error)) == code
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"it.py: error: {error}\n")
-
-
-def test_a_script_can_name_errors_of_its_own(capsys):
-    parser = cli.parser("", "")
-    assert cli.run(parser, raiser(KeyError("mine")), [], errors=(KeyError,)) == 2
-    assert "mine" in capsys.readouterr().err
 
 
 def test_other_errors_are_bugs_and_keep_their_traceback():
@@ -113,7 +167,7 @@ def test_the_traceback_of_an_error_can_be_asked_for(capsys, monkeypatch):
 CHATTY = (
     "import sys\n"
     "from xcope import cli\n"
-    "sys.exit(cli.run(cli.parser('', ''), lambda args: print('σ…🧪')))\n"
+    "sys.exit(cli.run(cli.command('')(lambda: print('σ…🧪')), []))\n"
 )
 
 
@@ -164,18 +218,14 @@ def test_every_text_file_names_its_encoding():
 def test_ctrl_c_and_sigterm_end_in_130(capsys):
     usual = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM):
-        assert call(lambda args, number=number: signal.raise_signal(number)) == 130
+        assert call(lambda number=number: signal.raise_signal(number)) == 130
         assert capsys.readouterr().err == "it.py: stopped\n"
     assert signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_help_ends_with_the_examples(capsys):
-    with pytest.raises(SystemExit) as end:
-        call(lambda args: None, "--help")
-    assert end.value.code == 0
-    assert capsys.readouterr().out.endswith(
-        "examples:\n  python scripts/it.py x\n  python scripts/it.py y\n"
-    )
+    assert call(lambda: None, "--help") == 0
+    assert capsys.readouterr().out.endswith("examples:\n  xcope it x\n  xcope it y\n")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
@@ -183,7 +233,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
     program.write_text(
         "import sys\n"
         "from xcope import cli\n"
-        "sys.exit(cli.run(cli.parser('', ''), lambda args: print('x\\n' * 100_000)))\n"
+        "sys.exit(cli.run(cli.command('')(lambda: print('x\\n' * 100_000)), []))\n"
     )
     root = str(Path(__file__).parents[1])
     ended = subprocess.run(

@@ -5,6 +5,18 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Iterable
+from typing import ClassVar
+
+from safetensors import SafetensorError
+
+MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "invalid size, maximum",
+)
+"""How PyTorch, CUDA and the system say that a tensor does not fit; they raise RuntimeError."""
 
 
 class FlagError(ValueError):
@@ -19,6 +31,32 @@ class FlagError(ValueError):
     def __init__(self, flag: str, message: str) -> None:
         super().__init__(message)
         self.flag = flag
+
+
+class ToldError(Exception):
+    """An error whose words are for people: what they asked for cannot be done as it is."""
+
+    exit_code: ClassVar[int] = 2
+    """What a command that ends with this error returns to the shell."""
+
+
+def told(error: Exception) -> str | None:
+    """What a person reads of an error, one line or a few; None for a bug of ours."""
+    text = str(error)
+    if isinstance(error, ToldError | FlagError):
+        return text
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in MEMORY_WORDS)
+    ):
+        first = text.partition("\n")[0]
+        return f"there is not enough memory: smaller batches, lengths or models need less. {first}"
+    if isinstance(error, OSError):
+        return text or type(error).__name__
+    if isinstance(error, SafetensorError):  # its own words name no file, but the reason
+        return f"a file of tensors cannot be written or read: {text}"
+    if isinstance(error, UnicodeError):
+        return f"text that cannot be read or written as it is: {text}"
+    return None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

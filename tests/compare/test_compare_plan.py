@@ -54,7 +54,7 @@ def test_a_swept_task_is_a_part_of_the_task(tmp_path):
 def test_a_config_without_a_sweep_is_refused(tmp_path):
     file = tmp_path / "one.yaml"
     file.write_text(repr({**TINY, "model": {**TINY["model"], "position": "none"}, "sweep": {}}))
-    with pytest.raises(CompareError, match=r"no sweep.*scripts/train\.py"):
+    with pytest.raises(CompareError, match=r"no sweep.*xcope train"):
         plan(load_config(file, sweep=True), tmp_path)
 
 

@@ -6,7 +6,7 @@ import time
 from io import StringIO
 from pathlib import Path
 
-from compare_runs import NAMES, files, start_compare
+from compare_runs import NAMES, REPO, files, start_compare
 from rich.console import Console
 
 from xcope.compare import compare
@@ -128,4 +128,4 @@ def test_mistakes_end_in_one_line_and_code_2(made, tmp_path, script):
 def test_help_shows_examples(script):
     code, out, _ = script("--help")
     assert code == 0
-    assert "python scripts/compare.py configs/quickstart.yaml" in out
+    assert f"python {REPO}/scripts/compare.py configs/quickstart.yaml" in out

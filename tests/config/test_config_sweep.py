@@ -77,7 +77,7 @@ def test_a_copy_that_was_changed_expands_as_it_is_now(swept):
 
 def test_one_run_cannot_have_a_sweep(swept, error):
     assert str(error(swept)) == (
-        "swept.yaml:2: sweep: a sweep is many runs, but this is for one: use scripts/compare.py, "
+        "swept.yaml:2: sweep: a sweep is many runs, but this is for one: use xcope compare, "
         "or drop the sweep with sweep=null"
     )
     assert load_config(swept, ["sweep=null"]).sweep == {}

@@ -82,7 +82,7 @@ def test_what_is_not_correct_ends_in_1_after_all_the_rest(
     script, tmp_path, monkeypatch, backend, told
 ):
     monkeypatch.setitem(cope.BACKENDS, "tiled", backend)
-    ended = script("gpu_check", "--quick", "--only", "cope", "bars", "--out", tmp_path)
+    ended = script("gpu_check", "--quick", "--only", "cope,bars", "--out", tmp_path)
     assert ended.code == 1
     assert "are not correct" in ended.err
     assert "Traceback" not in ended.err

@@ -19,8 +19,8 @@ def test_a_run_prints_results_and_the_next_commands(script, tiny_yaml, tmp_path,
     assert (tmp_path / folder / "results.json").is_file()
     for part in ("in_distribution", "dense", "sparse", "error %", "rotary"):
         assert part in ended.out
-    assert f"python scripts/evaluate.py {folder}" in ended.out
-    assert f"python scripts/sample.py {folder}" in ended.out
+    assert f"python {REPO}/scripts/evaluate.py {folder}" in ended.out
+    assert f"python {REPO}/scripts/sample.py {folder}" in ended.out
     assert "step 6/6" in ended.err
     # the commands do what they say
     assert script("evaluate", folder).code == 0
@@ -49,7 +49,7 @@ def test_a_stopped_process_saves_and_its_own_advice_goes_on(
     assert "Traceback" not in err
     assert out == ""
     advice = err.strip().splitlines()[-1].split()
-    assert advice == ["python", "scripts/train.py", "--resume", str(run)]
+    assert advice == ["python", f"{REPO}/scripts/train.py", "--resume", str(run)]
 
     step = json.loads((run / "checkpoint" / "state.json").read_text())["state"]["step"]
     assert 3 <= step < 500
@@ -78,7 +78,7 @@ def test_help_shows_examples_that_name_the_script(script):
     for name in ("train", "evaluate", "sample"):
         ended = script(name, "--help")
         assert ended.code == 0
-        assert f"examples:\n  python scripts/{name}.py" in ended.out
+        assert f"examples:\n  python {REPO}/scripts/{name}.py" in ended.out
         configs = re.findall(r"configs/\S+\.yaml", ended.out)
         assert all((REPO / config).is_file() for config in configs)
 

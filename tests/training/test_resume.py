@@ -43,7 +43,7 @@ def test_after_ctrl_c_the_numbers_are_those_of_an_uninterrupted_run(
 ):
     config = tiny(*DROPOUT, "model.depth=2")
     train(config, tmp_path / "whole")
-    with pytest.raises(RunInterruptedError, match=r"scripts/train.py --resume .*cut"):
+    with pytest.raises(RunInterruptedError, match=r"xcope train --resume .*cut"):
         train(config, tmp_path / "cut", reporter=At(step, press_ctrl_c))
     assert not (tmp_path / "cut" / "results.json").exists()
     reporter = At(0, crash)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from xcope.errors import did_you_mean, listing
+from xcope.errors import ToldError, did_you_mean, listing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Mark:
 COMMAND_LINE = Mark("command line")
 
 
-class ConfigError(Exception):
+class ConfigError(ToldError):
     """A config that cannot be used.
 
     ``str(error)`` is one line: ``configs/x.yaml:12: model.positon: unknown key 'positon'; …``.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xcope import invocation
 from xcope.config.build import make_model_for, make_task
 from xcope.config.check import checked, typed
 from xcope.config.compose import compose, override
@@ -47,8 +48,8 @@ def load_config(
         return checked(tree, data=data)
     if not sweep:
         raise ConfigError(
-            "a sweep is many runs, but this is for one: use scripts/compare.py, or drop the sweep "
-            "with sweep=null",
+            f"a sweep is many runs, but this is for one: use {invocation.command('compare')}, or "
+            "drop the sweep with sweep=null",
             "sweep",
             tree.mark_of(("sweep",)),
         )

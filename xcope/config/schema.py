@@ -194,7 +194,7 @@ class Config(Section):
     out: Folder | None = None
     """Folder of the run; ``~`` and ``$NAME`` are replaced."""
     sweep: dict[str, list[Any]] = {}
-    """Key → values to try; a run for each combination (scripts/compare.py)."""
+    """Key → values to try; a run for each combination (``xcope compare``)."""
     tune: TuneConfig | None = None
     """What is picked for each scheme of a sweep before its runs."""
     baseline: str | None = None

@@ -3,6 +3,7 @@
 from xcope.inspect.labels import token_labels
 from xcope.inspect.page import page
 from xcope.inspect.picture import picture
+from xcope.inspect.table import summary_table
 from xcope.inspect.trace import trace
 from xcope.inspect.traced import HeadSummary, LayerTrace, Trace, summary
 
@@ -13,6 +14,7 @@ __all__ = [
     "page",
     "picture",
     "summary",
+    "summary_table",
     "token_labels",
     "trace",
 ]

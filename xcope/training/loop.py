@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcope import invocation
 from xcope.config import Config, TrainConfig, build_task, check_data
 from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
@@ -218,7 +219,7 @@ def how_to_go_on(run: RunFolder) -> str:
     step = checkpoint.load_state(run.checkpoint)["step"]
     return (
         f"stopped; the checkpoint after step {step} is in {run.path}. To go on:\n"
-        f"  python scripts/train.py --resume {shlex.quote(str(run.path))}"
+        f"  {invocation.command('train')} --resume {shlex.quote(str(run.path))}"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xcope import invocation
 from xcope.config import Config, ConfigError, build_task, expand_sweep
 from xcope.errors import did_you_mean, listing
 from xcope.training import RunError, RunFolder, safe_name
@@ -104,7 +105,7 @@ def plan(config: Config, out: Path) -> list[Run]:
     if not config.sweep:
         raise CompareError(
             "the config has no sweep: add for instance sweep: {model.position: [none, rotary, "
-            "cope], train.seed: [0, 1, 2]}, or train it alone with scripts/train.py"
+            f"cope], train.seed: [0, 1, 2]}}, or train it alone with {invocation.command('train')}"
         )
     swept = combinations(config.sweep)
     configs = [one.model_copy(update={"out": None}) for one in expand_sweep(config, data=False)]

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from xcope.config import Config
+from xcope.errors import told
 from xcope.training import RunInterruptedError, train
-from xcope.training.errors import told
 
 PERIOD = 0.2
 """Seconds between two reports of a run's progress."""

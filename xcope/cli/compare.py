@@ -1,0 +1,87 @@
+"""``xcope compare``: the runs of a sweep side by side, and their report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xcope import cli, invocation
+
+EXAMPLES = """
+xcope compare configs/quickstart.yaml
+xcope compare configs/quickstart.yaml 'sweep.train.seed=[0, 1, 2]' --out runs/seeds
+xcope compare configs/quickstart.yaml train.steps=100 --jobs 1 --threads 2
+xcope compare configs/quickstart.yaml 'sweep.model.position=[none, cope]' --overwrite
+xcope compare configs/quickstart.yaml 'tune.train.lr=[5e-4, 1e-3, 2e-3]' baseline=alibi
+xcope compare configs/quickstart.yaml --show sequence_accuracy --show tokens_per_second
+"""
+
+
+class Shown(click.Option):
+    """``--show``, whose help lists what there is to show, once it is read."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option, and its help with the names."""
+        from xcope.compare.report.columns import COLUMNS
+        from xcope.training.metrics import METRICS
+
+        self.help = f"{self.help}: {', '.join([*METRICS, *COLUMNS])}; may be given several times"
+        return super().get_help_record(ctx)
+
+
+@cli.command(EXAMPLES)
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option("--out", type=cli.PATH, help="folder of the comparison (default: runs/<config>)")
+@click.option("--jobs", type=int, help="runs side by side (default: the usable cores)")
+@click.option("--threads", type=int, default=1, show_default=True, help="threads of each run")
+@click.option("--overwrite", is_flag=True, help="replace a comparison that is in the folder")
+@click.option(
+    "--show",
+    cls=Shown,
+    multiple=True,
+    metavar="NAME",
+    help="a metric or a column that tables, reports and plots show beside the usual ones",
+)
+def command(
+    config: str, overrides: tuple[str, ...], out: Path | None, show: tuple[str, ...], **how: Any
+) -> None:
+    """Train every run of a config's sweep, and compare them: tables, plots, a page.
+
+    The same command goes on with a comparison that was stopped.
+    """
+    from rich.console import Console
+
+    from xcope.compare import CompareFailedError, compare
+    from xcope.config import load_config
+
+    loaded = load_config(config, overrides, sweep=True, data=False)
+    comparison = compare(
+        loaded,
+        out or Path(loaded.out or f"runs/{Path(config).stem}"),
+        show=show,
+        command=again(),
+        **how,
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for table in comparison.tables:
+        console.print(table)
+    console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
+    if comparison.failed_tuning:
+        names = ", ".join(one.run.name for one in comparison.failed_tuning)
+        console.print(f"Tuning runs that failed: {names}", markup=False, soft_wrap=True)
+    if comparison.failed:
+        reasons = [f"\n  {one.run.name}: {one.reason}" for one in comparison.failed]
+        raise CompareFailedError(
+            f"{len(reasons)} of {len(comparison.outcomes)} runs failed; their logs are in "
+            f"{comparison.out / 'logs'}:{''.join(reasons)}"
+        )
+
+
+def again() -> str:
+    """What was typed, without --overwrite: the command that goes on with the comparison."""
+    return shlex.join(word for word in invocation.typed() if word != "--overwrite")
