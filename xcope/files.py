@@ -6,6 +6,9 @@ import json
 import os
 import re
 import stat
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,70 @@ def expanded(path: str | Path) -> Path:
     return Path(text)
 
 
+def located(path: str | Path, folder: str | Path = ".") -> Path:
+    """The absolute path that ``path`` means in ``folder``: expanded, and ``a/../b`` as ``b``.
+
+    Raises:
+        UnknownPathError: see `expanded`; also an empty text.
+    """
+    if not str(path):
+        raise UnknownPathError("path", "an empty text is no path; '.' is the folder itself")
+    there = os.path.lexists(os.path.join(folder, path)) if "\0" not in str(path) else False
+    joined = os.path.join(os.path.abspath(folder), path if there else expanded(path))
+    short = os.path.normpath(joined)
+    # beyond a link to a folder, '..' is the parent of what it leads to
+    return Path(short if os.path.realpath(short) == os.path.realpath(joined) else joined)
+
+
+@dataclass(frozen=True, eq=False)
+class IsPath:
+    """In the annotation of a key of a config: its value is a path, or a list of them.
+
+    Written in a YAML file, a relative path begins at that file's folder, as ``extends`` does; on
+    the command line at the working folder. The config that is read holds it in full.
+
+        corpus: Annotated[str, IsPath()] | None = None
+
+    Args:
+        or_name: a name may stand instead, of a tokenizer, say, or a module: a text is then a path
+            only if it begins as one (``/``, ``./``, ``../``, ``~``, ``$``), ends in one of
+            ``suffixes``, or if there is such a file or folder.
+        suffixes: ``(".json",)``.
+        names: texts that are never a path.
+        keys: of a mapping that may stand instead, which of its values are paths.
+    """
+
+    or_name: bool = False
+    suffixes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    keys: Mapping[str, IsPath] = field(default_factory=dict)
+
+    @staticmethod
+    def of(*annotations: Any) -> IsPath | None:
+        """What an annotation says, also inside another; None where none names a path."""
+        for one in annotations:
+            inner = (*getattr(one, "__metadata__", ()), *typing.get_args(one))
+            found = one if isinstance(one, IsPath) else IsPath.of(*inner)
+            if found is not None:
+                return found
+        return None
+
+    def located(self, text: str, folder: str | Path = ".") -> str:
+        """The path in full, or the name as it stands.
+
+        Raises:
+            UnknownPathError: see `located`.
+        """
+        if text in self.names or (self.or_name and not self._is_path(text, folder)):
+            return text
+        return str(located(text, folder))
+
+    def _is_path(self, text: str, folder: str | Path) -> bool:
+        begins = text in (".", "..") or text.startswith(("/", "./", "../", "~", "$"))
+        ends = bool(self.suffixes) and text.endswith(self.suffixes)
+        return begins or ends or ("\0" not in text and os.path.lexists(os.path.join(folder, text)))
+
+
 def _value(name: re.Match[str]) -> str:
     variable = name[1] or name[2]
     if variable not in os.environ:
@@ -57,15 +124,15 @@ def _value(name: re.Match[str]) -> str:
     return os.environ[variable]
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
 
     Args:
         most: bytes that are read; a larger file is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableError: it is no file, too large, or not UTF-8.
+        UnreadableError: it is no file, or too large.
     """
     try:
         kind = os.stat(path).st_mode
@@ -82,6 +149,17 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
     if len(content) > most:
         raise UnreadableError(f"is too large: at most {most:,} bytes are read")
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark, with ``\\n`` as its line ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: see `read_bytes`; it is not UTF-8.
+    """
+    content = read_bytes(path, most)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,9 +196,14 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file at ``path`` by ``text`` in one step: written beside it, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         fsync(beside)
         beside.replace(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""What schemes and tasks share: each is a class in a file of its own, found by its name.
+"""What can be registered under a name, and by whom: schemes, tasks, metrics, columns.
 
-Its options are dataclass fields. A wrong name, a wrong option or a wrong value is a `FlagError`
-with the nearest right one.
+A scheme and a task is a class in a file of its own, whose options are dataclass fields. A wrong
+name, a wrong option or a wrong value is a `FlagError` with the nearest right one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import os
 import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from xcope.errors import FlagError, did_you_mean, listing
@@ -29,6 +33,12 @@ class Named:
         return {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     @classmethod
+    def annotations(cls) -> Mapping[str, Any]:
+        """Option → its annotation, with what it says besides the type (`xcope.files.IsPath`)."""
+        found = typing.get_type_hints(cls, include_extras=True)
+        return {option: found[option] for option in cls.options()}
+
+    @classmethod
     def flag(cls, option: str) -> str:
         """The flag by which errors name an option."""
         return option
@@ -41,13 +51,77 @@ class Named:
 
 
 N = TypeVar("N", bound=Named)
+T = TypeVar("T")
 
 
-def add(kinds: dict[str, type[N]], kind: type[N], noun: str) -> None:
-    """List a class among ``kinds`` under its name; ``noun`` is the word for them in an error."""
-    if kind.name in kinds:
-        raise ValueError(f"two {noun}s are called {kind.name!r}")
-    kinds[kind.name] = kind
+@dataclass(frozen=True)
+class _Origin:
+    """Who registered something.
+
+    Args:
+        module: the file of the module, or its name where it has none.
+        line: where ``register`` stands, as ``file:line``.
+    """
+
+    module: str
+    line: str
+
+    @classmethod
+    def of(cls, frame: types.FrameType) -> _Origin:
+        """The module that the frame belongs to."""
+        names = frame.f_globals
+        # a plugin is the same one wherever a copy of its file lies; cells of a notebook are one
+        module = names.get("__plugin__") or (
+            names["__name__"] if names["__name__"] == "__main__" else names.get("__file__")
+        )
+        file = os.path.relpath(frame.f_code.co_filename)
+        file = frame.f_code.co_filename if file.startswith("..") else file
+        return cls(str(module or names["__name__"]), f"{file}:{frame.f_lineno}")
+
+
+_ORIGINS: dict[tuple[str, str], _Origin] = {}
+_journals: list[list[tuple[dict[str, Any], str, Any]]] = []
+
+
+def add(kinds: dict[str, T], name: str, one: T, noun: str) -> None:
+    """List something among ``kinds`` under its name, for the module that called ``register``.
+
+    A module that runs again (imported under a second name, reloaded, a cell of a notebook) replaces
+    what it registered before.
+
+    Args:
+        noun: the word for the kinds in an error.
+
+    Raises:
+        FlagError: another module has registered one of this name.
+    """
+    origin = _Origin.of(sys._getframe(2))
+    before = _ORIGINS.get((noun, name))
+    if name in kinds and (before is None or before.module != origin.module):
+        first = f" (the first: {before.line})" if before else ""
+        raise FlagError(noun, f"two {noun}s are called {name!r}{first}: rename one of them")
+    for journal in _journals:
+        journal.append((kinds, name, kinds.get(name)))
+    kinds[name] = one
+    _ORIGINS[noun, name] = origin
+
+
+@contextmanager
+def undone_if_it_fails() -> Iterator[None]:
+    """Context after which, if an error ends it, nothing is registered that was not before."""
+    journal: list[tuple[dict[str, Any], str, Any]] = []
+    _journals.append(journal)
+    try:
+        yield
+    except BaseException:
+        for kinds, name, before in reversed(journal):
+            if before is None:
+                del kinds[name]
+            else:
+                kinds[name] = before
+        raise
+    finally:
+        _journals.remove(journal)
 
 
 def make(

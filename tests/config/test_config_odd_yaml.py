@@ -224,7 +224,8 @@ def test_paths_expand(write, base, error, monkeypatch, tmp_path):
     assert task.batch("train", 1, 0, 0).tokens.shape == (1, 8)
     assert "no environment variable 'NOWHERE'" in str(error(base, "out=$NOWHERE/x"))
     assert "there is no home folder '~nobody9'" in str(error(base, "out=~nobody9/x"))
-    assert "corpus='$NOWHERE'" in str(error(base, "task.name=text", "task.corpus=$NOWHERE"))
+    message = str(error(base, "task.name=text", "task.corpus=$NOWHERE"))
+    assert "task.corpus: '$NOWHERE': there is no environment variable 'NOWHERE'" in message
     (tmp_path / "$literal").mkdir()
     assert load_config(base, ["out=$literal"]).out == "$literal"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from xcope import plugins
 from xcope.compare.report.columns import chosen
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import terminal_table
@@ -88,6 +89,7 @@ def compare(
     with opened(out, runs, tuning, overwrite=overwrite):
         (out / "runs").mkdir(exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        plugins.keep(config.plugins, out / "plugins")
         runner = Runner(out, how, console or Console(stderr=True))
         tuned = runner.outcomes(tuning, "tuning ")
         picked = picks(trials, lambda run: tuned[run.name])

@@ -2,6 +2,7 @@
 
 from xcope.config.check import check_data
 from xcope.config.errors import ConfigError, Mark
+from xcope.config.imports import copies_for
 from xcope.config.load import build_model, build_task, load_config, read_config
 from xcope.config.schema import (
     Config,
@@ -25,6 +26,7 @@ __all__ = [
     "build_model",
     "build_task",
     "check_data",
+    "copies_for",
     "expand_sweep",
     "expand_tuning",
     "load_config",

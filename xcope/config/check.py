@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from xcope import files
 from xcope.config.build import head_width, make_model_for, make_task
 from xcope.config.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from xcope.config.errors import (
     quotes_needed,
     shown,
 )
-from xcope.config.schema import SECTIONS, Config, ModelConfig, TuneConfig, check_keys
+from xcope.config.schema import SECTIONS, Config, ModelConfig, TuneConfig, check_keys, path_keys
 from xcope.config.yaml_tree import Node
 from xcope.errors import FlagError, did_you_mean, listing, words_of
 from xcope.modules import SeamError
@@ -77,10 +78,47 @@ def typed(tree: Node) -> Config:
     check_keys(tree)
     try:
         # in JSON, as in YAML, a list may stand for a tuple
-        config = Config.model_validate_json(json.dumps(tree.plain()))
+        config = Config.model_validate_json(json.dumps(_with_paths(tree)))
     except ValidationError as error:
         raise _explained(tree, error) from error
     return config.read_from(tree)
+
+
+def _with_paths(tree: Node) -> Any:
+    """What was written, as plain values, every path in full.
+
+    Raises:
+        ConfigError: a path with a user or a variable that is not there.
+    """
+    plain = tree.plain()
+    named = tree.get("task", "name") or tree.get("task")
+    kinds = path_keys(named.value if named and isinstance(named.value, str) else None)
+    sweep = {("sweep", ".".join(path)): kind for path, kind in kinds.items()}
+    for path, kind in {**kinds, **sweep}.items():
+        node = tree.get(*path)
+        if node is not None:
+            inner = plain
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = _located_paths(node, kind, path)
+    return plain
+
+
+def _located_paths(node: Node, kind: files.IsPath, path: Path) -> Any:
+    """The plain value of a node that says a path, or several."""
+    if isinstance(node.value, str):
+        try:
+            return kind.located(node.value, node.mark.folder)
+        except files.UnknownPathError as error:
+            raise ConfigError(str(error), dotted(path), node.mark) from error
+    if isinstance(node.value, list):
+        return [_located_paths(item, kind, (*path, i)) for i, item in enumerate(node.value)]
+    inner = {
+        key: _located_paths(child, kind.keys[key], (*path, key))
+        for key, child in node.children.items()
+        if key in kind.keys
+    }
+    return {**node.plain(), **inner} if inner else node.plain()
 
 
 def _explained(tree: Node, error: ValidationError) -> ConfigError:
@@ -111,7 +149,8 @@ def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
 def _kind(path: tuple[str, ...]) -> Any:
     """What the schema says of a key."""
     if len(path) == 1:
-        return Config.model_fields[path[0]]
+        fields = {field.alias or name: field for name, field in Config.model_fields.items()}
+        return fields[path[0]]
     if path[0] == "sweep":
         return list
     return (SECTIONS | {"tune": TuneConfig})[path[0]].model_fields[path[1]]

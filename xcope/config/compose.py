@@ -130,12 +130,14 @@ def merge(old: Node, new: Node, path: Path = ()) -> Node:
     """``old`` with what ``new`` says: mappings key by key, all else replaced.
 
     Where a scheme or a task is named (`NAMED`), the same name adds to the options, another one
-    replaces the first with all its options.
+    replaces the first with all its options. Files add to what is imported.
     """
     if path in NAMED:
         if None not in (_name(old), _name(new)) and _name(old) != _name(new):
             return new
         old, new = _spelled_out(old, new)
+    if path == ("import",) and new.mark.line is not None:
+        return _both(old, new)
     if not (isinstance(old.value, Mapping) and isinstance(new.value, Mapping)):
         return new
     entries = dict(old.value)
@@ -143,6 +145,17 @@ def merge(old: Node, new: Node, path: Path = ()) -> Node:
         entries[key] = merge(entries[key], child, (*path, key)) if key in entries else child
     # the command line is no place to look for what a section lacks
     return Node(entries, old.mark if new.mark.line is None else new.mark)
+
+
+def _both(old: Node, new: Node) -> Node:
+    """The entries of two lists, or of a list and a single value, each once."""
+    entries = {
+        (str(entry.plain()), entry.mark.folder): entry
+        for node in (old, new)
+        for entry in (node.value if isinstance(node.value, list) else [node])
+        if entry.value is not None
+    }
+    return Node([*entries.values()], new.mark)
 
 
 def _name(node: Node) -> Any:

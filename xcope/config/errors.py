@@ -5,6 +5,7 @@ Also the words for it: types and values as they stand in a sentence.
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,11 @@ class Mark:
 
     source: str
     line: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where relative paths that were written here begin: the file's folder, or that of work."""
+        return os.path.dirname(self.source) or "." if self.line is not None else "."
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xcope import invocation
+from xcope import files, invocation
 from xcope.config.build import make_model_for, make_task
 from xcope.config.check import checked, typed
 from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
+from xcope.config.imports import with_plugins
 from xcope.config.schema import Config
 from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
 from xcope.config.yaml_tree import from_plain
@@ -35,7 +36,7 @@ def load_config(
     Raises:
         ConfigError: names file (or command line), line and key.
     """
-    tree = override(compose(path), overrides)
+    tree = with_plugins(override(compose(path), overrides), files.expanded(path))
     config = typed(tree)
     if not config.sweep:
         if config.tune is not None:
@@ -65,7 +66,7 @@ def read_config(path: str | Path) -> Config:
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a wrong type.
     """
-    return typed(compose(path))
+    return typed(with_plugins(compose(path), files.expanded(path)))
 
 
 def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
@@ -105,5 +106,5 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     if isinstance(config, Config):
         return config
     if isinstance(config, Mapping):
-        return checked(from_plain(config, Mark("config")))
+        return checked(with_plugins(from_plain(config, Mark("config"))))
     return load_config(config)

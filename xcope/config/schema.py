@@ -21,6 +21,8 @@ from xcope.config.yaml_tree import Node, write_text
 from xcope.errors import did_you_mean, listing
 from xcope.modules import decoder_flags, plan_of, wrapper_flags
 from xcope.modules.seam import UPSTREAM_ONLY
+from xcope.plugins import Plugin
+from xcope.tasks import tasks
 
 
 def _at_most(most: int) -> Callable[[int], int]:
@@ -187,6 +189,8 @@ class TuneConfig(OpenSection):
 class Config(Section):
     """A whole config; `xcope.config.load_config` makes and checks it."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     model: ModelConfig
     task: TaskConfig
     train: TrainConfig = TrainConfig()
@@ -197,6 +201,9 @@ class Config(Section):
     """Key → values to try; a run for each combination (``xcope compare``)."""
     tune: TuneConfig | None = None
     """What is picked for each scheme of a sweep before its runs."""
+    plugins: Annotated[list[Plugin], Field(alias="import")] = []
+    """Python files, or modules by their dotted names, that register schemes, tasks, metrics or
+    columns; they are run before anything else is read (`xcope.plugins`)."""
     baseline: str | None = None
     """The scheme that the others of a sweep are compared with, as reports name it; null: the first
     one."""
@@ -209,9 +216,14 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """YAML that loads back to an equal config; it holds the defaults too."""
-        data = self.model_dump()
-        left_out = [key for key in ("out", "sweep", "tune", "baseline") if not data[key]]
+        data = self.plain()
+        left_out = [key for key in ("out", "sweep", "tune", "baseline", "import") if not data[key]]
         return write_text({key: value for key, value in data.items() if key not in left_out})
+
+    def plain(self, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
+        """The keys and their values as a config file has them."""
+        data = self.model_dump(mode=mode, by_alias=True)
+        return data | {"import": [plugin.written for plugin in self.plugins]}
 
     def flat(self, whole: Collection[str] = ()) -> dict[str, Any]:
         """Dotted key → value, as JSON holds it: ``{"model.dim": 64, "model.depth": 2, …}``.
@@ -228,7 +240,7 @@ class Config(Section):
             else:
                 found[key] = value
 
-        add("", self.model_dump(mode="json"))
+        add("", self.plain("json"))
         return found
 
     def label(self) -> str:
@@ -288,6 +300,24 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
 }
 
+
+def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
+    """The keys whose values are paths: section and key → what they say of them.
+
+    Args:
+        task: whose options are keys of the section ``task``.
+    """
+    found: dict[tuple[str, ...], Any] = {
+        ((section, key) if section else (key,)): (field.annotation, *field.metadata)
+        for section, kind in {"": Config, **SECTIONS}.items()
+        for key, field in kind.model_fields.items()
+    }
+    if task in tasks():
+        found |= {("task", key): (kind,) for key, kind in tasks()[task].annotations().items()}
+    kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
+    return {path: kind for path, kind in kinds.items() if kind is not None}
+
+
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
 """Flags of the wrapper that are no keys: they follow from the task and the decoder."""
 
@@ -320,7 +350,8 @@ def known_keys(section: str = "") -> Collection[str]:
     if section == "model":
         flags = decoder_flags() | wrapper_flags()
         return ModelConfig.model_fields.keys() | (flags - GIVEN_BY_TASK)
-    return (SECTIONS[section] if section else Config).model_fields.keys()
+    fields = (SECTIONS[section] if section else Config).model_fields
+    return {field.alias or name: field for name, field in fields.items()}.keys()
 
 
 def _hint(key: str, section: str) -> str:

@@ -108,7 +108,7 @@ def origin_of(config: Config) -> Origin:
     """Where the config comes from; a new one for a copy that was changed, or made in Python."""
     if config.source is not None and typed(config.source) == config:
         return config.origin
-    return Origin(from_plain(config.model_dump(), Mark("config")))
+    return Origin(from_plain(config.plain(), Mark("config")))
 
 
 def sweep_axes(tree: Node) -> dict[str, list[Node]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from xcope.plugins import load_installed
 from xcope.positions.base import Scheme
 from xcope.registry import add, make
 
@@ -14,7 +15,7 @@ _SCHEMES: dict[str, type[Scheme]] = {}
 
 def register(scheme: S) -> S:
     """Class decorator: list the scheme under its name."""
-    add(_SCHEMES, scheme, "scheme")
+    add(_SCHEMES, scheme.name, scheme, "scheme")
     return scheme
 
 
@@ -56,7 +57,8 @@ class SchemeTable(Mapping[str, type[Scheme]]):
 
 
 def schemes() -> SchemeTable:
-    """Every registered scheme by name."""
+    """Every registered scheme by name, with those that installed packages announce."""
+    load_installed()
     return SchemeTable(_SCHEMES)
 
 
@@ -67,4 +69,4 @@ def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
         FlagError: an unknown name (flag ``position``) or option (flag ``<name>_<option>``), with
             the nearest valid one; an option whose value is not allowed.
     """
-    return make(_SCHEMES, name, options, flag="position", noun="scheme")
+    return make(schemes(), name, options, flag="position", noun="scheme")

@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 from xcope.errors import FlagError, listing
-from xcope.files import UnknownPathError, expanded
+from xcope.files import IsPath, UnknownPathError, located
 from xcope.tasks.base import Task
 
 SEPARATOR = b"\0"
@@ -37,16 +38,16 @@ class CorpusTask(Task):
     The corpus is read once per process, when the first such task is made.
 
     Args:
-        corpus: a folder or a single file, relative to the working folder, with ``~`` and ``$NAME``
-            replaced; None: the standard
-            library without tests and installed packages. Where there is a single file it is cut in
-            two, its end held out.
+        corpus: a folder or a single file; in a YAML file relative to that file's folder, else to
+            the working folder, with ``~`` and ``$NAME`` replaced. None: the standard library
+            without tests and installed packages. Where there is a single file it is cut in two, its
+            end held out.
         glob: the files of the folder, as `pathlib.Path.glob` understands it; ``**/`` includes
             subfolders. A single file ignores it.
         held_out: share of the files (of a single file's bytes) that is held out, between 0 and 1.
     """
 
-    corpus: str | None = None
+    corpus: Annotated[str, IsPath()] | None = None
     glob: str = "**/*.py"
     held_out: float = 0.1
 
@@ -86,7 +87,7 @@ def read(corpus: str | None, glob: str, held_out: float) -> Mapping[str, bytes]:
             (``glob``), a side without a file (``held_out``).
     """
     try:
-        root = expanded(sysconfig.get_paths()["stdlib"] if corpus is None else corpus)
+        root = located(sysconfig.get_paths()["stdlib"] if corpus is None else corpus)
         if root.is_file():
             return _cut(root.read_bytes(), held_out)
         if not root.is_dir():

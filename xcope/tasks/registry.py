@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from xcope.plugins import load_installed
 from xcope.registry import add, make
 from xcope.tasks.base import Task
 
@@ -15,12 +16,14 @@ _TASKS: dict[str, type[Task]] = {}
 
 def register(task: T) -> T:
     """Class decorator: list the task under its name."""
-    add(_TASKS, task, "task")
+    add(_TASKS, task.name, task, "task")
     return task
 
 
 def tasks() -> Mapping[str, type[Task]]:
-    """Every registered task's class by name, in alphabetical order."""
+    """Every registered task's class by name, in alphabetical order, with those that installed
+    packages announce."""
+    load_installed()
     return MappingProxyType(dict(sorted(_TASKS.items())))
 
 
@@ -35,7 +38,7 @@ def task(name: str, options: Mapping[str, Any] | None = None, *, data: bool = Tr
             valid one; an option whose type or value is not allowed, or data that do not
             suffice (flag: the option).
     """
-    made = make(_TASKS, name, options, flag="task", noun="task")
+    made = make(tasks(), name, options, flag="task", noun="task")
     if data:
         made.check_data()
     return made

@@ -15,8 +15,8 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcope import invocation
-from xcope.config import Config, TrainConfig, build_task, check_data
+from xcope import invocation, plugins
+from xcope.config import Config, TrainConfig, build_task, check_data, copies_for
 from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
@@ -64,14 +64,17 @@ def train(
         RunDivergedError: the loss, a gradient or a weight became infinite or NaN.
         BrokenModelError: the loss on a test split is infinite or NaN.
         ConfigError: the data of the task cannot be read.
-        FlagError: a device, precision or batch size that this machine cannot serve.
+        FlagError: a device, precision or batch size that this machine cannot serve; a plugin that
+            is missing.
     """
     run = RunFolder(Path(run_dir))
+    plugins.load(config.plugins, copies_for(run.path))
     with accelerated(config.train) as accelerator, ExitStack() as stack:
         writer = None
         if accelerator.is_main_process:
             opened = run.opened(config, resume=resume, overwrite=overwrite)
             writer = stack.enter_context(opened)
+            plugins.keep(config.plugins, run.plugins)
         accelerator.wait_for_everyone()
         memory = PeakMemory(accelerator.device)
         state = TrainingState.fresh(config, accelerator)

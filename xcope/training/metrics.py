@@ -18,6 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
+from xcope.registry import add
 from xcope.tasks import IGNORE, Task
 
 BINS = 64
@@ -147,13 +148,12 @@ def register(metric: Metric) -> Metric:
     """Add a metric.
 
     Raises:
-        ValueError: the name is taken, or it follows from a metric that is not counted.
+        FlagError: the name is taken.
+        ValueError: it follows from a metric that is not counted.
     """
-    if metric.name in METRICS:
-        raise ValueError(f"there is a metric {metric.name!r} already")
     if isinstance(metric.of, str) and not callable(metric_called(metric.of).of):
         raise ValueError(f"metric {metric.name!r} follows from {metric.of!r}, which is not counted")
-    METRICS[metric.name] = metric
+    add(METRICS, metric.name, metric, "metric")
     return metric
 
 

@@ -49,8 +49,9 @@ class RunFolder:
     """The folder of one run.
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
-    identical runs), ``timing.json`` (never the same), ``tensorboard/``; ``.lock`` and, while it is
-    written to, ``.writer.json`` (`xcope.training.lock`).
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
+    those that the config names); ``.lock`` and, while it is written to, ``.writer.json``
+    (`xcope.training.lock`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +62,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.timing = path / "timing.json"
         self.events = path / "tensorboard"
+        self.plugins = path / "plugins"
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -140,7 +142,8 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote, and nothing else that a person may have put there."""
         checkpoint.remove(self.checkpoint)
-        shutil.rmtree(self.events, ignore_errors=True)
+        for folder in (self.events, self.plugins):
+            shutil.rmtree(folder, ignore_errors=True)
         for file in (self.results, self.timing, self.metrics, self.config):
             file.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from xcope import plugins
 from xcope.config import Config, TrainConfig, build_model, build_task, read_config
 from xcope.config.build import make_model
 from xcope.modules import TransformerWrapper
@@ -141,18 +142,26 @@ def adamw(
     )
 
 
-def load_run(run_dir: Path | str) -> tuple[Config, TransformerWrapper]:
+def load_run(
+    run_dir: Path | str, *, trust: bool | None = None
+) -> tuple[Config, TransformerWrapper]:
     """The config and the trained model (on the CPU, evaluation mode) of a run.
 
     Only the run folder is read: the data of the task may be gone.
 
+    Args:
+        trust: run plugins that the run asks for and that you have not named, or trained with, on
+            this machine (`xcope.plugins`); None: ask, as `xcope.plugins.trusting` says.
+
     Raises:
-        ConfigError: a config that was changed and cannot be used.
+        ConfigError: a config that was changed and cannot be used; a plugin that is missing, fails,
+            or may not run.
         RunError: no run folder, no checkpoint yet, or a damaged one.
     """
     run = RunFolder(Path(run_dir))
     run.require()
-    config = read_config(run.config)
+    with plugins.trusting(trust):
+        config = read_config(run.config)
     tensors, state = checkpoint.load(run.checkpoint, ["model"])
     # runs before version 0.2 do not say it; their task does
     num_tokens = state.get("num_tokens") or build_task(config).num_tokens

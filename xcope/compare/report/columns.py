@@ -14,7 +14,8 @@ from xcope.compare.run.plan import CompareError
 from xcope.compare.run.results import Outcome
 from xcope.compare.stats.summary import Quantity, Row, Summary, bare_params
 from xcope.config import build_task
-from xcope.errors import did_you_mean, listing
+from xcope.errors import FlagError, did_you_mean, listing
+from xcope.registry import add
 from xcope.training.metrics import METRICS, NOTHING, Metric
 
 
@@ -88,11 +89,11 @@ def register(column: Column) -> Column:
     """Add a column.
 
     Raises:
-        ValueError: the name is taken.
+        FlagError: the name is taken.
     """
-    if column.name in {*COLUMNS, *METRICS}:
-        raise ValueError(f"there is a column or metric {column.name!r} already")
-    COLUMNS[column.name] = column
+    if column.name in METRICS:
+        raise FlagError("column", f"there is a metric {column.name!r} already")
+    add(COLUMNS, column.name, column, "column")
     return column
 
 

@@ -11,7 +11,7 @@ from xcope.compare.run.plan import CompareError, Run
 from xcope.training import RunFolder
 from xcope.training.lock import NAMES, only_writer
 
-FOLDERS = ("runs", "tuning", "logs", "plots")
+FOLDERS = ("runs", "tuning", "logs", "plots", "plugins")
 FILES = (
     "config.yaml",
     "results.csv",

@@ -1,0 +1,97 @@
+"""The plugins that a config names under ``import``: found, run if they may, and written out in
+full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+
+from xcope import plugins
+from xcope.config.errors import ConfigError, Mark, dotted, shown
+from xcope.config.yaml_tree import Node, from_plain
+from xcope.plugins import Plugin, PluginError
+
+KEY = "import"
+KEYS = ("file", "module", "folder", "sha256")
+RUNS = ("metrics.jsonl", "results.json", "checkpoint", ".checkpoint.old", ".lock", "runs")
+"""What lies beside the ``config.yaml`` of a run or a comparison."""
+
+
+def with_plugins(tree: Node, file: FilePath | None = None) -> Node:
+    """Run the plugins that a tree names; returns the tree with each as `xcope.plugins.Plugin`.
+
+    Those that the user has named run: on the command line, in Python, in the file that was named or
+    one of the same project that it extends. What else is named runs as `xcope.plugins.load` says.
+
+    Args:
+        file: that the user named; None where there is none.
+
+    Raises:
+        ConfigError: a plugin that is missing, fails, or may not run; not a list of texts.
+    """
+    node = tree.get(KEY)
+    if node is None:
+        return tree
+    copies = [] if file is None else copies_for(file.absolute().parent)
+    found = []
+    for path, entry in _entries(node):
+        try:
+            plugin, recorded = _plugin(path, entry)
+            own = not recorded and _is_own(entry.mark, file)
+            plugins.load([plugin], copies, named=own or entry.mark.line is None)
+        except PluginError as error:
+            raise ConfigError(str(error), dotted(path), entry.mark) from error
+        found.append(from_plain(plugin.written, entry.mark))
+    return Node({**tree.children, KEY: Node(found, node.mark)}, tree.mark)
+
+
+def copies_for(folder: FilePath) -> list[FilePath]:
+    """Where copies of the plugins of a run lie: with it, or with the comparison that it is of."""
+    return [folder / "plugins", folder.parent.parent / "plugins"]
+
+
+def _entries(node: Node) -> Iterator[tuple[tuple[str | int, ...], Node]]:
+    if isinstance(node.value, list):
+        yield from (((KEY, index), entry) for index, entry in enumerate(node.value))
+    elif node.value is not None:
+        yield (KEY,), node
+
+
+def _plugin(path: tuple[str | int, ...], entry: Node) -> tuple[Plugin, bool]:
+    """The plugin that an entry means, and whether a run has written it down."""
+    if isinstance(entry.value, str):
+        return plugins.named(entry.value, entry.mark.folder), False
+    said = entry.plain()
+    if isinstance(said, Mapping) and said and all(isinstance(one, str) for one in said.values()):
+        one_of = {"file", "module"} & said.keys()
+        if len(one_of) == 1 and "sha256" in said and not said.keys() - {*KEYS}:
+            return Plugin(**{key: value or None for key, value in said.items()}), True
+    raise ConfigError(
+        f"expected a Python file (recency.py) or a module (my_pkg.tasks), or a list of these, got "
+        f"{shown(said)}",
+        dotted(path),
+        entry.mark,
+    )
+
+
+def _is_own(mark: Mark, file: FilePath | None) -> bool:
+    """Whether an entry stands where the user put it."""
+    if mark.line is None:  # the command line, or Python
+        return True
+    written = FilePath(mark.source).resolve()
+    beside = written.parent
+    if file is None or (
+        written.name == "config.yaml" and any((beside / name).exists() for name in RUNS)
+    ):
+        return False
+    return written == file.resolve() or written.is_relative_to(_project(file.resolve()))
+
+
+def _project(file: FilePath) -> FilePath:
+    """The folder that a file belongs to: that of its repository, else its own."""
+    for folder in file.parents:
+        if folder in (FilePath.home(), FilePath("/")):
+            break
+        if (folder / ".git").exists() or (folder / "pyproject.toml").is_file():
+            return folder
+    return file.parent
