@@ -29,13 +29,16 @@ BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"(?P<before>\]\(|(?:src|href)=\")(?P<path>[^)\s#\"]+)(?P<after>[^)\s\"]*[)\"])")
 CODE = re.compile(r"(^ *(`{3,})[^\n]*\n.*?^ *\2`*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 ELSEWHERE = re.compile(r"<!-- not in the site -->.*?<!-- end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (::: \S+) -->")
 LEXERS = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", "": "bash"}
 UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Name the version."""
+    """Name the version, and list the schemes' pages."""
     config.site_name = f"{config.site_name} {xcope.__version__}"
+    schemes = next(part["Schemes"] for part in config.nav or () if "Schemes" in part)
+    schemes += [f"schemes/{name}.md" for name in xcope.schemes()]
     config.copyright = f"xcope {xcope.__version__}, MIT licence"
 
 
@@ -75,7 +78,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return path  # mkdocs says so
         return posixpath.relpath(site_path(real), posixpath.dirname(page.file.src_uri))
 
-    return with_links(ELSEWHERE.sub("", markdown), moved)
+    return MARKED.sub(r"\1", with_links(ELSEWHERE.sub("", markdown), moved))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link the names in docstrings to what the page says of them."""
+    if page.file.src_uri != "api.md":
+        return html
+    ids = re.findall(r'id="(xcope\.[\w.]+)"', html)
+    known = {name: path for path in ids for name in (path.rpartition(".")[2], path)}
+
+    def linked(found: re.Match[str]) -> str:
+        path = known.get(found[1]) or known.get(found[1].rpartition(".")[2])
+        return found[0] if path is None else f'<a href="#{path}">{found[0]}</a>'
+
+    return re.sub(r"(?<!\">)<code>((?:xcope\.)?[\w.]+)</code>", linked, html)
 
 
 def with_links(markdown: str, moved: Callable[[str], str]) -> str:
