@@ -3,6 +3,7 @@
 import importlib
 from types import ModuleType
 
+from xcope import integrations
 from xcope.config import build_model, load_config
 from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
 from xcope.ops.cope import cope_attention
@@ -10,6 +11,8 @@ from xcope.positions import schemes
 from xcope.positions.cope import CoPE
 
 __version__ = "0.1.0"
+
+integrations.announce()  # transformers' Auto classes learn of our models
 
 
 def __getattr__(name: str) -> ModuleType:
