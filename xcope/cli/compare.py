@@ -47,6 +47,7 @@ class Shown(click.Option):
     metavar="NAME",
     help="a metric or a column that tables, reports and plots show beside the usual ones",
 )
+@cli.trust_option
 def command(
     config: str, overrides: tuple[str, ...], out: Path | None, show: tuple[str, ...], **how: Any
 ) -> None:
@@ -54,12 +55,13 @@ def command(
 
     The same command goes on with a comparison that was stopped.
     """
-    from rich.console import Console
-
-    from xcope.compare import CompareFailedError, compare
     from xcope.config import load_config
 
     loaded = load_config(config, overrides, sweep=True, data=False)
+    from rich.console import Console
+
+    from xcope.compare import CompareFailedError, compare
+
     comparison = compare(
         loaded,
         out or Path(loaded.out or f"runs/{Path(config).stem}"),

@@ -23,7 +23,7 @@ xcope gates runs/text --text "def f(x): return x" --out /tmp/gates
 
 
 @cli.command(EXAMPLES)
-@click.argument("run", type=cli.PATH)
+@click.argument("run", type=cli.RUN)
 @click.option("--text", help="what the model reads, as its task writes it")
 @click.option(
     "--sample", metavar="SPLIT", help="a sequence of this split (default: the first test split)"
@@ -33,6 +33,7 @@ xcope gates runs/text --text "def f(x): return x" --out /tmp/gates
     "--out", type=cli.PATH, help="folder for gates.png and gates.html (default: RUN/gates)"
 )
 @cli.device_option
+@cli.trust_option
 def command(
     run: Path, text: str | None, sample: str | None, index: int, out: Path | None, device: str
 ) -> None:
