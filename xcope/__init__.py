@@ -2,28 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from xcope import integrations
-from xcope.config import build_model, load_config
-from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
-from xcope.ops.cope import cope_attention
-from xcope.positions import schemes
-from xcope.positions.cope import CoPE
-
-__version__ = "0.1.0"
-
-integrations.announce()  # transformers' Auto classes learn of our models
-
-
-def __getattr__(name: str) -> ModuleType:
-    """``xcope.inspect``, when it is asked for: it draws, and what draws takes long to import."""
-    if name == "inspect":
-        return importlib.import_module("xcope.inspect")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-=======
-from xcope import lazy
+from xcope import integrations, lazy
 
 if TYPE_CHECKING:
     from xcope.config import build_model, load_config
@@ -33,7 +12,9 @@ if TYPE_CHECKING:
     from xcope.positions.cope import CoPE
 
 __version__ = "0.1.0"
->>>>>>> shell
+
+integrations.announce()  # transformers' Auto classes learn of our models
+
 __all__ = [
     "AutoregressiveWrapper",
     "CoPE",
@@ -49,5 +30,15 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     __file__,
-    submodules=["compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training"],
+    submodules=[
+        "compare",
+        "config",
+        "inspect",
+        "integrations",
+        "modules",
+        "ops",
+        "positions",
+        "tasks",
+        "training",
+    ],
 )
