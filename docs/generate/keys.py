@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gallery.examples import arguments
 from xcope.config.errors import expected, shown
 from xcope.config.schema import (
     GIVEN_BY_TASK,
@@ -17,6 +15,7 @@ from xcope.config.schema import (
     Config,
     TuneConfig,
 )
+from xcope.describe import about, arguments
 from xcope.markdown import code, listed, page, table
 from xcope.modules import decoder_flags, wrapper_flags
 from xcope.modules.flags import option_flags, switch_flags
@@ -89,7 +88,7 @@ def _default(field: FieldInfo) -> str:
 
 def _task(task: type[Task]) -> Iterator[str]:
     doc = (task.__doc__ or "").partition("Args:\n")[0]
-    yield _prose((sys.modules[task.__module__].__doc__ or "").partition("\n\n")[0])
+    yield _prose(about(task).partition("\n\n")[0])
     yield _prose(doc)
     said: dict[str, str] = {}
     for cls in task.__mro__:

@@ -141,6 +141,9 @@ class Reader:
         """Check one command."""
         if words[:3] == ["python", "-m", "xcope"]:
             words = ["xcope", *words[3:]]
+        for word in words if self.any_run else ():
+            if word.startswith("runs/") and not (self.folder / word).exists():
+                self.made(Path(word), load_config("configs/quickstart.yaml", ["sweep=null"]))
         match words:
             case ["xcope", *rest]:
                 self.ours(cli.xcope, "xcope", rest)
@@ -222,10 +225,18 @@ class Reader:
         out = given.get("out")
         if name.endswith("compare"):
             folder = out or Path("runs", file.stem)
-            # a comparison is a run's folder for what shows it again
-            self.runs |= {folder, *(run.folder for run in plan(loaded, folder))}
+            self.runs.add(folder)
+            for run in plan(loaded, folder):
+                self.made(run.folder, run.config)
         elif name.endswith("train"):
-            self.runs.add(out or Path(default_run_dir(loaded, file)))
+            self.made(out or Path(default_run_dir(loaded, file)), loaded)
+
+    def made(self, run: Path, config: Config) -> None:
+        """A folder of a run, as far as a command line is checked against it."""
+        self.runs.add(run)
+        folder = self.folder / run
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
 def parse(command: click.Command, name: str, words: list[str]) -> click.Context | None:
