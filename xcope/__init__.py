@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from xcope.positions.cope import CoPE
 
 __version__ = "0.1.0"
+
+integrations.announce()  # transformers' Auto classes learn of our models
+
 __all__ = [
     "AutoregressiveWrapper",
     "CoPE",
@@ -27,7 +30,15 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     __file__,
-    submodules=["compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training"],
+    submodules=[
+        "compare",
+        "config",
+        "inspect",
+        "integrations",
+        "modules",
+        "ops",
+        "positions",
+        "tasks",
+        "training",
+    ],
 )
-
-integrations.announce()  # transformers' Auto classes learn of our models
