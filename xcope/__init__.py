@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from xcope import lazy
+from xcope import integrations, lazy
 
 if TYPE_CHECKING:
     from xcope.compare.frame import results
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from xcope.training import load_run
 
 __version__ = "0.1.0"
+
+integrations.announce()  # transformers' Auto classes learn of our models
+
 __all__ = [
     "AutoregressiveWrapper",
     "CoPE",
@@ -31,5 +34,15 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     __file__,
-    submodules=["compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training"],
+    submodules=[
+        "compare",
+        "config",
+        "inspect",
+        "integrations",
+        "modules",
+        "ops",
+        "positions",
+        "tasks",
+        "training",
+    ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -55,6 +55,16 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         SeamError: an x-transformers whose insides moved.
     """
 
+    plan: Plan
+    schemes: tuple[Scheme, ...]
+    abs_pos_default: bool
+    meetings: tuple[seam.Meeting, ...]
+    packed: bool
+    _windowed: bool
+    _reads_length: bool
+    _reads_places: bool
+    _needs_all_tokens: bool
+
     def __init__(self, *, position: Position | None = None, **flags: Any) -> None:
         request = resolve(position, flags)
         seam.check_flags(request.upstream)
@@ -69,15 +79,45 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             super().__init__(**upstream)
         seam.check_layers(self)
         seam.check_widths(self)
-        self.plan = request.plan
-        self.schemes = request.plan.schemes
+        _check_layers(request.plan, len(seam.self_attentions(self)))
+        seam.clear_rotation(self)
+        builder, layers = Builder(geometry), request.plan.layers
+        with random_numbers_of_its_own():
+            parts = [
+                builder.parts(layers[index % len(layers)])
+                for index in range(len(seam.self_attentions(self)))
+            ]
+            self._fill(request.plan, parts, builder.shared)
         self.abs_pos_default = abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
-        self.register_load_state_dict_post_hook(fill_constants)
         # x-transformers' wrappers add learned absolute positions unless this says no
         self.disable_abs_pos_emb = not (self.abs_pos_default or self.plan.of(Slot.INPUT))
-        with random_numbers_of_its_own():
-            self._fill_attentions(geometry)
+
+    @classmethod
+    def adopt(
+        cls,
+        layers: seam.AttentionLayers,
+        plan: Plan,
+        parts: Sequence[Sequence[Part]],
+        shared: Iterable[Any],
+    ) -> None:
+        """Let layers that x-transformers built, causal ones, be a `Decoder`: in place.
+
+        Args:
+            layers: without modules of positions.
+            plan: who has which scheme.
+            parts: of each self-attention layer.
+            shared: the modules that layers share.
+
+        Raises:
+            FlagError: a scheme that does not go together with a layer's flags.
+            SeamError: an x-transformers whose insides moved.
+        """
+        seam.check_layers(layers)
+        layers.__class__ = cls
+        layers._fill(plan, parts, shared)
+        layers.abs_pos_default = not layers.disable_abs_pos_emb
+        layers.packed = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers' ``Decoder.forward``: embeddings (b n dim) in and out.
@@ -185,23 +225,22 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 "scheme that is a bias of the logits, as ALiBi: give places (n) or (b n)",
             )
 
-    def _fill_attentions(self, geometry: Geometry) -> None:
-        attentions, layers = seam.self_attentions(self), self.plan.layers
-        _check_layers(self.plan, len(attentions))
-        builder = Builder(geometry)
-        for index, attention in enumerate(attentions):
-            parts = builder.parts(layers[index % len(layers)])
-            seam.fill_attention(attention, parts, keep_logits=self.residual_attn)
-            if attention.attend.dropout > 0 and any(map(_materialised_by_dropout, parts)):
+    def _fill(self, plan: Plan, parts: Sequence[Sequence[Part]], shared: Iterable[Any]) -> None:
+        """Fill the slots of all layers, and note what the forward pass has to know of them."""
+        attentions = seam.self_attentions(self)
+        for attention, of_layer in zip(attentions, parts, strict=True):
+            seam.fill_attention(attention, of_layer, keep_logits=self.residual_attn)
+            if attention.attend.dropout > 0 and any(map(_materialised_by_dropout, of_layer)):
                 log.warning(
                     "attn_dropout: in training, layers with a bias or CoPE hold their (b h n n) "
                     "attention to drop from it; without attn_dropout they need no such tensor"
                 )
-        seam.clear_rotation(self)
         seam.make_picklable(self)
         seam.fill_meetings(self)
-        for module in builder.shared:
+        for module in shared:
             seam.keep_shared(self, module.upstream_name, module)
+        self.plan, self.schemes = plan, plan.schemes
+        self.register_load_state_dict_post_hook(fill_constants)
         self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
@@ -210,10 +249,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         biases = [part.bias for a in attentions for part in a.attend.parts]
         self._reads_places = any(one is not None for one in (*rotations, *biases))
         self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
-        for attention in seam.cross_attentions(self) if self.plan.uniform else ():
-            for part in builder.parts(layers[0]):
-                if part.rotation is not None and not part.rotation.widens:
-                    seam.fill_cross_attention(attention, part, self.cross_residual_attn)
+        turned = next((part for of_layer in parts for part in of_layer), None)
+        alike = {part.rotation for of_layer in parts for part in of_layer}
+        if turned and turned.rotation and len(alike) == 1 and not turned.rotation.widens:
+            for attention in seam.cross_attentions(self):
+                seam.fill_cross_attention(attention, turned, self.cross_residual_attn)
         self.meetings = seam.meetings(self)
         cached = all(meeting.cached for meeting in self.meetings)
         if not cached or self._needs_all_tokens:

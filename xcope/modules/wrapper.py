@@ -66,6 +66,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         FlagError: (a ValueError) an unknown flag, contradictory flags, an impossible size.
     """
 
+    plan: Plan
+    schemes: tuple[Scheme, ...]
+
     def __init__(
         self,
         *,
@@ -106,8 +109,27 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             with random_numbers_of_its_own():
                 embedding: Any = chosen.build(geometry)
             seam.fill_input(self, embedding)
-        self.plan = plan
-        self.schemes = plan.schemes
+        self._know(plan)
+
+    @classmethod
+    def adopt(cls, wrapper: seam.UpstreamTransformerWrapper, plan: Plan) -> None:
+        """Let a wrapper that x-transformers built, around a `Decoder`, be of this class: in place.
+
+        Args:
+            wrapper: what it adds to the embedding is of ours already.
+            plan: who has which scheme.
+
+        Raises:
+            SeamError: an x-transformers whose insides moved.
+        """
+        seam.check_wrapper(wrapper)
+        wrapper.__class__ = cls
+        if seam.is_tied(wrapper):
+            seam.tie_logits(wrapper)
+        wrapper._know(plan)
+
+    def _know(self, plan: Plan) -> None:
+        self.plan, self.schemes = plan, plan.schemes
         self.register_load_state_dict_pre_hook(_explain_positions)
         self.register_load_state_dict_post_hook(fill_constants)
 
