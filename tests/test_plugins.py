@@ -15,6 +15,7 @@ from pathlib import Path
 
 import plugin_files
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -158,7 +159,7 @@ def test_what_fails_in_a_plugin_is_one_line_with_its_file_and_line(tmp_path, cod
 @pytest.mark.parametrize(
     ("file", "before", "after", "words"),
     [
-        ("recency.py", "self.size > 0", "self.size > None", r"recency.py:39 fails with this: Type"),
+        ("recency.py", "self.size > 0", "self.size > None", r"recency.py:44 fails with this: Type"),
         ("again.py", "return 4", "return 1 // 0", r"again.py:22 fails with this: ZeroDivision"),
     ],
 )
@@ -462,6 +463,18 @@ def test_the_commands_take_trust(run, monkeypatch):
         if param.name == "trust"
     }
     assert {"train", "compare", "evaluate", "sample", "gates"} <= with_trust
+
+
+def test_the_gates_page_shows_a_plugin(run, tmp_path):
+    """Whose bias is the same for all rows of a batch."""
+    shown = CliRunner().invoke(cli.xcope, ["gates", str(run), "--text", "1 1 1"])
+    assert shown.exit_code == 0, shown.output
+    assert "recency(size=4)" in shown.output
+    model = load_run(run)[1]
+    bias = xcope.inspect.trace(model, torch.tensor([1, 1, 1])).layers[0].bias
+    slope = model.state_dict()["attn_layers.layers.0.1.attend.cope.slope"]
+    torch.testing.assert_close(bias[0, :, 2, 0], -2 * slope)
+    assert "recency" in (run / "gates" / "gates.html").read_text()
 
 
 def test_a_home_that_cannot_be_written_is_no_error(exp, monkeypatch, tmp_path):
