@@ -218,7 +218,11 @@ class Config(Section):
     """Key → values to try; a run for each combination (``xcope compare``)."""
     tune: TuneConfig | None = None
     """What is picked for each scheme of a sweep before its runs."""
-    plugins: Annotated[list[Plugin], Field(alias="import")] = []
+    plugins: Annotated[
+        list[Plugin],
+        Field(alias="import"),
+        Worded("a Python file, the dotted name of a module, or a list of these"),
+    ] = []
     """Python files, or modules by their dotted names, that register schemes, tasks, metrics or
     columns; they are run before anything else is read (`xcope.plugins`)."""
     baseline: str | None = None
