@@ -67,6 +67,7 @@ KINDS = {
     "phi": {"partial_rotary_factor": 0.5},
     "olmo2": {},
     "granite": {"attention_multiplier": 0.3},
+    "gemma2": {"head_dim": 8, "attn_logit_softcapping": None, "sliding_window": WINDOW},
     "cohere2": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma3_text": {
         "head_dim": 8,
@@ -82,7 +83,7 @@ KINDS = {
 """What tiny models of these types are made of, beside `SHARED`."""
 
 REFUSED = {
-    "gemma2": ({"head_dim": 8}, "caps its logits"),
+    "gemma2": ({"attn_logit_softcapping": 50.0}, "caps its logits"),
     "gpt_oss": ({"head_dim": 8, "num_local_experts": 2}, "sinks"),
     "bloom": ({}, "AttentionInterface"),
     "bert": ({}, "later ones"),
@@ -152,6 +153,7 @@ def near(got, wanted, atol=1e-5):
 def test_a_fresh_cope_leaves_the_outputs_of_a_model_as_they_are_and_can_be_taken_out(kind):
     model, ids = fresh(kind), tokens(n=14)
     before, keys = logits(model, ids), set(model.state_dict())
+    attention = model.config._attn_implementation
     assert add_cope(model) is model
     near(logits(model, ids), before)
     assert len(list(position_parameters(model))) == 2
@@ -161,7 +163,7 @@ def test_a_fresh_cope_leaves_the_outputs_of_a_model_as_they_are_and_can_be_taken
     assert torch.equal(logits(model, ids), before)
     assert set(model.state_dict()) == keys
     assert not hasattr(model.config, "xcope")
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize("kind", KINDS)
