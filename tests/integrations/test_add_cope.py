@@ -612,11 +612,15 @@ def test_a_compiled_model_is_one_graph_and_gives_the_same():
     ids = tokens()
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    model = trained(set_position(fresh("llama", num_hidden_layers=1), ["cope", "alibi"]))
+    model = fresh("llama", num_hidden_layers=1, attention_dropout=0.1)
+    trained(set_position(model, ["cope", "alibi"]))
     torch._dynamo.reset()  # which counts the models that it has compiled
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got, wanted = (logits(one, ids, attention_mask=mask) for one in (compiled, model))
     near(got[mask.bool()], wanted[mask.bool()])
+    compiled.train()
+    compiled(ids, labels=ids, use_cache=False).loss.backward()
+    assert all(parameter.grad.any() for parameter in position_parameters(model))
 
 
 def test_generation_is_compiled_with_a_static_cache():
