@@ -13,7 +13,7 @@ from xcope.config.imports import with_plugins
 from xcope.config.yaml_tree import Node, from_plain
 
 if TYPE_CHECKING:
-    from xcope.config.schema import Config
+    from xcope.config.schema import Config, TaskConfig
     from xcope.modules import TransformerWrapper
     from xcope.tasks import Task
 
@@ -72,6 +72,20 @@ def read_config(path: str | Path) -> Config:
     from xcope.config.typed import typed
 
     return typed(tree)
+
+
+def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
+    """The section ``task`` of a YAML file, which need not have others; the task is not made.
+
+    Raises:
+        ConfigError: a file that cannot be read, no task, an unknown key, a wrong type.
+    """
+    tree = override(compose(path), overrides)
+    entries = {key: node for key, node in tree.children.items() if key == "task"}
+    from xcope.config.typed import typed
+
+    anything = from_plain({"dim": 1, "depth": 1}, tree.mark)
+    return typed(Node({**entries, "model": anything}, tree.mark)).task
 
 
 def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
