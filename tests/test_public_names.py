@@ -20,3 +20,21 @@ else:
 
 def test_inspect_is_imported_when_it_is_asked_for():
     subprocess.run([sys.executable, "-c", CODE], check=True)
+
+
+CLASHES = """
+import importlib, pkgutil, sys
+for package in ("xcope", "xcope.config", "xcope.training"):
+    module = importlib.import_module(package)
+    for one in pkgutil.iter_modules(module.__path__):
+        importlib.import_module(f"{package}.{one.name}")
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert not hasattr(value, "__path__") and type(value).__name__ != "module", (package, name)
+        assert name in dir(module)
+    exec(f"from {package} import *")
+"""
+
+
+def test_no_module_hides_a_public_name_of_its_package():
+    subprocess.run([sys.executable, "-c", CLASHES], check=True)

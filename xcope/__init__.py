@@ -1,24 +1,17 @@
 """xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
 
-import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from xcope.config import build_model, load_config
-from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
-from xcope.ops.cope import cope_attention
-from xcope.positions import schemes
-from xcope.positions.cope import CoPE
+from xcope import lazy
+
+if TYPE_CHECKING:
+    from xcope.config import build_model, load_config
+    from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
+    from xcope.ops.cope import cope_attention
+    from xcope.positions import schemes
+    from xcope.positions.cope import CoPE
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> ModuleType:
-    """``xcope.inspect``, when it is asked for: it draws, and what draws takes long to import."""
-    if name == "inspect":
-        return importlib.import_module("xcope.inspect")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 __all__ = [
     "AutoregressiveWrapper",
     "CoPE",
@@ -30,3 +23,9 @@ __all__ = [
     "load_config",
     "schemes",
 ]
+
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    __file__,
+    submodules=["compare", "config", "inspect", "modules", "ops", "positions", "tasks", "training"],
+)

@@ -99,6 +99,12 @@ class IsPath:
                 return found
         return None
 
+    @classmethod
+    def from_plain(cls, said: Mapping[str, Any]) -> IsPath:
+        """What ``dataclasses.asdict`` made of it, also after JSON."""
+        keys = {key: cls.from_plain(inner) for key, inner in said["keys"].items()}
+        return cls(said["or_name"], tuple(said["suffixes"]), tuple(said["names"]), keys)
+
     def located(self, text: str, folder: str | Path = ".") -> str:
         """The path in full, or the name as it stands.
 

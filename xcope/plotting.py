@@ -100,6 +100,16 @@ def _labels_as_they_stand(figure: Figure) -> Iterator[None]:
         yield
 
 
+PICTURES = (".png", ".svg", ".pdf")
+"""Endings of the files that `save` writes."""
+
+
+def save(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Write a figure on white as what the name of its file says, see `PICTURES`."""
+    with _labels_as_they_stand(figure), rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, dpi=dpi, facecolor="white", format=path.suffix.lower().lstrip("."))
+
+
 def save_png(figure: Figure, path: Path | str, dpi: int = 130) -> None:
     """Write a figure as PNG on white."""
     with _labels_as_they_stand(figure):

@@ -16,14 +16,14 @@ EXACT = [
         "train:",
         "trian:",
         "base.yaml:10: trian: unknown key 'trian'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train'?",
+        "'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train'?",
         id="unknown section",
     ),
     pytest.param(
         "train:",
         "lr: 1\ntrain:",
         "base.yaml:10: lr: unknown key 'lr'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train.lr'?",
+        "'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train.lr'?",
         id="key of another section",
     ),
     pytest.param(

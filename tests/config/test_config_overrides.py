@@ -74,7 +74,7 @@ def test_null_takes_a_flag_back(write, base):
         (
             "trian.seed=3",
             "command line: trian: unknown key 'trian'; allowed: 'model', 'task', 'train', "
-            "'evaluate', 'out', 'sweep', 'tune' and 'baseline'; did you mean 'train'?",
+            "'evaluate', 'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train'?",
         ),
         (
             "train.sed=3",

@@ -15,7 +15,8 @@ from xcope.config import TrainConfig, build_model, build_task
 from xcope.errors import FlagError
 from xcope.training import RunDivergedError, RunInterruptedError, train
 from xcope.training.device import accelerated
-from xcope.training.loop import learning_rate, mean_loss, update
+from xcope.training.loop import mean_loss, update
+from xcope.training.schedule import learning_rate
 from xcope.training.state import TrainingState, adamw
 
 

@@ -31,7 +31,15 @@ class At:
     def __init__(self, step: int, action: Callable[[], None]) -> None:
         self.at, self.action = step, action
         self.seen: list[int] = []
+        self.notes: list[str] = []
+        self.batches: list[tuple[str, int, int]] = []
         self.ended = False
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def measured(self, split: str, batch: int, batches: int) -> None:
+        self.batches.append((split, batch, batches))
 
     def start(self, label: str, step: int, steps: int) -> None:
         self.first = step

@@ -191,7 +191,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         if self._reads_length:
             places = places if mask is None else places.ending_with(mask)
             places = places if kv_mask is None else places.ending_with(kv_mask)
-        kwargs |= dict.fromkeys(seam.PLACES_AS, places)
+        kwargs.update(dict.fromkeys(seam.PLACES_AS, places))
         with nullcontext() if inside is None else seam.shifted_within(self, inside):
             return super().forward(x, **kwargs)
 

@@ -59,6 +59,13 @@ class AbsolutePositions(AddedToInput):
         emb = self.emb(self.places(x, pos, seq_start_pos, offset).clamp(min=0)) * self.scale
         return F.normalize(emb, dim=-1) if self.l2norm else emb
 
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """See `AddedToInput`; places beyond a table begin as in a fresh one."""
+        weight = self.emb.weight
+        if name != "emb.weight" or old.shape[1:] != weight.shape[1:]:
+            return None
+        return torch.cat((old[: len(weight)], weight[len(old) :].to(old.device)))
+
     def _check(self, pos: Tensor) -> None:
         low, high = (int(end) for end in pos.aminmax()) if pos.numel() else (0, 0)
         if low < 0 or high >= self.max_seq_len:

@@ -394,6 +394,16 @@ class AttendModule(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         cls.gives_terms = cls.terms is not AttendModule.terms
 
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """What a parameter begins with if a warm start finds it in another shape (another
+        ``max_pos``, say); None: as in a fresh model.
+
+        Args:
+            name: of the parameter within this module.
+            old: as the other model has it; may be on the meta device.
+        """
+        return None
+
     def remember(self, x: Tensor) -> Tensor:
         """What later queries need of each token beside its key and value; 0 means nothing.
 
@@ -504,6 +514,16 @@ class AddedToInput(WithConstants, ABC):
         Returns:
             (n dim) or (b n dim).
         """
+
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """What a parameter begins with if a warm start finds it in another shape (another
+        ``max_pos``, say); None: as in a fresh model.
+
+        Args:
+            name: of the parameter within this module.
+            old: as the other model has it; may be on the meta device.
+        """
+        return None
 
     def places(
         self, x: Tensor, pos: Tensor | None, seq_start_pos: Tensor | None, offset: int

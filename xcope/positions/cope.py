@@ -90,6 +90,15 @@ class CoPE(AttendModule):
         """(h h) or None."""
         return None if self.talking_heads is None else self.talking_heads.weight[:, :, 0, 0]
 
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """See `AttendModule`; counts beyond a table shared its last entry, and begin as it."""
+        new = self.pos_emb
+        if name != "pos_emb" or old.shape[:-2] + old.shape[-1:] != new.shape[:-2] + new.shape[-1:]:
+            return None
+        rows = min(old.shape[-2], self.max_pos)
+        last = old[..., -1:, :].expand(*old.shape[:-2], self.max_pos - rows, -1)
+        return torch.cat((old[..., :rows, :], last), dim=-2)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
         """See `AttendModule`; O(n) memory."""
         pos_emb: Tensor = self.pos_emb

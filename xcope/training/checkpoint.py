@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,6 +76,25 @@ def load(folder: Path, groups: Iterable[str]) -> tuple[dict[str, dict[str, Tenso
         raise RunError(f"there is no checkpoint in {folder.parent}")
     state, digests = _read_state(place)
     return {group: _read_group(place, group, digests) for group in groups}, state
+
+
+def shapes(folder: Path, group: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a group; the tensors themselves are not read.
+
+    Raises:
+        RunError: there is no checkpoint, or the file of the group cannot be read.
+    """
+    place = _place(folder)
+    if place is None:
+        raise RunError(f"there is no checkpoint in {folder.parent}")
+    path = place / f"{group}.safetensors"
+    if not path.is_file():
+        raise RunError(f"{path} is missing")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
 
 
 def load_state(folder: Path) -> Any:

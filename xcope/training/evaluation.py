@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -66,9 +66,14 @@ def tally(
     seed: int,
     device: torch.device | str | None = None,
     splits: Sequence[str] | None = None,
+    measured: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Tally]:
     """Split → the sums from which metrics and curves follow; see `evaluate`, which takes the
-    same arguments and raises the same errors."""
+    same arguments and raises the same errors.
+
+    Args:
+        measured: is told after each batch, see `xcope.training.progress.Reporter`.
+    """
     chosen = tuple(task.splits if splits is None else splits)
     check_splits(model, task, chosen)
     if device is not None:
@@ -82,6 +87,8 @@ def tally(
                 parts = (torch.split(t, at_once) for t in (batch.tokens, batch.targets))
                 for tokens, targets in zip(*parts, strict=True):
                     one.add(model(tokens.to(place)), targets.to(place))
+                if measured is not None:
+                    measured(split, index + 1, batches)
             check_loss(model, split, one.loss)
     return tallies
 

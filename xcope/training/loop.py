@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope import invocation, plugins
-from xcope.config import Config, TrainConfig, build_task, check_data, copies_for
+from xcope.config import Config, build_task, check_data, copies_for
 from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
@@ -25,9 +25,11 @@ from xcope.training.errors import RunDivergedError, RunError, RunInterruptedErro
 from xcope.training.evaluation import broken_weights, tally
 from xcope.training.lock import Writer
 from xcope.training.log import MetricsLog
-from xcope.training.reporter import Reporter, Silent
+from xcope.training.progress import Reporter, Silent
 from xcope.training.run import Result, RunFolder
+from xcope.training.schedule import learning_rate
 from xcope.training.state import TrainingState
+from xcope.training.warm import check_start
 
 WHAT_HELPS = (
     "The last checkpoint is kept. A smaller train.lr, a longer train.warmup or a smaller "
@@ -63,12 +65,17 @@ def train(
         RunInterruptedError: Ctrl-C or SIGTERM; a checkpoint was saved.
         RunDivergedError: the loss, a gradient or a weight became infinite or NaN.
         BrokenModelError: the loss on a test split is infinite or NaN.
-        ConfigError: the data of the task cannot be read.
+        ConfigError: the data of the task cannot be read, or the run that this one is to begin
+            with (``train.init_from``).
         FlagError: a device, precision or batch size that this machine cannot serve; a plugin that
             is missing.
     """
     run = RunFolder(Path(run_dir))
     plugins.load(config.plugins, copies_for(run.path))
+    begun = resume and checkpoint.exists(run.checkpoint)
+    if not begun:
+        check_start(config)
+    reporter = reporter or Silent()
     with accelerated(config.train) as accelerator, ExitStack() as stack:
         writer = None
         if accelerator.is_main_process:
@@ -78,16 +85,22 @@ def train(
         accelerator.wait_for_everyone()
         memory = PeakMemory(accelerator.device)
         state = TrainingState.fresh(config, accelerator)
-        if checkpoint.exists(run.checkpoint):
+        if begun:
             state.load(run.checkpoint)
+        elif config.train.init_from is not None:
+            taken = state.warm_start()
+            if accelerator.is_main_process:
+                taken.write(run.init_from)
+                for line in taken.lines():
+                    reporter.note(line)
         task = build_task(config)
         if state.step < config.train.steps or not run.results.exists():
             check_data(config)
         try:
             if state.step < config.train.steps:
-                run_steps(state, task, run, reporter or Silent(), writer)
+                run_steps(state, task, run, reporter, writer)
                 state.peak_bytes = memory.bytes()
-            return finished(state, task, run)
+            return finished(state, task, run, reporter)
         except KeyboardInterrupt:
             raise RunInterruptedError(how_to_go_on(run)) from None
 
@@ -153,19 +166,6 @@ def update(state: TrainingState, task: Task) -> dict[str, float]:
     return metrics
 
 
-def learning_rate(step: int, train: TrainConfig) -> float:
-    """The rate of update ``step`` (from 0): a linear warm-up to ``lr``, then a cosine towards 0.
-
-    The warm-up takes the share ``train.warmup`` of all updates; 0 would be reached one update
-    after the last.
-    """
-    warmup = round(train.warmup * train.steps)
-    if step < warmup:
-        return train.lr * (step + 1) / warmup
-    progress = (step - warmup) / (train.steps - warmup)
-    return train.lr * (1 + math.cos(math.pi * progress)) / 2
-
-
 def mean_loss(state: TrainingState, task: Task) -> Tensor:
     """Cross entropy of this process's share of the batch.
 
@@ -226,10 +226,10 @@ def how_to_go_on(run: RunFolder) -> str:
     )
 
 
-def finished(state: TrainingState, task: Task, run: RunFolder) -> Result:
+def finished(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> Result:
     """Measure the trained model, or take the result that an earlier process wrote."""
     if state.accelerator.is_main_process and run.read_result() is None:
-        measure(state, task, run)
+        measure(state, task, run, reporter)
     state.accelerator.wait_for_everyone()
     result = run.read_result()
     if result is None:
@@ -237,12 +237,12 @@ def finished(state: TrainingState, task: Task, run: RunFolder) -> Result:
     return result
 
 
-def measure(state: TrainingState, task: Task, run: RunFolder) -> None:
+def measure(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> None:
     """Evaluate the trained model in float32 and write the result."""
     model, how, began = state.bare, state.config.evaluate, time.perf_counter()
     tallies = tally(
         model, task, batches=how.batches, batch_size=how.batch_size, seed=how.seed,
-        splits=how.splits,
+        splits=how.splits, measured=reporter.measured,
     )  # fmt: skip
     splits = {split: one.metrics(task) for split, one in tallies.items()}
     by_position = {split: one.by_position(task) for split, one in tallies.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,14 +13,19 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xcope import files
-from xcope.config import Config
+from xcope.config import Config, TrainConfig, load_config
+from xcope.config.compose import parse_override
+from xcope.config.schema import Longer
 from xcope.config.yaml_tree import MOST_BYTES
+from xcope.errors import did_you_mean, listing
 from xcope.training import checkpoint, lock
-from xcope.training.errors import RunError
+from xcope.training.errors import NoRunError, RunError
 from xcope.training.lock import Writer
 
 FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
 """Keys that do not touch the weights: a run may go on with others."""
+MAY_CHANGE = FREE | {"train.steps", "train.longer", "import"}
+"""Keys that may be given when a run goes on, besides those of ``evaluate``."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class RunFolder:
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
     identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
-    those that the config names); ``.lock`` and, while it is written to, ``.writer.json``
+    those that the config names), ``init_from.json`` (what a warm start took over),
+    ``results-<steps>.json`` and ``timing-<steps>.json`` (of a run that was made longer: what it had
+    before); ``.lock`` and, while it is written to, ``.writer.json``
     (`xcope.training.lock`).
     """
 
@@ -63,6 +70,7 @@ class RunFolder:
         self.timing = path / "timing.json"
         self.events = path / "tensorboard"
         self.plugins = path / "plugins"
+        self.init_from = path / "init_from.json"
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -78,7 +86,7 @@ class RunFolder:
     def require(self) -> None:
         """Raise `RunError` unless a run has begun here."""
         if not self.exists():
-            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+            raise NoRunError(self.path)
 
     @contextmanager
     def opened(self, config: Config, *, resume: bool, overwrite: bool) -> Iterator[Writer]:
@@ -136,7 +144,11 @@ class RunFolder:
     def _go_on(self, config: Config) -> None:
         if checkpoint.exists(self.checkpoint):
             check_unchanged(checkpoint.load_state(self.checkpoint)["config"], config, self.path)
-        if not self.holds(config):
+        result = self.read_result()
+        if result is not None and result.steps < config.train.steps:
+            for file in (self.results, self.timing):
+                file.rename(file.with_stem(f"{file.stem}-{result.steps}"))
+        elif not self.holds(config):
             self.results.unlink(missing_ok=True)
 
     def _clear(self) -> None:
@@ -144,7 +156,9 @@ class RunFolder:
         checkpoint.remove(self.checkpoint)
         for folder in (self.events, self.plugins):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.results, self.timing, self.metrics, self.config):
+        earlier = [*self.path.glob("results-*.json"), *self.path.glob("timing-*.json")]
+        named = (self.results, self.timing, self.metrics, self.config, self.init_from)
+        for file in (*named, *earlier):
             file.unlink(missing_ok=True)
 
 
@@ -170,8 +184,79 @@ def settings(config: Config) -> dict[str, Any]:
     }
 
 
+def to_go_on(run_dir: Path | str, changes: Sequence[str] = ()) -> Config:
+    """The config with which a run goes on.
+
+    Args:
+        changes: ``key=value`` of what may be another than before: what the weights do not depend
+            on, and more steps (``train.steps=N train.longer=rewarm`` or ``stretch``, see
+            `xcope.training.schedule`).
+
+    Raises:
+        RunError: another key, fewer steps, or more of them without saying how the rate goes on.
+        ConfigError: see `load_config`.
+    """
+    run = RunFolder(Path(run_dir))
+    run.require()
+    values = {".".join(path): node.plain() for path, node in map(parse_override, changes)}
+    for key in values:
+        if key not in MAY_CHANGE and not key.startswith("evaluate."):
+            raise RunError(
+                f"{key} decides what the run is, and cannot change while it goes on: train another "
+                f"run. What may be given with --resume: {listing(sorted(MAY_CHANGE))} and the keys "
+                f"of 'evaluate'{did_you_mean(key, MAY_CHANGE)}"
+            )
+    others = [text for text in changes if parse_override(text)[0] != ("train", "longer")]
+    before, config = (
+        load_config(run.config, data=False),
+        load_config(run.config, others, data=False),
+    )
+    longer = _longer(run, before.train, config.train.steps, values.get("train.longer"))
+    train = config.train.model_copy(update={"longer": longer})
+    return config.model_copy(update={"train": train})
+
+
+def _longer(run: RunFolder, train: TrainConfig, steps: int, how: Any) -> list[Longer]:
+    """How a run was made longer, with what is asked for now."""
+    done = 0
+    if checkpoint.exists(run.checkpoint):
+        done = checkpoint.load_state(run.checkpoint)["step"]
+    ways = (
+        "train.longer=rewarm (the planned steps first, then a second warm-up to train.lr and a "
+        "cosine over the added ones) or train.longer=stretch (from now on the rate of a run that "
+        f"was planned for {steps} from the beginning)"
+    )
+    if how not in (None, "rewarm", "stretch"):
+        raise RunError(f"train.longer={how} is not a way to go on: choose {ways}")
+    if steps < train.steps:
+        raise RunError(
+            f"train.steps={steps}: a run can become longer, not shorter; this one is planned for "
+            f"{train.steps}, and {done} are done"
+        )
+    if steps == train.steps:
+        if how is not None:
+            raise RunError(f"train.longer={how} needs train.steps=N, more than {train.steps}")
+        return train.longer
+    if not done:  # nothing has been trained by the shorter plan
+        return train.longer
+    if how is None:
+        raise RunError(
+            f"train.steps={steps}: this run was planned for {train.steps}, {done} of them are "
+            f"done, and its learning rate falls to 0 by then. Say how it goes on: {ways}"
+        )
+    return [*train.longer, Longer(how=how, after=done, steps=train.steps)]
+
+
 def check_unchanged(then: Mapping[str, Any], config: Config, path: Path) -> None:
-    """Raise `RunError` if a checkpoint with settings ``then`` belongs to another config."""
+    """Raise `RunError` if a checkpoint with settings ``then`` belongs to another config.
+
+    One that was made before the run became longer belongs to it.
+    """
+    train = config.train
+    for i, one in enumerate(train.longer):
+        shorter = train.model_copy(update={"longer": train.longer[:i], "steps": one.steps})
+        if settings(config.model_copy(update={"train": shorter})) == then:
+            return
     now = settings(config)
     changed = [
         f"{key} was {then.get(key)!r} and is {now.get(key)!r}"

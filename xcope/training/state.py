@@ -21,6 +21,7 @@ from xcope.training import checkpoint
 from xcope.training.device import seed_everything
 from xcope.training.errors import RunError
 from xcope.training.run import RunFolder, settings
+from xcope.training.warm import WarmStart, warm_start
 
 
 @dataclass
@@ -64,6 +65,10 @@ class TrainingState:
             self.model, keep_fp32_wrapper=False
         )
         return bare
+
+    def warm_start(self) -> WarmStart:
+        """Take over what fits of the weights of ``train.init_from``; see `warm_start`."""
+        return warm_start(self._module(), self.config)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint (on the main process; the others wait)."""

@@ -94,6 +94,10 @@ class _Report:
         self._connection = connection
         self._steps, self._last = 0, 0.0
 
+    def note(self, line: str) -> None:
+        """Print it, into the run's log."""
+        print(line)
+
     def start(self, label: str, step: int, steps: int) -> None:
         """Tell where the run starts from."""
         self._steps = steps
@@ -106,6 +110,9 @@ class _Report:
 
     def end(self) -> None:
         """Nothing: `Ended` follows."""
+
+    def measured(self, split: str, batch: int, batches: int) -> None:
+        """Nothing: training takes longer."""
 
     def _send(self, message: Message) -> None:
         self._last = time.monotonic()

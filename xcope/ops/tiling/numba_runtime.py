@@ -5,6 +5,7 @@ Importing this module fails where numba or torch's OpenMP runtime is missing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,10 +14,11 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, event
 
 from xcope.ops.tiling import threads
 
+log = logging.getLogger(__name__)
 Array = Any  # a numba array; of float32 unless said otherwise
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +26,24 @@ f32, i32 = np.float32, np.int32
 
 # Everything but the assumption that there are no infinities and NaNs: masked logits are −∞.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]
+    """Logs, once, that something is compiled rather than read from the cache on disk."""
+
+    told = False
+
+    def on_start(self, event: Any) -> None:
+        """Say so."""
+        if not self.told:
+            self.told = True
+            log.info("compiling kernels, once")
+
+    def on_end(self, event: Any) -> None:
+        """Nothing."""
+
+
+event.register("numba:run_pass", _Compiling())
 
 
 def _cached(decorator: Callable[..., Any], function: F, **options: Any) -> Any:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from xcope.training.reporter import Bar, Lines, Reporter, reporter
+from xcope.training.progress import Bar, Lines, Reporter, reporter
 
 
 def show(reporter: Reporter) -> None:
