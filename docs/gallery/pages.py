@@ -172,7 +172,7 @@ def _switching(one: Scheme) -> Iterator[str]:
     if one.upstream_switch:
         switches.append(f"{one.upstream_switch}=True")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
-    yield code_block("\n".join(lines), "python")
+    yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")

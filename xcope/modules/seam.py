@@ -26,12 +26,13 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrapper
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
@@ -40,6 +41,7 @@ from x_transformers.x_transformers import (
     Attention,
     AttentionLayers,
     FeedForward,
+    LayerIntermediates,
     LoRALinear,
     MVSplitResidualUpdate,
     OrthogonalResidualUpdate,
@@ -413,6 +415,49 @@ def needs_all_tokens(attention: Attention) -> bool:
     alibi = attention.data_dependent_alibi
     foreign = alibi is not None and not isinstance(alibi, AttendModule)
     return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+
+
+Kept: TypeAlias = tuple[Tensor | None, ...]
+"""What an attention layer keeps of the tokens so far: keys, values, what its schemes remember."""
+
+
+def kept_by(intermediates: LayerIntermediates) -> list[Kept]:
+    """What each attention layer of a call keeps, first layer first."""
+    return [tuple(layer.cached_kv) for layer in intermediates.attn_intermediates]
+
+
+def cache_of(kept: Sequence[Kept], length: int) -> LayerIntermediates:
+    """A call's ``cache`` of nothing but this, after ``length`` tokens."""
+    layers = [Intermediates(cached_kv=tensors) for tensors in kept]
+    return LayerIntermediates(attn_intermediates=layers, cache_length=length)
+
+
+@contextmanager
+def recomputed(
+    wrapper: Any, checkpoint: Callable[..., Any], every_n_layers: int = 1
+) -> Iterator[None]:
+    """Within, blocks do not hold what they compute; the backward pass computes it again.
+
+    Args:
+        wrapper: the model.
+        checkpoint: as `torch.utils.checkpoint.checkpoint`, without ``use_reentrant``.
+        every_n_layers: of so many layers, each of attention and feed-forward, one.
+    """
+    layers = wrapper.attn_layers
+    chosen = {
+        id(block): block
+        for index, (_, block, _) in enumerate(layers.layers)
+        if index // layers.len_default_block % every_n_layers == 0
+    }
+    for block in chosen.values():
+        block.forward = partial(checkpoint, block.forward)
+    try:
+        # what ends a recomputation early is an exception, which einx, inside a block, replaces
+        with set_checkpoint_early_stop(False):
+            yield
+    finally:
+        for block in chosen.values():
+            del block.forward
 
 
 # -- back to x-transformers' own classes --------------------------------------------------------
@@ -1316,6 +1361,7 @@ __all__ = [
     "UpstreamDecoder",
     "UpstreamTransformerWrapper",
     "Watched",
+    "cache_of",
     "check_cached",
     "check_flags",
     "check_layers",
@@ -1336,12 +1382,14 @@ __all__ = [
     "holds_logits",
     "is_tied",
     "keep_shared",
+    "kept_by",
     "left_mask",
     "logits_kept",
     "make_picklable",
     "meetings",
     "needs_all_tokens",
     "only_part",
+    "recomputed",
     "restore_layers",
     "restore_wrapper",
     "self_attentions",

@@ -193,6 +193,20 @@ class WithConstants(nn.Module):
                 made = torch.tensor(numbers, dtype=buffer.dtype, device="cpu")
                 self._buffers[name] = made.to(device)
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of these buffers."""
+        return frozenset(self.__dict__.get("_constants", ()))
+
+    def refill_constants(self) -> None:
+        """Give constants their numbers again, where others filled the buffers, on their device."""
+        for name in self.constants:
+            buffer = self._buffers[name]
+            if buffer is not None and not buffer.is_meta:
+                device, dtype = buffer.device, _wider(buffer.dtype, torch.float32)
+                self._buffers[name] = buffer.to("meta", dtype)
+                self.fill_constants(device)
+
     def take_constants(self, given: Mapping[str, Tensor]) -> None:
         """Let constants be the numbers of these tensors, on their device.
 
