@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.generation import GenerationMixin
@@ -26,6 +27,7 @@ from xcope.config.build import make_model
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.integrations.transformers.config import CODE, XCopeConfig
 from xcope.modules import cache_of, kept_by, logits_kept, recomputed
+from xcope.modules.wrapper import SCHEME_MODULES as SCHEMES
 from xcope.positions.base import WithConstants
 
 log = logging.get_logger(__name__)
@@ -88,6 +90,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         section = config.section()
         device = torch.get_default_device()  # from_pretrained builds on the meta device
         self.model = make_model(section, config.num_tokens, config.max_seq_len, device)
+        self._schemes = [module for module in self.model.modules() if isinstance(module, SCHEMES)]
         self.gradient_checkpointing = False
         self._recompute: partial[Any] | None = None
         self.post_init()
@@ -132,6 +135,9 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             FlagError: arguments that do not fit together, and unknown ones.
         """
         given = _checked(kwargs)
+        # accelerate's hooks do not see what is read without being called
+        tied = () if self.get_output_embeddings() is not None else (self.get_input_embeddings(),)
+        _keep_at_hand((*self._schemes, *tied))
         if (input_ids is None) == (inputs_embeds is None):
             raise FlagError("input_ids", "give either input_ids or inputs_embeds")
         if input_ids is None:
@@ -574,6 +580,16 @@ def _hidden_states(inter: Any, ids: Tensor) -> tuple[Tensor, ...]:
 
 def _attentions(inter: Any) -> tuple[Tensor, ...]:
     return tuple(layer.post_softmax_attn for layer in inter.attn_intermediates)
+
+
+def _keep_at_hand(modules: Iterable[nn.Module]) -> None:
+    """Load weights that accelerate has put aside, and let them stay."""
+    for module in modules:
+        for inner in module.modules():
+            hook = getattr(inner, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(inner)
+                remove_hook_from_module(inner)
 
 
 def _is_constant(model: nn.Module, name: str) -> bool:
