@@ -222,7 +222,7 @@ def test_weights_on_the_meta_device_are_refused():
         add_cope(model)
 
 
-def test_accelerate_dispatches_a_model_with_schemes():
+def test_accelerate_dispatches_and_offloads_a_model_with_schemes():
     ids = tokens()
     for position in ("cope", "alibi", "forgetting"):
         model = set_position(llama(), position)
@@ -230,7 +230,9 @@ def test_accelerate_dispatches_a_model_with_schemes():
         wanted = logits(model, ids)
         device_map = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu"}
         device_map |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+        twin = copy.deepcopy(model)
         near(logits(dispatch_model(model, device_map, force_hooks=True), ids), wanted)
+        near(logits(cpu_offload(twin, torch.device("cpu")), ids), wanted)
 
 
 # -- Trainer ---------------------------------------------------------------------------------------

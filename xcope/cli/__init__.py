@@ -29,7 +29,7 @@ from typing import Any
 
 import click
 
-from xcope import invocation
+from xcope import __version__, invocation
 from xcope.errors import did_you_mean, told
 from xcope.files import UnknownPathError, expanded
 from xcope.training.errors import NoRunError
@@ -48,15 +48,20 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each as this process was started."""
-        lines = [as_started(line) for line in self.examples.strip().splitlines()]
-        if lines:
-            formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
+        write_examples(self.examples, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; errors from now on are those of this command."""
         if isinstance(ctx.obj, Typed):
             ctx.obj.command = ctx.command_path
         return super().parse_args(ctx, args)
+
+
+def write_examples(examples: str, formatter: click.HelpFormatter) -> None:
+    """Write examples at the end of a help, each as this process was started."""
+    lines = [as_started(line) for line in examples.strip().splitlines()]
+    if lines:
+        formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
 
 
 @dataclass
@@ -71,21 +76,32 @@ class Folder(click.Group):
 
     Args:
         package: ``__name__`` and ``__path__`` of the package.
+        examples: as those of a `Command`.
     """
 
     command_class = Command
 
     def __init__(
-        self, *args: Any, package: tuple[str, Sequence[str]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        package: tuple[str, Sequence[str]] | None = None,
+        examples: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.package = package
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(self.examples, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the modules, and of commands that were added."""
         found = super().list_commands(ctx)
         if self.package is not None:
-            found += [module.name for module in pkgutil.iter_modules(self.package[1])]
+            modules = (module.name for module in pkgutil.iter_modules(self.package[1]))
+            found += [name for name in modules if not name.startswith("_")]
         return sorted(name.replace("_", "-") for name in found)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -223,9 +239,24 @@ def as_started(line: str) -> str:
     return re.sub(r"^xcope ([\w-]+)", lambda typed: invocation.command(typed[1]), line)
 
 
-@click.group(cls=Folder, package=(__name__, __path__))
-def xcope() -> None:
+@click.group(cls=Folder, package=(__name__, __path__), invoke_without_command=True)
+@click.option("--version", is_flag=True, help="what is installed")
+@click.option("--verbose", is_flag=True, help="with --version: all that a bug report needs")
+@click.pass_context
+def xcope(ctx: click.Context, version: bool, verbose: bool) -> None:
     """Swap the positional encoding of a decoder, train small language models, and compare."""
+    if version:
+        print(f"xcope {__version__}")
+        if verbose:
+            from xcope.environment import report
+
+            print(report())
+        ctx.exit()
+    if verbose:
+        raise click.UsageError("--verbose is for --version")
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        ctx.exit(2)
 
 
 def main(name: str | None = None) -> int:
@@ -235,6 +266,10 @@ def main(name: str | None = None) -> int:
         name: the command of ``scripts/NAME.py``; None for ``xcope``, which reads it from the
             arguments.
     """
+    if completing := os.environ.get("_XCOPE_COMPLETE"):
+        from xcope.cli._complete import complete
+
+        return complete(completing)
     if name is None:
         return run(xcope, prog=invocation.program())
     one = xcope.get_command(click.Context(xcope), name)

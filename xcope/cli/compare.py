@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from xcope import cli, invocation
+from xcope.cli import _complete
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -34,8 +35,8 @@ class Shown(click.Option):
 
 
 @cli.command(EXAMPLES)
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.argument("config", type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
 @click.option("--out", type=cli.PATH, help="folder of the comparison (default: runs/<config>)")
 @click.option("--jobs", type=int, help="runs side by side (default: the usable cores)")
 @click.option("--threads", type=int, default=1, show_default=True, help="threads of each run")
@@ -70,8 +71,8 @@ def command(
         **how,
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for table in comparison.tables:
-        console.print(table)
+    for shown in (*comparison.answers, "", *comparison.tables):
+        console.print(shown)
     console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
     if comparison.failed_tuning:
         names = ", ".join(one.run.name for one in comparison.failed_tuning)

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 TOKENIZE = """
 xcope data tokenize books/ --tokenizer mine.json --out shards/books
 xcope data tokenize web.jsonl.gz --field content --tokenizer gpt2 --out shards/web
-xcope data tokenize tasks/tinystories.yaml --tokenizer mine.json --out shards/stories
+xcope data tokenize configs/tasks/tinystories.yaml --tokenizer mine.json --out shards/stories
 """
 TRAIN = """
 xcope data train-tokenizer books/ --size 4096 --out mine.json
-xcope data train-tokenizer tasks/text.yaml --size 1024 --out code.json
+xcope data train-tokenizer configs/tasks/text.yaml --size 1024 --out code.json
 """
 INFO = """
 xcope data info books/
 xcope data info shards/books
-xcope data info tasks/text.yaml task.held_out=0.05
+xcope data info configs/tasks/text.yaml task.held_out=0.05
 """
 
 
-@click.group(cls=cli.Folder)
+@click.group(cls=cli.Folder, examples=INFO.rstrip() + TRAIN.rstrip() + TOKENIZE)
 def command() -> None:
     """Look into a corpus, tokenize it once, train a tokenizer.
 
@@ -92,7 +92,7 @@ def tokenize(out: Path, shard_bytes: int, overwrite: bool, **said: Any) -> None:
         )
     show(dataclasses.replace(recipe, source=dataclasses.replace(recipe.source, corpus=str(out))))
     train = invocation.command("train")
-    print(f"\nNext:\n  {train} experiments/text.yaml task.corpus={shlex.quote(str(out))}")
+    print(f"\nNext:\n  {train} configs/experiments/text.yaml task.corpus={shlex.quote(str(out))}")
 
 
 @command.command("train-tokenizer", examples=TRAIN)

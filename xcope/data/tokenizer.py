@@ -115,7 +115,7 @@ class Tokenizer:
         data = text.encode("utf-8", errors="replace")
         if self._fast is None:
             return list(data)
-        ids: list[int] = self._fast.encode(data.decode(), add_special_tokens=False).ids
+        ids: list[int] = self.encode_all([data])[0][0].tolist()
         return ids
 
     def encode_all(self, texts: Sequence[bytes]) -> list[tuple[NDArray[Any], Counts | None]]:
@@ -129,10 +129,31 @@ class Tokenizer:
         encodings = self._fast.encode_batch(
             [text.decode() for text in texts], add_special_tokens=False
         )
-        return [
-            (np.array(one.ids, dtype=self.dtype), self._counted(text, one.offsets))
-            for text, one in zip(texts, encodings, strict=True)
+        found = [(one.ids, one.offsets) for one in encodings]
+        found = [
+            self._in_parts(text) if self.separator in ids else (ids, offsets)
+            for text, (ids, offsets) in zip(texts, found, strict=True)
         ]
+        return [
+            (np.array(ids, dtype=self.dtype), self._counted(text, offsets))
+            for text, (ids, offsets) in zip(texts, found, strict=True)
+        ]
+
+    def _in_parts(self, text: bytes) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens and their places in a text that says the end of a document, which some models
+        have among their ordinary tokens: cut within it, so that it is text."""
+        end = self.end or ""
+        first, rest = end[:1], end[1:]
+        parts = text.decode().split(end)
+        parts = [rest + part if i else part for i, part in enumerate(parts)]
+        parts = [part + first for part in parts[:-1]] + parts[-1:]
+        ids, offsets, at = [], [], 0
+        for part in parts:
+            one = self._fast.encode(part, add_special_tokens=False)
+            ids += one.ids
+            offsets += [(begin + at, stop + at) for begin, stop in one.offsets]
+            at += len(part)
+        return ids, offsets
 
     def _counted(self, text: bytes, offsets: Sequence[tuple[int, int]]) -> Counts:
         """Bytes from each token's end back to the end of the one before it; the last has the rest.
@@ -252,9 +273,13 @@ def _of_hub(name: str) -> Tokenizer:
     hub: Any = importlib.import_module("huggingface_hub")
     try:
         found = Path(hub.hf_hub_download(name, FILE))
-    except hub.errors.EntryNotFoundError:
-        return _of_transformers(name)
     except Exception as error:
+        other = isinstance(
+            hub.try_to_load_from_cache(name, CONFIG), str
+        )  # its files of another kind
+        nowhere = isinstance(error, hub.errors.LocalEntryNotFoundError) and not other
+        if isinstance(error, hub.errors.EntryNotFoundError) and not nowhere:
+            return _of_transformers(name)
         words = " ".join(str(error).split())
         raise FlagError(
             "tokenizer",

@@ -14,7 +14,7 @@ from torch import Tensor
 from xcope.errors import FlagError
 from xcope.modules import seam
 from xcope.modules.attention import Part
-from xcope.modules.flags import Request, resolve
+from xcope.modules.flags import Request, arguments, resolve
 from xcope.modules.places import check_context_pos, check_masks, documents_of, places_of
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.base import fill_constants
@@ -136,16 +136,24 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         ``flash_pack_seq_kwargs=dict(cu_seqlens_q=…, cu_seqlens_k=…)`` means the same. On a GPU its
         values are not checked: that would wait for the device.
 
+        ``attn_mask``, bool (n j), (h n j) or (b h n j), hides keys; attention stays causal beside
+        it. With ``causal=False`` a call reads both ways, or what ``attn_mask`` shows: a prefix
+        that sees all of itself, say. It has no cache.
+
         Raises:
-            FlagError: ``pos`` that is not as long as the tokens; ready-made angles; masks that are
-                not bool or do not fit; a cache beside what changes as more tokens follow, as
-                dynamic NTK does; ``seq_start_pos`` beside ``attn_max_attend_past`` where memories
-                stand before the padding; ``cu_seqlens``
+            FlagError: an unknown argument, or one that another makes necessary; an ``attn_mask``
+                that hides nothing and shows later tokens, which causal attention does not (on a
+                GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
+                angles; masks that are not bool or do not fit; a cache beside what changes as more
+                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
+                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
                 that do not fit, or beside what tells of no documents: places, a cache, memories,
                 cross attention, and flags by which tokens meet elsewhere than in attention or
                 schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
                 ``attn_flash_pack_seq=True`` promised them.
         """
+        kwargs = arguments("Decoder", args, kwargs)
+        self._check_beside(kwargs)
         for ready in seam.PLACES_AS:
             if kwargs.get(ready) is not None:
                 raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
@@ -183,9 +191,9 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         if self._reads_length:
             places = places if mask is None else places.ending_with(mask)
             places = places if kv_mask is None else places.ending_with(kv_mask)
-        kwargs |= dict.fromkeys(seam.PLACES_AS, places)
+        kwargs.update(dict.fromkeys(seam.PLACES_AS, places))
         with nullcontext() if inside is None else seam.shifted_within(self, inside):
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x, **kwargs)
 
     def attn_qk_clip_(self, intermediates: Any, tau: float = 100.0) -> None:
         """As x-transformers': scale the weights of heads whose logits have passed ``tau``.
@@ -201,6 +209,18 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             )
         super().attn_qk_clip_(intermediates, tau=tau)
 
+    def _check_beside(self, arguments: dict[str, Any]) -> None:
+        """Refuse arguments without what they need, and the other way round."""
+        for flag, given, wanted in (
+            ("cross_attend=True", "context", self.cross_attend),
+            ("use_adaptive_layernorm=True or its like", "condition", self.need_condition),
+        ):
+            has = arguments.get(given) is not None
+            if has and not wanted:
+                raise FlagError(given, f"{given} is not read by a Decoder without {flag}: drop it")
+            if wanted and not has:
+                raise FlagError(given, f"a Decoder with {flag} needs {given}: pass it to the call")
+
     def _check_cache(self, arguments: dict[str, Any]) -> None:
         seam.check_cached(self.meetings)
         if self._needs_all_tokens:
@@ -209,6 +229,12 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 "cache does not go together with a scheme by which earlier tokens change as more "
                 "follow, as dynamic NTK, or xPos beside learned memories: give all tokens, and no "
                 "cache",
+            )
+        if arguments.get("causal") is False:
+            raise FlagError(
+                "causal",
+                "causal=False does not go together with cache: earlier tokens change as more "
+                "follow; give all tokens, and no cache (generate: cache_kv=False)",
             )
         if arguments.get("attn_mask") is not None:
             raise FlagError("attn_mask", "attn_mask does not go together with cache: drop one")

@@ -205,6 +205,80 @@ def upstream_wrapper_flags() -> frozenset[str]:
     return frozenset(_keywords(UpstreamTransformerWrapper.__init__))
 
 
+def _call(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Its arguments after the first one, in their order."""
+    function = inspect.unwrap(function)
+    if "eval_decorator" in function.__qualname__:  # which keeps what it decorates to itself
+        function = inspect.getclosurevars(function).nonlocals["fn"]
+    _, *names = (
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self"
+    )
+    return tuple(names)
+
+
+CALLS: dict[str, tuple[str, ...]] = {
+    "Decoder": _call(AttentionLayers.forward),
+    "TransformerWrapper": _call(UpstreamTransformerWrapper.forward),
+    "AutoregressiveWrapper": _call(UpstreamAutoregressiveWrapper.forward),
+    "generate": _call(UpstreamAutoregressiveWrapper.generate),
+    "beam_search": _call(UpstreamAutoregressiveWrapper.beam_search),
+}
+"""What x-transformers' functions that people call take after x, or the prompts. What is not among
+it they hand on: the wrapper for generation to its wrapper, and that to its layers."""
+
+_ITSELF = frozenset({"return_intermediates", "looped_pred_all_logits"})
+SETS_ITSELF: dict[str, frozenset[str]] = {
+    "Decoder": frozenset(),
+    "TransformerWrapper": frozenset({"return_hiddens", "deep_embeds_and_ids", "seq_pos_offset"}),
+    "AutoregressiveWrapper": _ITSELF | {"return_attn_z_loss", "return_next_embed_pred"},
+    "generate": frozenset({"cache", "seq_start_pos"}),
+    "beam_search": frozenset({"cache", "seq_start_pos", "return_intermediates"}),
+}
+"""What these functions say to whom they call, so that nobody else can."""
+
+
+_READS = dict.fromkeys(
+    ("return_embeddings", "return_logits_and_embeddings", "return_embeddings_and_intermediates"),
+    "logits alone are read here: call the model itself",
+)
+_GROWS = dict.fromkeys(
+    ("attn_bias", "embed_ids", "sum_embeds", "self_attn_kv_residuals"),
+    "it has an entry for each token, and the text grows: call the model itself",
+)
+_CACHED = {"cross_attn_kv_residuals": "keys of cross attention are cached: call the model itself"}
+_BEAMS = dict.fromkeys(
+    (
+        "additional_kv_mask",
+        "condition",
+        "context",
+        "context_mask",
+        "in_attn_cond",
+        "mem_masks",
+        "mems",
+        "prepend_embeds",
+        "self_attn_additional_kv",
+    ),
+    "beams multiply the rows of the text, and not of it: take generate",
+)
+_NEXT = {"return_next_embed_pred": "logits alone are read here: call the model itself"}
+REFUSED_HERE: dict[str, dict[str, str]] = {
+    "Decoder": {},
+    "TransformerWrapper": {},
+    "AutoregressiveWrapper": _READS
+    | {"excise_prepend_embeds": "the loss leaves out what is prepended by itself"},
+    "generate": _READS | _NEXT | _GROWS | _CACHED,
+    "beam_search": _READS
+    | _NEXT
+    | _GROWS
+    | _CACHED
+    | _BEAMS
+    | {"eos_token": "x-transformers cannot end a beam there yet: take generate"},
+}
+"""Arguments of these functions that lead to nothing but errors → why, and what to do instead."""
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Raise a `FlagError` if one of the flags is among those that are `REFUSED`."""
     for flag, reason in REFUSED.items():
@@ -1271,8 +1345,11 @@ def watched(attention: Attention, note: Callable[[Watched], None]) -> Iterator[N
 
 
 __all__ = [
+    "CALLS",
     "PLACES_AS",
     "REFUSED",
+    "REFUSED_HERE",
+    "SETS_ITSELF",
     "SUPPORTED",
     "UPSTREAM_ONLY",
     "AttentionLayers",

@@ -54,7 +54,7 @@ def xcope_mask(
             padding = None
 
     def written_out(causal: bool) -> Tensor | None:
-        mask = sdpa_mask(
+        mask: Tensor | None = sdpa_mask(
             batch_size,
             q_length,
             kv_length,
@@ -66,8 +66,8 @@ def xcope_mask(
             use_vmap=use_vmap,
             device=device,
         )
-        if causal:
-            mask.causal = True  # `understood` need not look
+        if causal and mask is not None:
+            mask.causal = True  # type: ignore[attr-defined]  # `understood` need not look
         return mask
 
     plain = mask_function is causal_mask_function
@@ -96,7 +96,7 @@ def xcope_mask(
     # a static cache, whose last slots are still empty
     if padding is None:
         padding = torch.ones(1, kv_length, dtype=torch.bool, device=device)
-    return padding[:, None, None, :seen]
+    return padding[:, None, None, :seen]  # type: ignore[no-any-return]
 
 
 class _Pattern:
