@@ -23,6 +23,7 @@ from xcope.config import load_config
 from xcope.data.tokenizer import train_tokenizer
 from xcope.integrations.transformers import XCopeConfig, XCopeForCausalLM
 from xcope.integrations.transformers.export import export, tokenizer_of
+from xcope.positions import registry as positions
 from xcope.tasks import task, tasks
 from xcope.training import example_prompt, load_run, sample, train
 from xcope.training.errors import RunError
@@ -132,6 +133,43 @@ def test_a_run_whose_data_and_results_are_gone_is_exported(runs, tmp_path):
     (run / "config.yaml").write_text(config.replace(str(runs / "corpus"), str(tmp_path / "gone")))
     export(run, tmp_path / "hf")
     assert "nothing was measured" in (tmp_path / "hf" / "README.md").read_text()
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xcope.positions import register
+from xcope.positions.alibi import Alibi
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Recency(Alibi):
+    name: ClassVar[str] = "recency"
+    upstream_switch: ClassVar[str | None] = None
+    upstream_options: ClassVar[dict[str, str]] = {}
+"""
+
+
+def test_a_scheme_of_ones_own_is_exported_and_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(positions, "_SCHEMES", dict(positions._SCHEMES))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "recency.py").write_text(OWN)
+    config = {
+        "import": ["recency.py"],
+        "model": MODEL | {"position": "recency"},
+        "task": {"name": "copy", "length": 4, "stretch": 2},
+        "train": TRAIN | {"steps": 2},
+        "evaluate": MEASURED,
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    train(load_config(tmp_path / "own.yaml"), tmp_path / "run")
+    (note,) = export(tmp_path / "run", tmp_path / "hf")
+    assert note == "Before the model is loaded, its plugins have to be imported: recency.py."
+    assert "have to be imported: recency.py" in (tmp_path / "hf" / "README.md").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert [one.name for one in loaded.model.schemes] == ["recency"]
 
 
 OPTIONS = {"text": {"corpus": __file__}, "indexing": {"corpus": __file__}}

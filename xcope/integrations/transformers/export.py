@@ -57,6 +57,8 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
     _check_free(folder, overwrite)
     config, model = load_run(run)
     task, notes = build_task(config), []
+    if config.plugins:
+        notes.append(_needs(config))
     exported = exported_model(config, model)
     tokenizer = tokenizer_of(task)
     if tokenizer is None:
@@ -194,6 +196,7 @@ def model_card(
             "\n".join(papers),
             "## Use",
             markdown.code_block(_use(task, text, name), "python"),
+            markdown.escape(_needs(config)) if config.plugins else "",
             "`trust_remote_code=True` does the same without `import xcope`; both need "
             '`pip install "xcope[hf]"`.',
             "## Results",
@@ -203,6 +206,11 @@ def model_card(
             markdown.code_block(config.to_yaml().rstrip(), "yaml"),
         ]
     )
+
+
+def _needs(config: Config) -> str:
+    named = [plugin.module or Path(plugin.name).name for plugin in config.plugins]
+    return f"Before the model is loaded, its plugins have to be imported: {markdown.listed(named)}."
 
 
 def _use(task: Task, text: bool, name: str) -> str:
