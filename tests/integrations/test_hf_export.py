@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
     words = {"position": ["absolute", "cope"]}
     run_of(folder, "copy", words, {"name": "copy", "length": 4, "stretch": 2})
     for name in ("text", "copy"):
-        assert export(folder / name, folder / f"hf-{name}") == []
+        export(folder / name, folder / f"hf-{name}")
     return folder
 
 
@@ -165,7 +165,8 @@ def test_a_scheme_of_ones_own_is_exported_and_says_what_it_needs(tmp_path, monke
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     train(load_config(tmp_path / "own.yaml"), tmp_path / "run")
-    (note,) = export(tmp_path / "run", tmp_path / "hf")
+    note, *code = export(tmp_path / "run", tmp_path / "hf")
+    assert f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'hf')!r})" in code
     assert note == "Before the model is loaded, its plugins have to be imported: recency.py."
     assert "have to be imported: recency.py" in (tmp_path / "hf" / "README.md").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

@@ -47,7 +47,7 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
         overwrite: replace an earlier export. Other folders are never replaced.
 
     Returns:
-        What its user has to know: lines for the terminal.
+        Lines that tell how it is used.
 
     Raises:
         RunError: see `load_run`; a folder that is taken.
@@ -56,16 +56,10 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
     folder = folder.resolve()
     _check_free(folder, overwrite)
     config, model = load_run(run)
-    task, notes = build_task(config), []
-    if config.plugins:
-        notes.append(_needs(config))
+    task = build_task(config)
+    lines = [_needs(config)] if config.plugins else []
     exported = exported_model(config, model)
     tokenizer = tokenizer_of(task)
-    if tokenizer is None:
-        notes.append(
-            f"no tokenizer files: what task {task.name!r} encodes is neither bytes nor words "
-            "between spaces; give token ids"
-        )
     with _replaced(folder) as new:
         exported.save_pretrained(new)
         if tokenizer is not None:
@@ -74,7 +68,12 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
             tokenizer.save_pretrained(new)
         card = model_card(run, config, exported, task, tokenizer is not None, folder.name)
         files.write_text(new / "README.md", card)
-    return notes
+    if tokenizer is None:
+        lines.append(
+            f"Without a tokenizer: what task {task.name!r} encodes is neither bytes nor words "
+            "between spaces. Give token ids."
+        )
+    return [*lines, *_use(task, tokenizer is not None, str(folder)).splitlines()]
 
 
 def exported_model(config: Config, model: TransformerWrapper) -> XCopeForCausalLM:
