@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import lm_eval
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from xcope import integrations
+from xcope import cli, integrations
 from xcope.config import load_config
 from xcope.data.tokenizer import train_tokenizer
 from xcope.integrations.transformers import XCopeConfig, XCopeForCausalLM
@@ -75,6 +76,31 @@ def test_the_folder_gives_the_text_that_sample_gives(name, runs):
     for out, new in zip(told, text, strict=True):
         kept = [token for token in new if token not in special]
         assert out[0]["generated_text"] == tokenizer.decode(kept)
+
+
+@pytest.mark.parametrize("name", ["text", "copy"])
+def test_the_commands_of_a_shell_give_the_same_text(name, runs, tmp_path, capsys, monkeypatch):
+    folder, prompt = str(tmp_path / "hf"), {"text": "def wö", "copy": "4 2 |"}[name]
+    written = [str(runs / name), folder, "--to", "hf"]
+    assert cli.run(cli.xcope, ["export", *written]) == 0
+    told = capsys.readouterr()
+    assert not told.err
+    how = textwrap.dedent(told.out.partition("\n")[2])
+    exec(how, {})
+    printed = capsys.readouterr().out
+    asked = ["sample", str(runs / name), "--temperature", "0", "--tokens"]
+    assert cli.run(cli.xcope, [*asked, "20"]) == 0  # both begin as a test sequence does
+    assert capsys.readouterr().out == printed
+    assert cli.run(cli.xcope, [*asked, "12", "--prompt", prompt]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    text = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=12)
+    assert capsys.readouterr().out == tokenizer.decode(text[0]) + "\n"
+    assert cli.run(cli.xcope, ["export", *written]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "xcope.integrations.transformers.export", None)
+    assert cli.run(cli.xcope, ["export", *written, "--overwrite"]) == 2
+    assert 'pip install "xcope[hf]"' in capsys.readouterr().err
 
 
 def test_the_card_says_what_the_model_is_and_its_code_runs(runs, monkeypatch, capsys):

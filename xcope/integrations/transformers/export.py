@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.utils import logging
 
 from xcope import files, markdown
 from xcope.config import Config, build_task
@@ -53,14 +54,14 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
         RunError: see `load_run`; a folder that is taken.
         FlagError: flags that `XCopeForCausalLM` does not take.
     """
-    folder = folder.resolve()
+    given, folder = folder, folder.resolve()
     _check_free(folder, overwrite)
     config, model = load_run(run)
     task = build_task(config)
     lines = [_needs(config)] if config.plugins else []
     exported = exported_model(config, model)
     tokenizer = tokenizer_of(task)
-    with _replaced(folder) as new:
+    with _replaced(folder) as new, _without_progress():
         exported.save_pretrained(new)
         if tokenizer is not None:
             if model.max_table_len is not None:
@@ -73,7 +74,7 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
             f"Without a tokenizer: what task {task.name!r} encodes is neither bytes nor words "
             "between spaces. Give token ids."
         )
-    return [*lines, *_use(task, tokenizer is not None, str(folder)).splitlines()]
+    return [*lines, *_use(task, tokenizer is not None, str(given)).splitlines()]
 
 
 def exported_model(config: Config, model: TransformerWrapper) -> XCopeForCausalLM:
@@ -276,6 +277,18 @@ def _is_export(folder: Path) -> bool:
     except (FileNotFoundError, files.UnreadableError):
         return False
     return isinstance(settings, dict) and settings.get("model_type") == XCopeConfig.model_type
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Within, transformers shows no bar for a file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
