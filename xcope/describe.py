@@ -9,11 +9,13 @@ import re
 import sys
 from typing import Any
 
+from xcope.compare.report.columns import COLUMNS
 from xcope.errors import FlagError
 from xcope.modules import decoder_flags, wrapper_flags
 from xcope.positions import Scheme, Slot, clash, schemes
 from xcope.registry import Named
 from xcope.tasks import Task, tasks
+from xcope.training.metrics import METRICS
 
 WHERE = {
     Slot.INPUT: "added to the token embedding",
@@ -24,11 +26,13 @@ WHERE = {
 
 
 def described() -> dict[str, Any]:
-    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models."""
+    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models, and what a
+    comparison may have ``shown``: metrics and columns."""
     return {
         "schemes": {name: of_scheme(kind) for name, kind in schemes().items()},
         "tasks": {name: of_task(kind) for name, kind in tasks().items()},
         "flags": sorted(decoder_flags() | wrapper_flags()),
+        "shown": [*METRICS, *COLUMNS],
     }
 
 
@@ -49,7 +53,11 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "switch": kind.upstream_switch,
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
-        "not_beside": {name: why for name, why in refused.items() if why and "slot" not in why},
+        "not_beside": {
+            name: reason(why)
+            for name, why in refused.items()
+            if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
+        },
     }
 
 
@@ -118,6 +126,11 @@ def refusal(one: Scheme, other: Scheme) -> str | None:
     """Why two schemes, combinations among them, cannot stand at the same heads."""
     pairs = ((mine, theirs) for mine in one.parts() for theirs in other.parts())
     return next((why for pair in pairs if (why := clash(*pair))), None)
+
+
+def reason(why: str) -> str:
+    """Of two schemes that do not go together, without their names and without what to do."""
+    return why.partition(": ")[2].rpartition(";")[0]
 
 
 def about(kind: type[Named]) -> str:

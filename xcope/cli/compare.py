@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from xcope import cli, invocation
+from xcope.cli import _complete, _show
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -21,28 +22,26 @@ xcope compare configs/quickstart.yaml --show sequence_accuracy --show tokens_per
 """
 
 
-class Shown(click.Option):
+class ShownOption(click.Option):
     """``--show``, whose help lists what there is to show, once it is read."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option, and its help with the names."""
-        from xcope.compare.report.columns import COLUMNS
-        from xcope.training.metrics import METRICS
-
-        self.help = f"{self.help}: {', '.join([*METRICS, *COLUMNS])}; may be given several times"
+        names = ", ".join(_show.registered()["shown"])
+        self.help = f"{str(self.help).partition(':')[0]}: {names}; may be given several times"
         return super().get_help_record(ctx)
 
 
 @cli.command(EXAMPLES)
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.argument("config", type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
 @click.option("--out", type=cli.PATH, help="folder of the comparison (default: runs/<config>)")
 @click.option("--jobs", type=int, help="runs side by side (default: the usable cores)")
 @click.option("--threads", type=int, default=1, show_default=True, help="threads of each run")
 @click.option("--overwrite", is_flag=True, help="replace a comparison that is in the folder")
 @click.option(
     "--show",
-    cls=Shown,
+    cls=ShownOption,
     multiple=True,
     metavar="NAME",
     help="a metric or a column that tables, reports and plots show beside the usual ones",

@@ -413,7 +413,7 @@ class _Parts:
 def _write(path: Path, array: Array) -> list[Any]:
     """Write a file whole or not at all; returns its size and SHA-256."""
     beside = path.with_name(f".{path.name}.new")
-    data = memoryview(np.ascontiguousarray(array)).cast("B")
+    data = np.ascontiguousarray(array).view(np.uint8).data
     try:
         beside.write_bytes(data)
         files.fsync(beside)
