@@ -204,7 +204,8 @@ class Reader:
             if key in ("run", "resume", "runs") and value is not None:
                 for run in value if isinstance(value, tuple | list) else [value]:
                     self.named(Path(run))
-        if isinstance(given.get("config"), str):
+        # what follows --resume RUN changes that run
+        if isinstance(given.get("config"), str) and given.get("resume") is None:
             self.config(name, given)
 
     def named(self, run: Path) -> None:
