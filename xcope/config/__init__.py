@@ -1,6 +1,6 @@
 """YAML configs: composed, overridden, checked, and turned into a task and a decoder."""
 
-from xcope.config.check import check_data
+from xcope.config.check import check_data, check_trackers
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.imports import copies_for
 from xcope.config.load import build_model, build_task, load_config, read_config
@@ -26,6 +26,7 @@ __all__ = [
     "build_model",
     "build_task",
     "check_data",
+    "check_trackers",
     "copies_for",
     "expand_sweep",
     "expand_tuning",

@@ -18,11 +18,19 @@ from xcope.config.compose import parse_override
 from xcope.config.schema import Longer
 from xcope.config.yaml_tree import MOST_BYTES
 from xcope.errors import did_you_mean, listing
-from xcope.training import checkpoint, lock
+from xcope.training import checkpoint, lock, trackers
 from xcope.training.errors import RunError
 from xcope.training.lock import Writer
 
-FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
+FREE = frozenset(
+    {
+        "train.device",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.track",
+        "train.track_project",
+    }
+)
 """Keys that do not touch the weights: a run may go on with others."""
 MAY_CHANGE = FREE | {"train.steps", "train.longer", "import"}
 """Keys that may be given when a run goes on, besides those of ``evaluate``."""
@@ -54,7 +62,8 @@ class RunFolder:
     """The folder of one run.
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
-    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``wandb/`` and
+    ``tracked.json`` (`xcope.training.trackers`), ``plugins/`` (copies of
     those that the config names), ``init_from.json`` (what a warm start took over),
     ``results-<steps>.json`` and ``timing-<steps>.json`` (of a run that was made longer: what it had
     before); ``.lock`` and, while it is written to, ``.writer.json``
@@ -68,7 +77,6 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
         self.results = path / "results.json"
         self.timing = path / "timing.json"
-        self.events = path / "tensorboard"
         self.plugins = path / "plugins"
         self.init_from = path / "init_from.json"
 
@@ -154,11 +162,11 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote, and nothing else that a person may have put there."""
         checkpoint.remove(self.checkpoint)
-        for folder in (self.events, self.plugins):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in (*trackers.FOLDERS, self.plugins.name):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         earlier = [*self.path.glob("results-*.json"), *self.path.glob("timing-*.json")]
         named = (self.results, self.timing, self.metrics, self.config, self.init_from)
-        for file in (*named, *earlier):
+        for file in (*named, *earlier, self.path / trackers.IDENTITY):
             file.unlink(missing_ok=True)
 
 
