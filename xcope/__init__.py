@@ -1,23 +1,21 @@
 """xcope: swap the positional encoding of a decoder by one flag or one line of YAML."""
 
-import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from xcope.config import build_model, load_config
-from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
-from xcope.ops.cope import cope_attention
-from xcope.positions import schemes
-from xcope.positions.cope import CoPE
+from xcope import integrations, lazy
+
+if TYPE_CHECKING:
+    from xcope.compare.frame import results
+    from xcope.config import build_model, load_config
+    from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
+    from xcope.ops.cope import cope_attention
+    from xcope.positions import schemes
+    from xcope.positions.cope import CoPE
+    from xcope.training import load_run
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> ModuleType:
-    """``xcope.inspect``, when it is asked for: it draws, and what draws takes long to import."""
-    if name == "inspect":
-        return importlib.import_module("xcope.inspect")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+integrations.announce()  # transformers' Auto classes learn of our models
 
 __all__ = [
     "AutoregressiveWrapper",
@@ -28,5 +26,23 @@ __all__ = [
     "build_model",
     "cope_attention",
     "load_config",
+    "load_run",
+    "results",
     "schemes",
 ]
+
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    __file__,
+    submodules=[
+        "compare",
+        "config",
+        "inspect",
+        "integrations",
+        "modules",
+        "ops",
+        "positions",
+        "tasks",
+        "training",
+    ],
+)

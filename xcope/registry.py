@@ -14,12 +14,13 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from xcope.errors import FlagError, did_you_mean, listing
+from xcope.files import IsPath
 
 
 class Named:
@@ -37,6 +38,12 @@ class Named:
         """Option → its annotation, with what it says besides the type (`xcope.files.IsPath`)."""
         found = typing.get_type_hints(cls, include_extras=True)
         return {option: found[option] for option in cls.options()}
+
+    @classmethod
+    def paths(cls) -> dict[str, IsPath]:
+        """The options that are paths."""
+        kinds = {option: IsPath.of(kind) for option, kind in cls.annotations().items()}
+        return {option: kind for option, kind in kinds.items() if kind is not None}
 
     @classmethod
     def flag(cls, option: str) -> str:
@@ -142,22 +149,48 @@ def make(
         FlagError: an unknown name or option, with the nearest valid one; an option whose value is
             not allowed.
     """
-    if name not in kinds:
+    check_named(
+        {one: kind.options() for one, kind in kinds.items()},
+        name,
+        options,
+        flag=flag,
+        noun=noun,
+        spelled=lambda option: kinds[name].flag(option),  # noqa: PLW0108, the name may be wrong
+    )
+    return kinds[name](**(options or {}))
+
+
+def check_named(
+    known: Mapping[str, Collection[str]],
+    name: str,
+    options: Mapping[str, Any] | None,
+    *,
+    flag: str,
+    noun: str,
+    spelled: Callable[[str], str],
+) -> None:
+    """Refuse a name that is not known, or an option that what it names does not have.
+
+    Args:
+        known: name → its options.
+        spelled: an option as a flag.
+
+    Raises:
+        FlagError: see `make`.
+    """
+    if name not in known:
         raise FlagError(
             flag,
-            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(kinds))}"
-            f"{did_you_mean(name, kinds)}",
+            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(known))}"
+            f"{did_you_mean(name, known)}",
         )
-    kind = kinds[name]
-    known = kind.options()
     for option in options or {}:
-        if option not in known:
+        if option not in known[name]:
             raise FlagError(
-                kind.flag(option),
-                f"{flag} {name!r} has no option {option!r}: it takes {listing(known)}"
-                f"{did_you_mean(str(option), known)}",
+                spelled(option),
+                f"{flag} {name!r} has no option {option!r}: it takes {listing(known[name])}"
+                f"{did_you_mean(str(option), known[name])}",
             )
-    return kind(**(options or {}))
 
 
 def discover(package: str, path: Sequence[str]) -> None:
@@ -179,8 +212,13 @@ def hints(kind: type) -> Mapping[str, Any]:
 
 def is_a(value: object, hint: Any) -> bool:
     """Whether ``value`` is what the annotation says; ints serve as floats, bools do not."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(is_a(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        of = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(is_a(item, of) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict)
     if typing.get_origin(hint) is tuple:
         of = typing.get_args(hint)[0]
         return isinstance(value, tuple | list) and all(is_a(item, of) for item in value)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from xcope.config.yaml_tree import read_file
+from xcope.describe import about
 from xcope.errors import FlagError
 from xcope.positions import Geometry, Scheme, scheme, schemes
 
@@ -107,8 +106,7 @@ def linked(text: str) -> str:
 
 def described(kind: type[Scheme]) -> str:
     """The docstring of the scheme's file as Markdown: paragraphs, and formulas as code."""
-    doc = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
-    return "\n\n".join(map(_block, _blocks(doc)))
+    return "\n\n".join(map(_block, _blocks(about(kind))))
 
 
 def _blocks(doc: str) -> list[str]:
@@ -126,21 +124,3 @@ def _block(block: str) -> str:
     if block.startswith("    "):
         return f"```text\n{textwrap.dedent(block)}\n```"
     return linked(block.replace("``", "`"))
-
-
-def meanings(kind: type[Scheme]) -> dict[str, str]:
-    """Option → its line under ``Args``; the scheme's own options, then the inherited ones."""
-    found: dict[str, str] = {}
-    for cls in kind.__mro__:
-        if issubclass(cls, Scheme):
-            found = found | {k: v for k, v in arguments(cls).items() if k not in found}
-    return {option: text for option, text in found.items() if option in kind.options()}
-
-
-def arguments(cls: type) -> dict[str, str]:
-    """The names under ``Args:`` of a class's own docstring → what stands beside them."""
-    _, _, args = inspect.cleandoc(vars(cls).get("__doc__") or "").partition("Args:\n")
-    args = re.split(r"\n(?=\S)", args)[0]
-    entries = re.split(r"^    (?=\w+: )", args, flags=re.MULTILINE)[1:]
-    pairs = (entry.split(": ", 1) for entry in entries)
-    return {name: " ".join(text.split()).replace("``", "`") for name, text in pairs}

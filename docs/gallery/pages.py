@@ -6,9 +6,10 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gallery.examples import built, described, linked, meanings, named, needs_options
+from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import read
-from gallery.together import reason, refusal, together, where
+from gallery.together import together
+from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 
@@ -171,7 +172,7 @@ def _switching(one: Scheme) -> Iterator[str]:
     if one.upstream_switch:
         switches.append(f"{one.upstream_switch}=True")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
-    yield code_block("\n".join(lines), "python")
+    yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")
@@ -191,30 +192,17 @@ def _upstream(one: Scheme) -> str:
     return text
 
 
-def flag_of(one: Scheme, option: str) -> str:
-    """The keyword flag of an option; combinations take the flags of their parts."""
-    for part in one.parts():
-        for own in part.options():
-            if option in (own, f"{part.name}_{own}"):
-                return f"{part.name}_{own}"
-    return f"{one.name}_{option}"
-
-
 def _options(one: Scheme) -> Iterator[str]:
     if not one.options():
         return
     yield "## Options"
     told = meanings(type(one))
-    spelled: dict[str, list[str]] = {}
-    for kind in (one, *one.parts()):
-        for theirs, ours in kind.upstream_options.items():
-            spelled.setdefault(flag_of(kind, ours), []).append(code(theirs))
     rows = []
     for option in dict.fromkeys([*told, *one.options()]):
         flag = flag_of(one, option)
-        theirs = listed(dict.fromkeys(spelled.get(flag, [])))
+        spelled = listed(map(code, theirs(one, flag)))
         default = code(repr(one.options()[option].default))
-        rows.append((code(option), default, code(flag), theirs, told.get(option, "")))
+        rows.append((code(option), default, code(flag), spelled, told.get(option, "")))
     yield table(("option", "default", "keyword flag", "x-transformers", "meaning"), rows)
 
 

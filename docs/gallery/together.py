@@ -5,23 +5,11 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Sequence
 
+from xcope.describe import WHERE, reason
 from xcope.markdown import code, table
 from xcope.positions import Scheme, Slot, clash
 
-WHERE = {
-    Slot.INPUT: "added to the token embedding",
-    Slot.ROTATION: "turns queries and keys",
-    Slot.BIAS: "added to the attention logits",
-    Slot.ATTEND: "the attention operation itself",
-}
 YES, SAME_SLOT, SELF = "✓", "–", "·"
-
-
-def where(one: Scheme) -> str:
-    """Where a scheme enters, for a table."""
-    if one.slot is not None:
-        return WHERE[one.slot]
-    return ", ".join(where(part) for part in one.parts()) or "nowhere"
 
 
 def singles(examples: Sequence[Scheme]) -> list[Scheme]:
@@ -29,12 +17,6 @@ def singles(examples: Sequence[Scheme]) -> list[Scheme]:
     slots = list(Slot)
     filling = [one for one in examples if one.slot is not None]
     return sorted(filling, key=lambda one: (slots.index(one.slot or Slot.INPUT), one.name))
-
-
-def refusal(one: Scheme, other: Scheme) -> str | None:
-    """Why two schemes, combinations among them, cannot stand at the same heads."""
-    pairs = ((mine, theirs) for mine in one.parts() for theirs in other.parts())
-    return next((why for pair in pairs if (why := clash(*pair))), None)
 
 
 def together(examples: Sequence[Scheme]) -> Iterator[str]:
@@ -89,8 +71,3 @@ def _pairs(chosen: Sequence[Scheme]) -> Iterator[str]:
     ]
     yield table(("", "", *(str(n) for n, _ in numbered)), rows, "--c")
     yield "\n".join(f"- {letter}: {reason}" for reason, letter in letters.items())
-
-
-def reason(why: str) -> str:
-    """Of two schemes that do not go together, without their names and without what to do."""
-    return why.partition(": ")[2].rpartition(";")[0]

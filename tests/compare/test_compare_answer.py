@@ -14,7 +14,7 @@ from xcope.compare.report.answer import about_answers, answers, terminal_answer
 from xcope.compare.report.charts import charts
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import baseline, differences, results
-from xcope.compare.report.write import write
+from xcope.compare.report.write import write, write_results, write_summary, write_timings
 from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
 from xcope.training.metrics import METRICS, Metric, register
@@ -227,7 +227,10 @@ def test_each_swept_key_is_a_column_of_every_file(tmp_path):
         "cope-max_pos=4-seed0-blanks=3-lr=0.001", "cope-max_pos=4-seed0-blanks=3-lr=0.01",
     ]  # fmt: skip
     made = [Outcome(run, reason="not run") for run in runs]
-    write(tmp_path, findings(made))
+    found = findings(made)
+    write_results(tmp_path / "results.csv", made, ())
+    write_timings(tmp_path / "timings.csv", made, found.timings)
+    write_summary(tmp_path / "summary.csv", found.summaries)
     for name in ("summary.csv", "results.csv", "timings.csv"):
         with (tmp_path / name).open() as opened:
             rows = list(csv.DictReader(opened))
@@ -242,7 +245,8 @@ def test_each_swept_key_is_a_column_of_every_file(tmp_path):
 
 def test_pandas_reads_the_summary_as_numbers_and_schemes_as_they_are_called(tmp_path):
     pandas = pytest.importorskip("pandas")
-    write(tmp_path, findings(swept(LR, "train.lr") + swept({"rotary": {"0.1": [None] * 3}})))
+    made = swept(LR) + swept({"rotary": {"0.1": [None] * 3}})
+    write_summary(tmp_path / "summary.csv", summarise(made))
     read = pandas.read_csv(tmp_path / "summary.csv")
     assert set(read["scheme"]) == {"none", "cope", "rotary"}
     for column in ("train.lr", "mean", "std", "difference", "p"):

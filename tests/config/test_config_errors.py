@@ -16,14 +16,14 @@ EXACT = [
         "train:",
         "trian:",
         "base.yaml:10: trian: unknown key 'trian'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train'?",
+        "'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train'?",
         id="unknown section",
     ),
     pytest.param(
         "train:",
         "lr: 1\ntrain:",
         "base.yaml:10: lr: unknown key 'lr'; allowed: 'model', 'task', 'train', 'evaluate', "
-        "'out', 'sweep', 'tune' and 'baseline'; did you mean 'train.lr'?",
+        "'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train.lr'?",
         id="key of another section",
     ),
     pytest.param(
@@ -40,7 +40,8 @@ EXACT = [
         "base.yaml:11: train.stesp: unknown key 'stesp'; allowed: 'steps', 'batch_size', 'lr', "
         "'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', "
         "'log_every', "
-        "'checkpoint_every' and 'device'; did you mean 'steps'?",
+        "'checkpoint_every', 'device', 'track', 'track_project', 'init_from' and 'longer'; "
+        "did you mean 'steps'?",
         id="unknown train key",
     ),
     pytest.param(

@@ -74,13 +74,14 @@ def test_null_takes_a_flag_back(write, base):
         (
             "trian.seed=3",
             "command line: trian: unknown key 'trian'; allowed: 'model', 'task', 'train', "
-            "'evaluate', 'out', 'sweep', 'tune' and 'baseline'; did you mean 'train'?",
+            "'evaluate', 'out', 'sweep', 'tune', 'import' and 'baseline'; did you mean 'train'?",
         ),
         (
             "train.sed=3",
             "command line: train.sed: unknown key 'sed'; allowed: 'steps', 'batch_size', 'lr', "
             "'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', "
-            "'log_every', 'checkpoint_every' and 'device'; did you mean 'seed'?",
+            "'log_every', 'checkpoint_every', 'device', 'track', 'track_project', 'init_from' and "
+            "'longer'; did you mean 'seed'?",
         ),
         (
             "train.seed.x=3",

@@ -69,7 +69,10 @@ def test_what_the_page_says_switches_the_scheme_on(name):
     (lines,) = re.findall(r"```python\n(.*?)\n```", text, flags=re.DOTALL)
     (block,) = re.findall(r"```yaml\n(.*?)\n```", text, flags=re.DOTALL)
     plan = parse(yaml.safe_load(block)["model"]["position"])
-    for line in lines.splitlines():
+    first, _, *switches = lines.splitlines()
+    assert first == "from xcope import Decoder"
+    assert switches
+    for line in switches:
         assert eval(line, {"Decoder": xcope.Decoder}).plan == plan, line
 
 

@@ -7,7 +7,8 @@ import pytest
 
 import xcope
 from gallery.examples import named
-from gallery.together import refusal, singles, together
+from gallery.together import singles, together
+from xcope.describe import refusal
 from xcope.positions import clash
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from gallery.examples import described, meanings
+from gallery.examples import described
 from gallery.pages import pages
 from gallery.pictures import panels, write_pictures
+from xcope.describe import meanings
 from xcope.errors import FlagError
 from xcope.positions import AttendModule, Scheme, Slot, registry
 from xcope.positions.alibi import Alibi

@@ -22,15 +22,17 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
-from xcope import invocation
+from xcope import __version__, invocation
 from xcope.errors import did_you_mean, told
 from xcope.files import UnknownPathError, expanded
+from xcope.training.errors import NoRunError
 
 
 class Command(click.Command):
@@ -46,18 +48,27 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each as this process was started."""
-        lines = [as_started(line) for line in self.examples.strip().splitlines()]
-        if lines:
-            formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
+        write_examples(self.examples, formatter)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the body; errors from now on are those of this command."""
-        ctx.meta[RUNNING] = ctx.command_path
-        return super().invoke(ctx)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; errors from now on are those of this command."""
+        if isinstance(ctx.obj, Typed):
+            ctx.obj.command = ctx.command_path
+        return super().parse_args(ctx, args)
 
 
-RUNNING = "xcope.running"
-"""In a context's ``meta``: the command whose body runs, as it was typed."""
+def write_examples(examples: str, formatter: click.HelpFormatter) -> None:
+    """Write examples at the end of a help, each as this process was started."""
+    lines = [as_started(line) for line in examples.strip().splitlines()]
+    if lines:
+        formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
+
+
+@dataclass
+class Typed:
+    """What was typed: the command as far as it is read, the innermost one of groups."""
+
+    command: str
 
 
 class Folder(click.Group):
@@ -65,21 +76,32 @@ class Folder(click.Group):
 
     Args:
         package: ``__name__`` and ``__path__`` of the package.
+        examples: as those of a `Command`.
     """
 
     command_class = Command
 
     def __init__(
-        self, *args: Any, package: tuple[str, Sequence[str]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        package: tuple[str, Sequence[str]] | None = None,
+        examples: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.package = package
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(self.examples, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the modules, and of commands that were added."""
         found = super().list_commands(ctx)
         if self.package is not None:
-            found += [module.name for module in pkgutil.iter_modules(self.package[1])]
+            modules = (module.name for module in pkgutil.iter_modules(self.package[1]))
+            found += [name for name in modules if not name.startswith("_")]
         return sorted(name.replace("_", "-") for name in found)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -125,6 +147,31 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         return click.Path().shell_complete(ctx, param, incomplete)
 
 
+class RunType(PathType):
+    """The folder of a run that has begun."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path of the folder.
+
+        Raises:
+            NoRunError: no run has begun there.
+        """
+        return require_run(super().convert(value, param, ctx))
+
+
+def require_run(path: Path) -> Path:
+    """The folder, if a run has begun in it.
+
+    Raises:
+        NoRunError: there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        raise NoRunError(path)
+    return path
+
+
 class NamesType(click.ParamType):  # type: ignore[type-arg]
     """Names between commas: ``cope,rotary`` → the two.
 
@@ -151,6 +198,7 @@ class NamesType(click.ParamType):  # type: ignore[type-arg]
 
 
 PATH = PathType()
+RUN = RunType()
 
 device_option = click.option(
     "--device",
@@ -191,9 +239,24 @@ def as_started(line: str) -> str:
     return re.sub(r"^xcope ([\w-]+)", lambda typed: invocation.command(typed[1]), line)
 
 
-@click.group(cls=Folder, package=(__name__, __path__))
-def xcope() -> None:
+@click.group(cls=Folder, package=(__name__, __path__), invoke_without_command=True)
+@click.option("--version", is_flag=True, help="what is installed")
+@click.option("--verbose", is_flag=True, help="with --version: all that a bug report needs")
+@click.pass_context
+def xcope(ctx: click.Context, version: bool, verbose: bool) -> None:
     """Swap the positional encoding of a decoder, train small language models, and compare."""
+    if version:
+        print(f"xcope {__version__}")
+        if verbose:
+            from xcope.environment import report
+
+            print(report())
+        ctx.exit()
+    if verbose:
+        raise click.UsageError("--verbose is for --version")
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        ctx.exit(2)
 
 
 def main(name: str | None = None) -> int:
@@ -203,6 +266,10 @@ def main(name: str | None = None) -> int:
         name: the command of ``scripts/NAME.py``; None for ``xcope``, which reads it from the
             arguments.
     """
+    if completing := os.environ.get("_XCOPE_COMPLETE"):
+        from xcope.cli._complete import complete
+
+        return complete(completing)
     if name is None:
         return run(xcope, prog=invocation.program())
     one = xcope.get_command(click.Context(xcope), name)
@@ -222,14 +289,14 @@ def run(
     _ready_to_print()
     prog = prog or Path(sys.argv[0]).name
     arguments = sys.argv[1:] if arguments is None else arguments
-    meta: dict[str, Any] = {RUNNING: prog}
+    typed = Typed(prog)
     with _stoppable() as stopped:
         try:
-            with command.make_context(prog, list(arguments), **SETTINGS) as ctx:
-                meta = ctx.meta
-                meta.setdefault(RUNNING, prog)
-                with _threads_told(prog):
-                    command.invoke(ctx)
+            with (
+                command.make_context(prog, list(arguments), obj=typed, **SETTINGS) as ctx,
+                _threads_told(prog),
+            ):
+                command.invoke(ctx)
             sys.stdout.flush()
         except click.exceptions.Exit as end:
             return end.exit_code
@@ -238,18 +305,18 @@ def run(
         except BrokenPipeError:
             _drop_output()
         except KeyboardInterrupt:
-            _complain(meta[RUNNING], "stopped")
+            _complain(typed.command, "stopped")
             return 130
         except Exception as error:
             line = told(error)
             if line is None and stopped:  # a library made another error of Ctrl-C
-                _complain(meta[RUNNING], "stopped")
+                _complain(typed.command, "stopped")
                 return 130
             if line is None:
                 raise
             if os.environ.get("XCOPE_TRACEBACK"):
                 traceback.print_exc()
-            _complain(meta[RUNNING], f"error: {line}")
+            _complain(typed.command, f"error: {line}")
             return int(getattr(error, "exit_code", 2))
     return 0
 

@@ -21,7 +21,7 @@ xcope sample runs/copy --seed 1
 
 
 @cli.command(EXAMPLES)
-@click.argument("run", type=cli.PATH)
+@click.argument("run", type=cli.RUN)
 @click.option("--prompt", help="default: the beginning of a test sequence")
 @click.option(
     "--tokens", type=int, help="how many to add (default: to the end of a sequence, 200 at most)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xcope import cli, invocation
+from xcope.cli import _complete
 
 if TYPE_CHECKING:
     from xcope.config import Config
@@ -24,8 +25,8 @@ xcope train --resume runs/x train.steps=2000 train.longer=rewarm
 
 
 @cli.command(EXAMPLES)
-@click.argument("config", required=False)
-@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.argument("config", required=False, type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
 @click.option("--out", type=cli.PATH, help="run folder (default: runs/<config>-<scheme>-seed<k>)")
 @click.option(
     "--resume", type=cli.PATH, metavar="RUN", help="go on with this run, from its last checkpoint"
@@ -46,20 +47,23 @@ def command(
     train.steps=N with train.longer=rewarm (a second warm-up and cosine over the added steps) or
     train.longer=stretch (from now on the rate of a run that was planned for N steps).
     """
-    from accelerate import PartialState
-
-    from xcope.training import RunError, reporter, to_go_on, train
-
     if resume is None:
         loaded, run_dir = to_train(config, overrides, out)
     else:
         changes = [*([] if config is None else [config]), *overrides]
         if out is not None or overwrite or not all("=" in text for text in changes):
-            raise RunError(
+            raise click.UsageError(
                 "--resume takes everything from the run folder but what may change (key=value, "
                 "see --help): leave out the config, --out and --overwrite"
             )
+        cli.require_run(resume)
+        from xcope.training import to_go_on
+
         loaded, run_dir = to_go_on(resume, changes), resume
+    from accelerate import PartialState
+
+    from xcope.training import reporter, train
+
     result = train(
         loaded,
         run_dir,
@@ -74,11 +78,12 @@ def command(
 def to_train(path: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
     """The config of a new run, and its folder."""
     from xcope.config import load_config
-    from xcope.training import RunError, default_run_dir
 
     if path is None:
-        raise RunError("name a config to train, or --resume RUN")
+        raise click.UsageError("name a config to train, or --resume RUN")
     config = load_config(path, overrides)
+    from xcope.training import default_run_dir
+
     return config, out or default_run_dir(config, Path(path))
 
 

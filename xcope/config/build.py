@@ -42,7 +42,7 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def make_model(
-    config: ModelConfig, num_tokens: int, longest: int, device: str = "cpu"
+    config: ModelConfig, num_tokens: int, longest: int, device: str | torch.device = "cpu"
 ) -> TransformerWrapper:
     """The decoder, with fresh weights; on device ``"meta"`` without any.
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xcope import files, invocation
-from xcope.config.build import make_model_for, make_task
-from xcope.config.check import checked, typed
 from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.imports import with_plugins
-from xcope.config.schema import Config
+from xcope.config.schema import Config, TaskConfig
 from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
-from xcope.config.yaml_tree import from_plain
-from xcope.modules import TransformerWrapper
-from xcope.tasks import Task
+from xcope.config.typed import check_names, typed
+from xcope.config.yaml_tree import Node, from_plain
+
+if TYPE_CHECKING:
+    from xcope.modules import TransformerWrapper
+    from xcope.tasks import Task
 
 
 def load_config(
@@ -46,7 +47,7 @@ def load_config(
                 "tune",
                 tree.mark_of(("tune",)),
             )
-        return checked(tree, data=data)
+        return _checked(tree, config, data=data)
     if not sweep:
         raise ConfigError(
             f"a sweep is many runs, but this is for one: use {invocation.command('compare')}, or "
@@ -69,6 +70,18 @@ def read_config(path: str | Path) -> Config:
     return typed(with_plugins(compose(path), files.expanded(path)))
 
 
+def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
+    """The section ``task`` of a YAML file, which need not have others; the task is not made.
+
+    Raises:
+        ConfigError: a file that cannot be read, no task, an unknown key, a wrong type.
+    """
+    tree = override(compose(path), overrides)
+    entries = {key: node for key, node in tree.children.items() if key == "task"}
+    anything = from_plain({"dim": 1, "depth": 1}, tree.mark)
+    return typed(Node({**entries, "model": anything}, tree.mark)).task
+
+
 def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
     """The task of a config, a mapping of the same shape, or a YAML file.
 
@@ -77,6 +90,8 @@ def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:
     Raises:
         ConfigError: a file or mapping that cannot be used.
     """
+    from xcope.config.build import make_task
+
     return make_task(_as_config(config).task)
 
 
@@ -93,6 +108,8 @@ def build_model(config: Config | Mapping[str, Any] | str | Path) -> TransformerW
     Raises:
         ConfigError: a file or mapping that cannot be used.
     """
+    from xcope.config.build import make_model_for, make_task
+
     config = _as_config(config)
     return make_model_for(config.model, make_task(config.task))
 
@@ -106,5 +123,14 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     if isinstance(config, Config):
         return config
     if isinstance(config, Mapping):
-        return checked(with_plugins(from_plain(config, Mark("config"))))
+        tree = with_plugins(from_plain(config, Mark("config")))
+        return _checked(tree, typed(tree))
     return load_config(config)
+
+
+def _checked(tree: Node, config: Config, *, data: bool = True) -> Config:
+    """The config of one run, tried: see `xcope.config.check.checked`."""
+    check_names(tree, config)
+    from xcope.config.check import checked
+
+    return checked(tree, data=data)

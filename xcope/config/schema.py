@@ -16,14 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from xcope import files
+from xcope import catalogue, files
 from xcope.config.errors import ConfigError, Mark, Worded, dotted
 from xcope.config.yaml_tree import Node, write_text
 from xcope.errors import did_you_mean, listing
-from xcope.modules import decoder_flags, plan_of, wrapper_flags
-from xcope.modules.seam import UPSTREAM_ONLY
 from xcope.plugins import Plugin
-from xcope.tasks import tasks
 
 
 def _at_most(most: int) -> Callable[[int], int]:
@@ -294,6 +291,9 @@ class Config(Section):
     def label(self) -> str:
         """``cope(max_pos=32)``, ``cope+rotary``, ``layers(rotary, none)``: the schemes of the
         model with the options that are not defaults."""
+        from xcope.modules import plan_of
+        from xcope.modules.seam import UPSTREAM_ONLY
+
         flags = self.model.flags
         plan = plan_of(self.model.position, flags)
         # schemes that only x-transformers has go by the flag that turns them on
@@ -360,10 +360,20 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
         for section, kind in {"": Config, **SECTIONS}.items()
         for key, field in kind.model_fields.items()
     }
-    if task in tasks():
-        found |= {("task", key): (kind,) for key, kind in tasks()[task].annotations().items()}
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
-    return {path: kind for path, kind in kinds.items() if kind is not None}
+    paths = {path: kind for path, kind in kinds.items() if kind is not None}
+    return paths | {("task", option): kind for option, kind in _paths_of_task(task).items()}
+
+
+def _paths_of_task(task: str | None) -> dict[str, files.IsPath]:
+    """The options of a task that are paths."""
+    known = catalogue.read()
+    if known is not None:
+        said = known["tasks"].get(task, {"paths": {}})["paths"]
+        return {option: files.IsPath.from_plain(plain) for option, plain in said.items()}
+    from xcope.tasks import tasks
+
+    return tasks()[task].paths() if task in tasks() else {}
 
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
@@ -396,10 +406,19 @@ def unknown_key(key: str, section: str = "") -> str:
 def known_keys(section: str = "") -> Collection[str]:
     """Keys of a section, those of the root if empty; of a task only the declared ones."""
     if section == "model":
-        flags = decoder_flags() | wrapper_flags()
-        return ModelConfig.model_fields.keys() | (flags - GIVEN_BY_TASK)
+        return ModelConfig.model_fields.keys() | (model_flags() - GIVEN_BY_TASK)
     fields = (SECTIONS[section] if section else Config).model_fields
     return {field.alias or name: field for name, field in fields.items()}.keys()
+
+
+def model_flags() -> frozenset[str]:
+    """Every keyword of `xcope.Decoder` and `xcope.TransformerWrapper`."""
+    known = catalogue.read()
+    if known is not None:
+        return frozenset(known["flags"])
+    from xcope.modules import decoder_flags, wrapper_flags
+
+    return decoder_flags() | wrapper_flags()
 
 
 def _hint(key: str, section: str) -> str:

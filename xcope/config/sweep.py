@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from xcope.config.build import make_task
-from xcope.config.check import checked, typed
+from xcope import catalogue
 from xcope.config.compose import parse_override, set_keys
 from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, shown
 from xcope.config.schema import SECTIONS, Config, Origin, TuneConfig, known_keys, unknown_key
+from xcope.config.typed import check_names, typed
 from xcope.config.yaml_tree import Node, from_plain
 from xcope.errors import did_you_mean, listing
 
@@ -143,19 +144,35 @@ def combinations(
             origin.tree.mark_of(("sweep",)),
         )
     entries = {key: node for key, node in origin.tree.children.items() if key not in ABOVE}
-    base, runs = Node(entries, origin.tree.mark), []
+    base, trees = Node(entries, origin.tree.mark), []
     for row in itertools.product(*axes.values()):
         values = dict(zip(axes, row, strict=True))
         tree = set_keys(base, ((key.split("."), value) for key, value in values.items()))
-        try:
+        trees.append((tree, values))
+    if catalogue.read() is not None:  # what is misspelt is told before torch is imported
+        for tree, values in trees:
+            with _named_run(name, values):
+                check_names(tree, typed(tree))
+    from xcope.config.check import checked
+
+    runs = []
+    for tree, values in trees:
+        with _named_run(name, values):
             runs.append(checked(tree, origin.passed, data=data))
-        except ConfigError as error:
-            if not values:
-                raise
-            run = " ".join(f"{key}={shown(value.plain())}" for key, value in values.items())
-            message = f"{error.message} (in {name} {run})"
-            raise ConfigError(message, error.key, error.mark) from error
     return runs
+
+
+@contextmanager
+def _named_run(name: str, values: Mapping[str, Node]) -> Iterator[None]:
+    """What is wrong with a run is told with the values that make it."""
+    try:
+        yield
+    except ConfigError as error:
+        if not values:
+            raise
+        run = " ".join(f"{key}={shown(value.plain())}" for key, value in values.items())
+        message = f"{error.message} (in {name} {run})"
+        raise ConfigError(message, error.key, error.mark) from error
 
 
 def unknown(key: str) -> str | None:
@@ -180,6 +197,8 @@ def unusable(values: list[object]) -> str | None:
 
 
 def _tuned(run: Config, tune: TuneConfig) -> Config:
+    from xcope.config.build import make_task
+
     evaluate = {"seed": tune.evaluate_seed, "splits": [make_task(run.task).validation]}
     train = {"steps": tune.steps or run.train.steps}
     return run.model_copy(

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from xcope.errors import ToldError
 
 
 class RunError(ToldError):
     """A run folder, checkpoint or request that cannot be used as it is."""
+
+
+class NoRunError(RunError):
+    """A folder in which no run has begun.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not a run folder: it has no config.yaml")
 
 
 class RunInterruptedError(RunError):

@@ -12,7 +12,7 @@ from rich.progress import TaskID
 
 from xcope.compare.run.plan import Run
 from xcope.compare.run.worker import Moved
-from xcope.training.reporter import bars
+from xcope.training.progress import bars
 
 
 class Lines:

@@ -1,0 +1,157 @@
+"""What is registered, as plain data: for ``xcope schemes`` and ``xcope tasks``, and for
+`xcope.catalogue`, which keeps it in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from typing import Any
+
+from xcope.errors import FlagError
+from xcope.modules import decoder_flags, wrapper_flags
+from xcope.positions import Scheme, Slot, clash, schemes
+from xcope.registry import Named
+from xcope.tasks import Task, tasks
+
+WHERE = {
+    Slot.INPUT: "added to the token embedding",
+    Slot.ROTATION: "turns queries and keys",
+    Slot.BIAS: "added to the attention logits",
+    Slot.ATTEND: "the attention operation itself",
+}
+
+
+def described() -> dict[str, Any]:
+    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models."""
+    return {
+        "schemes": {name: of_scheme(kind) for name, kind in schemes().items()},
+        "tasks": {name: of_task(kind) for name, kind in tasks().items()},
+        "flags": sorted(decoder_flags() | wrapper_flags()),
+    }
+
+
+def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
+    """What people ask of a scheme: what it is, its options, what it stands beside."""
+    own = {name: option | {"flag": flag_of(kind(), name)} for name, option in options(kind).items()}
+    for option in own.values():
+        option["theirs"] = theirs(kind(), option["flag"])
+    others = [one for name, one in schemes().items() if name != kind.name and one.slot is not None]
+    refused = {other.name: refusal(kind(), other()) for other in others}
+    return {
+        "title": kind.title,
+        "where": where(kind()),
+        "formula": kind.formula,
+        "paper": kind.paper,
+        "about": about(kind),
+        "options": own,
+        "switch": kind.upstream_switch,
+        "parts": [part.name for part in kind().parts()],
+        "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
+        "not_beside": {
+            name: reason(why)
+            for name, why in refused.items()
+            if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
+        },
+    }
+
+
+def of_task(kind: type[Task]) -> dict[str, Any]:
+    """What people ask of a task: what it is, its options, on what it is tested."""
+    try:
+        splits = list(kind().splits)
+    except FlagError:  # there are none before it has data
+        splits = []
+    return {
+        "title": about(kind).partition("\n")[0].rstrip("."),
+        "paper": kind.paper,
+        "metric": kind.metric,
+        "splits": splits,
+        "about": f"{about(kind)}\n\n{_before_args(kind)}".rstrip(),
+        "options": options(kind),
+        "paths": {option: dataclasses.asdict(path) for option, path in kind.paths().items()},
+    }
+
+
+def options(kind: type[Named]) -> dict[str, dict[str, Any]]:
+    """Option → ``default`` and ``type``, as Python writes them, and ``meaning``."""
+    told = meanings(kind)
+    return {
+        option: {
+            "default": repr(field.default),
+            "type": _type(field.type),
+            "meaning": told.get(option, ""),
+        }
+        for option, field in kind.options().items()
+    }
+
+
+def _type(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return re.sub(r"Annotated\[(.+?), .*\]", r"\1", text)
+
+
+def flag_of(one: Scheme, option: str) -> str:
+    """The keyword flag of an option; combinations take the flags of their parts."""
+    for part in one.parts():
+        for own in part.options():
+            if option in (own, f"{part.name}_{own}"):
+                return f"{part.name}_{own}"
+    return f"{one.name}_{option}"
+
+
+def theirs(one: Scheme, flag: str) -> list[str]:
+    """What x-transformers calls a flag of the scheme."""
+    spelled = {
+        spelling: flag_of(kind, option)
+        for kind in (one, *one.parts())
+        for spelling, option in kind.upstream_options.items()
+    }
+    return [spelling for spelling, ours in spelled.items() if ours == flag]
+
+
+def where(one: Scheme) -> str:
+    """Where a scheme enters, for a table."""
+    if one.slot is not None:
+        return WHERE[one.slot]
+    return ", ".join(where(part) for part in one.parts()) or "nowhere"
+
+
+def refusal(one: Scheme, other: Scheme) -> str | None:
+    """Why two schemes, combinations among them, cannot stand at the same heads."""
+    pairs = ((mine, theirs) for mine in one.parts() for theirs in other.parts())
+    return next((why for pair in pairs if (why := clash(*pair))), None)
+
+
+def reason(why: str) -> str:
+    """Of two schemes that do not go together, without their names and without what to do."""
+    return why.partition(": ")[2].rpartition(";")[0]
+
+
+def about(kind: type[Named]) -> str:
+    """The docstring of the file."""
+    return inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
+
+
+def _before_args(kind: type[Named]) -> str:
+    """The class's own docstring without what stands under ``Args``."""
+    return inspect.cleandoc(vars(kind).get("__doc__") or "").partition("Args:\n")[0].strip()
+
+
+def meanings(kind: type[Named]) -> dict[str, str]:
+    """Option → its line under ``Args``; the class's own options, then the inherited ones."""
+    found: dict[str, str] = {}
+    for cls in kind.__mro__:
+        if issubclass(cls, Named):
+            found = found | {k: v for k, v in arguments(cls).items() if k not in found}
+    return {option: text for option, text in found.items() if option in kind.options()}
+
+
+def arguments(cls: type) -> dict[str, str]:
+    """The names under ``Args:`` of a class's own docstring → what stands beside them."""
+    _, _, args = inspect.cleandoc(vars(cls).get("__doc__") or "").partition("Args:\n")
+    args = re.split(r"\n(?=\S)", args)[0]
+    entries = re.split(r"^    (?=\w+: )", args, flags=re.MULTILINE)[1:]
+    pairs = (entry.split(": ", 1) for entry in entries)
+    return {name: " ".join(text.split()).replace("``", "`") for name, text in pairs}
