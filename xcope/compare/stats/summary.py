@@ -196,11 +196,12 @@ class Summary:
         """
         if self.seeds < LEAST_SEEDS:
             return {}
-        best, *others = self.ranked(split) or [None]
-        tied = [row for row in others if self.against(row, best, split).verdict != "worse"]
-        if best is None or len(tied) == len(others):
+        rows = self.ranked(split)
+        best, others = rows[:1], rows[1:]
+        tied = [row for row in others if self.against(row, best[0], split).verdict != "worse"]
+        if len(tied) == len(others):
             return {}
-        return {best.label: "best"} | {row.label: "tied" for row in tied}
+        return {best[0].label: "best"} | {row.label: "tied" for row in tied}
 
     def _of_test(self, cell: Cell) -> float:
         """Variance that the choice of test sequences adds to a cell's mean.
