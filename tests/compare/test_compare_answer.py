@@ -151,6 +151,19 @@ def test_among_equal_rates_the_lowest_loss_stands_for_the_scheme():
     assert [row.label for row in summarise(made)[0].best] == ["none, lr=0.2", "cope, lr=0.2"]
 
 
+def test_the_tables_of_other_metrics_show_the_same_rows():
+    made = swept(LR)
+    made = [
+        replace(one, metrics={s: m | {"sequence_error": 1 - m["error"]}
+                              for s, m in one.metrics.items()})
+        for one in made
+    ]  # fmt: skip
+    (summary,) = summarise(made, metrics=[METRICS["sequence_error"]])
+    (further,) = summary.further
+    assert [row.label for row in further.best] == [row.label for row in summary.best]
+    assert further.best[0].cells["sparse"].mean == pytest.approx(1 - 1.21 / 3)
+
+
 def test_one_scheme_alone_has_all_its_rates_compared():
     made = swept({"rotary": {"0.1": [0.5] * 3, "0.2": [0.4] * 3}})
     assert said(made) == (
