@@ -49,7 +49,11 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "switch": kind.upstream_switch,
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
-        "not_beside": {name: why for name, why in refused.items() if why and "slot" not in why},
+        "not_beside": {
+            name: reason(why)
+            for name, why in refused.items()
+            if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
+        },
     }
 
 
@@ -118,6 +122,11 @@ def refusal(one: Scheme, other: Scheme) -> str | None:
     """Why two schemes, combinations among them, cannot stand at the same heads."""
     pairs = ((mine, theirs) for mine in one.parts() for theirs in other.parts())
     return next((why for pair in pairs if (why := clash(*pair))), None)
+
+
+def reason(why: str) -> str:
+    """Of two schemes that do not go together, without their names and without what to do."""
+    return why.partition(": ")[2].rpartition(";")[0]
 
 
 def about(kind: type[Named]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,3 +62,47 @@ def noted(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "needed": (
+        "torch", "x-transformers", "einops", "accelerate", "safetensors", "pydantic", "pyyaml",
+        "click", "rich", "matplotlib", "jinja2", "numpy", "numba", "triton", "filelock", "psutil",
+    ),
+    "hf": ("transformers", "tokenizers", "datasets", "pyarrow", "peft", "lm-eval"),
+    "track": ("tensorboard", "trackio", "wandb"),
+}  # fmt: skip
+"""Extra of ``pip install xcope[…]`` → packages whose versions a bug report needs."""
+
+
+def report() -> str:
+    """What a bug report needs: versions, system, processor, memory, devices, threads."""
+    lines = {
+        "Python": f"{platform.python_version()} ({platform.python_implementation()}), "
+        f"{sys.executable}",
+        "xcope": str(Path(__file__).parent),
+        "system": f"{platform.platform()}",
+        "processor": f"{processor()}, {platform.machine()}",
+        "memory": memory(),
+        "threads": f"{torch.get_num_threads()} of torch; {_usable_cores()} usable cores",
+        "devices": ", ".join(devices()),
+        "CUDA of torch": torch.version.cuda or "none",
+    }
+    lines |= {extra: ", ".join(map(_version, packages)) for extra, packages in EXTRAS.items()}
+    size = max(map(len, lines))
+    return "\n".join(f"{key:<{size}}  {text}" for key, text in lines.items())
+
+
+def devices() -> list[str]:
+    """``cpu``, and each GPU by its name."""
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        found.append(f"cuda:{index} {torch.cuda.get_device_name(index)} (sm_{major}{minor})")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import read
-from gallery.together import reason, together
-from xcope.describe import flag_of, meanings, refusal, theirs, where
+from gallery.together import together
+from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 

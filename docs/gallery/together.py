@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Sequence
 
-from xcope.describe import WHERE
+from xcope.describe import WHERE, reason
 from xcope.markdown import code, table
 from xcope.positions import Scheme, Slot, clash
 
@@ -71,8 +71,3 @@ def _pairs(chosen: Sequence[Scheme]) -> Iterator[str]:
     ]
     yield table(("", "", *(str(n) for n, _ in numbered)), rows, "--c")
     yield "\n".join(f"- {letter}: {reason}" for reason, letter in letters.items())
-
-
-def reason(why: str) -> str:
-    """Of two schemes that do not go together, without their names and without what to do."""
-    return why.partition(": ")[2].rpartition(";")[0]

@@ -94,7 +94,7 @@ def test_help_shows_examples_that_name_the_script(script):
         (("TINY", "sweep={train.seed: [0, 1]}"), ["scripts/compare.py"]),
         (("TINY", "--out", "/proc/nowhere"), ["/proc/nowhere"]),
         (("--resume", "nowhere"), ["nowhere is not a run folder"]),
-        (("--resume", "nowhere", "train.lr=1"), ["--resume takes everything"]),
+        (("--resume", "nowhere", "x.yaml"), ["--resume takes everything"]),
         (("--unknown",), ["--unknown"]),
     ],
 )

@@ -29,7 +29,7 @@ from typing import Any
 
 import click
 
-from xcope import invocation
+from xcope import __version__, invocation
 from xcope.errors import did_you_mean, told
 from xcope.files import UnknownPathError, expanded
 from xcope.training.errors import NoRunError
@@ -85,7 +85,8 @@ class Folder(click.Group):
         """The names of the modules, and of commands that were added."""
         found = super().list_commands(ctx)
         if self.package is not None:
-            found += [module.name for module in pkgutil.iter_modules(self.package[1])]
+            modules = (module.name for module in pkgutil.iter_modules(self.package[1]))
+            found += [name for name in modules if not name.startswith("_")]
         return sorted(name.replace("_", "-") for name in found)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -223,9 +224,24 @@ def as_started(line: str) -> str:
     return re.sub(r"^xcope ([\w-]+)", lambda typed: invocation.command(typed[1]), line)
 
 
-@click.group(cls=Folder, package=(__name__, __path__))
-def xcope() -> None:
+@click.group(cls=Folder, package=(__name__, __path__), invoke_without_command=True)
+@click.option("--version", is_flag=True, help="what is installed")
+@click.option("--verbose", is_flag=True, help="with --version: all that a bug report needs")
+@click.pass_context
+def xcope(ctx: click.Context, version: bool, verbose: bool) -> None:
     """Swap the positional encoding of a decoder, train small language models, and compare."""
+    if version:
+        print(f"xcope {__version__}")
+        if verbose:
+            from xcope.environment import report
+
+            print(report())
+        ctx.exit()
+    if verbose:
+        raise click.UsageError("--verbose is for --version")
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        ctx.exit(2)
 
 
 def main(name: str | None = None) -> int:
@@ -235,6 +251,10 @@ def main(name: str | None = None) -> int:
         name: the command of ``scripts/NAME.py``; None for ``xcope``, which reads it from the
             arguments.
     """
+    if completing := os.environ.get("_XCOPE_COMPLETE"):
+        from xcope.cli._complete import complete
+
+        return complete(completing)
     if name is None:
         return run(xcope, prog=invocation.program())
     one = xcope.get_command(click.Context(xcope), name)

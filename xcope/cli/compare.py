@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from xcope import cli, invocation
+from xcope.cli import _complete
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -34,8 +35,8 @@ class Shown(click.Option):
 
 
 @cli.command(EXAMPLES)
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.argument("config", type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
 @click.option("--out", type=cli.PATH, help="folder of the comparison (default: runs/<config>)")
 @click.option("--jobs", type=int, help="runs side by side (default: the usable cores)")
 @click.option("--threads", type=int, default=1, show_default=True, help="threads of each run")

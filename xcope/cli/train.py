@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xcope import cli, invocation
+from xcope.cli import _complete
 
 if TYPE_CHECKING:
     from xcope.config import Config
@@ -24,8 +25,8 @@ xcope train --resume runs/x train.steps=2000 train.longer=rewarm
 
 
 @cli.command(EXAMPLES)
-@click.argument("config", required=False)
-@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.argument("config", required=False, type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
 @click.option("--out", type=cli.PATH, help="run folder (default: runs/<config>-<scheme>-seed<k>)")
 @click.option(
     "--resume", type=cli.PATH, metavar="RUN", help="go on with this run, from its last checkpoint"

@@ -15,9 +15,14 @@ from xcope import files
 from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, Path, shown
 from xcope.config.yaml_tree import Node, from_plain, read_file, read_text, shown_path
 from xcope.errors import FlagError, did_you_mean
+from xcope.plugins import tell
 
-LIBRARY = FilePath(__file__).resolve().parents[2] / "configs"
-"""The repository's own configs."""
+PACKAGE = FilePath(__file__).resolve().parents[1]
+LIBRARY = next(
+    (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()),
+    PACKAGE / "configs",
+)
+"""The configs that come with xcope: in its wheel, or beside it in a clone."""
 
 MOST_FILES = 100
 """Files that one config is composed of, each counted as often as it is extended."""
@@ -45,9 +50,20 @@ def compose(path: str | FilePath) -> Node:
     if not _exists(file, mark):
         if file.is_dir():
             raise ConfigError("is a folder: name a YAML file", mark=mark)
-        near = _nearest(file.name, file.parent, "*.yaml")
-        raise ConfigError(f"there is no such file{near}", mark=mark)
+        packaged = _packaged(file)
+        if packaged is None or not _exists(packaged, mark):
+            near = _nearest(file.name, file.parent, "*.yaml")
+            if packaged is not None and not near:
+                near = _nearest(file.as_posix(), LIBRARY.parent, "configs/**/*.yaml")
+            raise ConfigError(f"there is no such file{near}", mark=mark)
+        tell(f"there is no {file} here; the one that comes with xcope is used: {packaged}")
+        file = packaged
     return _compose(file, (), itertools.count(1))
+
+
+def _packaged(path: FilePath) -> FilePath | None:
+    """Where ``configs/…`` would lie among the configs that come with xcope."""
+    return LIBRARY.joinpath(*path.parts[1:]) if path.parts[:1] == ("configs",) else None
 
 
 def _compose(file: FilePath, chain: tuple[FilePath, ...], number: Iterator[int]) -> Node:
@@ -88,9 +104,9 @@ def _extended(extends: Node | None) -> Iterator[tuple[str, Mark]]:
 def _find(name: str, file: FilePath, mark: Mark) -> FilePath:
     folders = [file.parent, *_config_folders(file)]
     path = _path(name, mark)
-    for folder in folders:
-        if _exists(folder / path, mark):
-            return folder / path
+    for candidate in [*(folder / path for folder in folders), _packaged(path)]:
+        if candidate is not None and _exists(candidate, mark):
+            return candidate
     searched = " nor in ".join(dict.fromkeys(shown_path(folder) for folder in folders))
     # only a configs folder is surely small enough to be searched with all that it holds
     patterns = ["*.yaml", *["**/*.yaml"] * (len(folders) - 1)]
@@ -118,7 +134,7 @@ def _exists(file: FilePath, mark: Mark) -> bool:
 
 
 def _config_folders(file: FilePath) -> list[FilePath]:
-    """Folders called ``configs`` that hold the file, innermost first, then the repository's."""
+    """Folders called ``configs`` that hold the file, innermost first, then xcope's own."""
     return [p for p in file.absolute().parents if p.name == "configs"] + [LIBRARY]
 
 

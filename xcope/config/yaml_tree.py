@@ -174,15 +174,19 @@ def read_text(text: str, mark: Mark, key: str = "") -> Node:
     return _Reader(text, mark, key).document()
 
 
-def write_text(data: Any) -> str:
-    """YAML that `read_text` reads back to the same data; short lists and mappings on one line."""
+def write_text(data: Any, *, block: bool = False) -> str:
+    """YAML that `read_text` reads back to the same data; short lists and mappings on one line.
+
+    Args:
+        block: a line for each key and each item instead, however long.
+    """
     return yaml.dump(
         data,
         Dumper=_Dumper,
         sort_keys=False,
-        default_flow_style=None,
+        default_flow_style=False if block else None,
         allow_unicode=True,
-        width=100,
+        width=2**31 if block else 100,
     )
 
 

@@ -1,0 +1,84 @@
+"""``xcope config``: a config as it is resolved, and where each value comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xcope import cli
+from xcope.cli import _complete, _show
+
+if TYPE_CHECKING:
+    from xcope.config.yaml_tree import Node
+
+EXAMPLES = """
+xcope config configs/quickstart.yaml
+xcope config configs/experiments/text.yaml model.position=cope train.lr=3e-4
+xcope config runs/x/config.yaml
+"""
+COMPUTED = {
+    ("model", "dim_head"): "dim / heads",
+    ("model", "max_seq_len"): "the longest sequence of the task",
+}
+"""Keys that are filled in where nobody wrote them."""
+
+Path = tuple[str, ...]
+
+
+@cli.command(EXAMPLES)
+@click.argument("config", type=_complete.CONFIG)
+@click.argument("overrides", nargs=-1, metavar="[key=value]...", type=_complete.OVERRIDE)
+@cli.trust_option
+def command(config: str, overrides: tuple[str, ...]) -> None:
+    """Print a config with all that it extends, its defaults, and where each value comes from.
+
+    What is printed is YAML, and loads back to the same config.
+    """
+    from xcope.config import Mark, load_config
+    from xcope.config.yaml_tree import Node, read_text
+
+    loaded = load_config(config, overrides, sweep=True, data=False)
+    tree = loaded.source or Node({}, Mark(config))
+    told = read_text(loaded.to_yaml(), Mark(config)).plain()
+    for line in annotated(told, tree, ()):
+        print(line)
+
+
+def annotated(told: Mapping[str, Any], tree: Node, path: Path) -> Iterator[str]:
+    """The lines of a mapping, each with its origin as a comment."""
+    from xcope.config.yaml_tree import write_text
+
+    margin = "  " * len(path)
+    for key, value in told.items():
+        here = (*path, key)
+        if isinstance(value, Mapping) and value:
+            yield margin + write_text({key: 0}, block=True).removesuffix(" 0\n")
+            yield from annotated(value, tree, here)
+            if here == ("task",):
+                yield from unsaid(value)
+            continue
+        first, *others = write_text({key: value}, block=not isinstance(value, list)).splitlines()
+        comment = f"# {origin(tree, here)}"
+        if others:  # a list of mappings
+            yield f"{margin}{comment}"
+        yield f"{margin}{first}" if others else f"{margin}{first}  {comment}"
+        yield from (f"{margin}{line}" for line in others)
+
+
+def origin(tree: Node, path: Path) -> str:
+    """Where a value was written, or how it came about."""
+    short = path[-1] == "name" and tree.get(*path[:-1])  # task: copy
+    node = tree.get(*path) or (short if short and isinstance(short.value, str) else None)
+    if node is not None and (node.value is not None or path not in COMPUTED):
+        return str(node.mark)
+    return COMPUTED.get(path, "default")
+
+
+def unsaid(task: Mapping[str, Any]) -> Iterator[str]:
+    """The other options of the task, as comments."""
+    options = _show.registered()["tasks"].get(task["name"], {}).get("options", {})
+    for option, one in options.items():
+        if option not in task:
+            yield f"  # {option}: {_show.as_yaml(one['default'])}  (the task's default)"
