@@ -82,12 +82,14 @@ class IsPath:
         suffixes: ``(".json",)``.
         names: texts that are never a path.
         keys: of a mapping that may stand instead, which of its values are paths.
+        unless: in a mapping: the key beside which this one is no path.
     """
 
     or_name: bool = False
     suffixes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     keys: Mapping[str, IsPath] = field(default_factory=dict)
+    unless: str | None = None
 
     @staticmethod
     def of(*annotations: Any) -> IsPath | None:
@@ -103,7 +105,9 @@ class IsPath:
     def from_plain(cls, said: Mapping[str, Any]) -> IsPath:
         """What ``dataclasses.asdict`` made of it, also after JSON."""
         keys = {key: cls.from_plain(inner) for key, inner in said["keys"].items()}
-        return cls(said["or_name"], tuple(said["suffixes"]), tuple(said["names"]), keys)
+        return cls(
+            said["or_name"], tuple(said["suffixes"]), tuple(said["names"]), keys, said["unless"]
+        )
 
     def located(self, text: str, folder: str | Path = ".") -> str:
         """The path in full, or the name as it stands.
@@ -116,6 +120,8 @@ class IsPath:
         return str(located(text, folder))
 
     def _is_path(self, text: str, folder: str | Path) -> bool:
+        if "://" in text:
+            return False
         begins = text in (".", "..") or text.startswith(("/", "./", "../", "~", "$"))
         ends = bool(self.suffixes) and text.endswith(self.suffixes)
         return begins or ends or ("\0" not in text and os.path.lexists(os.path.join(folder, text)))

@@ -212,8 +212,13 @@ def hints(kind: type) -> Mapping[str, Any]:
 
 def is_a(value: object, hint: Any) -> bool:
     """Whether ``value`` is what the annotation says; ints serve as floats, bools do not."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(is_a(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        of = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(is_a(item, of) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict)
     if typing.get_origin(hint) is tuple:
         of = typing.get_args(hint)[0]
         return isinstance(value, tuple | list) and all(is_a(item, of) for item in value)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from xcope.errors import FlagError
 from xcope.tasks import IGNORE, Task, task
-from xcope.tasks.corpus import read
 
 MULTIPLES = {"longer_2x": 2, "longer_4x": 4}
 SPLITS = ("train", "in_distribution", "larger_k", *MULTIPLES)
@@ -27,9 +26,9 @@ def make(corpus: Path) -> MakeTask:
     return build
 
 
-def pieces_of(make: MakeTask, side: str, unit: str) -> list[str]:
-    """The words or lines of one side of the corpus, in order."""
-    text = read(make().corpus, "**/*.py", 0.3)[side].decode().replace("\0", "\n")
+def pieces_of(make: MakeTask, split: str, unit: str) -> list[str]:
+    """The words or lines of the split's side of the corpus, in order."""
+    text = make(held_out=0.3).source(split).decode().replace("\0", "\n")
     lines = [" ".join(line.split()) for line in text.split("\n") if line.split()]
     return text.split() if unit == "word" else lines
 
@@ -60,8 +59,7 @@ def test_the_answer_is_the_kth_word(make, unit, backwards, length, max_k, longes
     one = make(unit=unit, backwards=backwards, length=length, max_k=max_k, longest_word=longest)
     most = length * (2 if split == "larger_k" else MULTIPLES.get(split, 1))
     assert one.seq_len(split) == most + 4 + longest + 1
-    side = "train" if split == "train" else "held_out"
-    source = pieces_of(make, side, unit)
+    source = pieces_of(make, split, unit)
     between = " " if unit == "word" else "\n"
 
     batch = one.batch(split, 4, seed, 0)

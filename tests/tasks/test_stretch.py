@@ -51,7 +51,7 @@ def test_a_split_that_stretch_does_not_reach_is_unknown():
 
 
 def test_longer_windows_need_enough_text(tmp_path):
-    (tmp_path / "book.txt").write_bytes(bytes(200))
+    (tmp_path / "book.txt").write_bytes(b"x" * 200)
     options = {"corpus": str(tmp_path / "book.txt"), "length": 32, "held_out": 0.5}
     task("text", {**options, "stretch": 2})
     with pytest.raises(FlagError, match=r"longer_4x.*67 bytes") as caught:

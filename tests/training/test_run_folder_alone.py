@@ -9,8 +9,9 @@ import torch
 
 from xcope.compare import compare
 from xcope.config import Config, ConfigError, build_task, load_config
+from xcope.data import corpus
 from xcope.errors import FlagError
-from xcope.tasks import Task, corpus, indexing
+from xcope.tasks import Task, indexing
 from xcope.tasks.registry import _TASKS
 from xcope.training import RunError, RunFolder, load_run, read_metrics, train
 
@@ -32,8 +33,8 @@ def config_of(task: str, text: Path, folder: Path) -> Config:
 
 def take_away(words: Path, left: str | None = None) -> None:
     """Delete the corpus, or replace it, as a new process finds it: nothing of it is remembered."""
-    for remembered in (corpus.read, indexing._starts):
-        remembered.cache_clear()
+    corpus._OPENED.clear()
+    indexing._starts.cache_clear()
     words.unlink()
     if left is not None:
         words.write_text(left)

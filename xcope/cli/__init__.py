@@ -48,15 +48,20 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each as this process was started."""
-        lines = [as_started(line) for line in self.examples.strip().splitlines()]
-        if lines:
-            formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
+        write_examples(self.examples, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; errors from now on are those of this command."""
         if isinstance(ctx.obj, Typed):
             ctx.obj.command = ctx.command_path
         return super().parse_args(ctx, args)
+
+
+def write_examples(examples: str, formatter: click.HelpFormatter) -> None:
+    """Write examples at the end of a help, each as this process was started."""
+    lines = [as_started(line) for line in examples.strip().splitlines()]
+    if lines:
+        formatter.write("\nexamples:\n" + "".join(f"  {line}\n" for line in lines))
 
 
 @dataclass
@@ -71,15 +76,25 @@ class Folder(click.Group):
 
     Args:
         package: ``__name__`` and ``__path__`` of the package.
+        examples: as those of a `Command`.
     """
 
     command_class = Command
 
     def __init__(
-        self, *args: Any, package: tuple[str, Sequence[str]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        package: tuple[str, Sequence[str]] | None = None,
+        examples: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.package = package
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(self.examples, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the modules, and of commands that were added."""

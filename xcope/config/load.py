@@ -10,7 +10,7 @@ from xcope import files, invocation
 from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.imports import with_plugins
-from xcope.config.schema import Config
+from xcope.config.schema import Config, TaskConfig
 from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
 from xcope.config.typed import check_names, typed
 from xcope.config.yaml_tree import Node, from_plain
@@ -68,6 +68,18 @@ def read_config(path: str | Path) -> Config:
         ConfigError: a file that cannot be read, an unknown key, a wrong type.
     """
     return typed(with_plugins(compose(path), files.expanded(path)))
+
+
+def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
+    """The section ``task`` of a YAML file, which need not have others; the task is not made.
+
+    Raises:
+        ConfigError: a file that cannot be read, no task, an unknown key, a wrong type.
+    """
+    tree = override(compose(path), overrides)
+    entries = {key: node for key, node in tree.children.items() if key == "task"}
+    anything = from_plain({"dim": 1, "depth": 1}, tree.mark)
+    return typed(Node({**entries, "model": anything}, tree.mark)).task
 
 
 def build_task(config: Config | Mapping[str, Any] | str | Path) -> Task:

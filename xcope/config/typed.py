@@ -77,7 +77,7 @@ def _located_paths(node: Node, kind: files.IsPath, path: Path) -> Any:
     inner = {
         key: _located_paths(child, kind.keys[key], (*path, key))
         for key, child in node.children.items()
-        if key in kind.keys
+        if key in kind.keys and kind.keys[key].unless not in node.children
     }
     return {**node.plain(), **inner} if inner else node.plain()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
@@ -28,6 +29,8 @@ _KINDS: Mapping[type, str] = {
     bool: "true or false",
     str: "a text",
     type(None): "null",
+    list: "a list",
+    dict: "a mapping",
 }
 
 
@@ -39,10 +42,37 @@ class Batch:
         tokens: (b n) int64.
         targets: (b n) int64; ``targets[:, t]`` should follow ``tokens[:, : t + 1]``, `IGNORE`
             where nothing is scored.
+        bytes: (b n) int64: of the text, that each target stands for; None where it is one each, or
+            where there is no text.
+        starts: (b n) bool: where a document begins that sees nothing of what stands before it in
+            its row; None: a row is one whole.
     """
 
     tokens: Tensor
     targets: Tensor
+    bytes: Tensor | None = None
+    starts: Tensor | None = None
+
+    def rows(self, which: slice) -> Batch:
+        """Some of its rows."""
+        return self._each(lambda tensor: tensor[which])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = (self.tokens, self.targets, self.bytes, self.starts)
+        return Batch(*(None if one is None else change(one) for one in tensors))  # type: ignore[arg-type]
+
+    def logits(self, model: Callable[..., Tensor]) -> Tensor:
+        """What a model says on it, (b n num_tokens); documents are packed into one row."""
+        if self.starts is None:
+            return model(self.tokens)
+        begins = self.starts.flatten().nonzero()[:, 0]
+        cu_seqlens = F.pad(begins, (0, 1), value=self.starts.numel())
+        logits = model(self.tokens.reshape(1, -1), cu_seqlens=cu_seqlens)
+        return logits.reshape(*self.tokens.shape, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +94,10 @@ class Task(Named, ABC):
         for option in self.options():
             hint = hints(type(self))[option]
             kinds = typing.get_args(hint) or (hint,)
-            needed = " or ".join(_KINDS[kind] for kind in kinds) + " is needed"
+            needed = (
+                " or ".join(_KINDS[typing.get_origin(kind) or kind] for kind in kinds)
+                + " is needed"
+            )
             value = getattr(self, option)
             self.require(is_a(value, hint), option, needed)
             # vocabularies and sequences of that many are lists
@@ -120,6 +153,22 @@ class Task(Named, ABC):
         Raises:
             FlagError: data that cannot be read, or that a split cannot be drawn from.
         """
+
+    def sizes(self) -> Mapping[str, Mapping[str, int]]:
+        """Side of the data → how much there is; nothing for a task whose data never end."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a person should know of the data before anything is trained on them."""
+        return []
+
+    def kept(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """What a run has to keep to make the task again when its data are gone.
+
+        Returns:
+            Option → the file of the run's folder that takes its place, and file → content.
+        """
+        return {}, {}
 
     def batch(self, split: str, batch_size: int, seed: int, index: int) -> Batch:
         """Batch number ``index`` of the endless stream (split, seed): the same on any machine."""

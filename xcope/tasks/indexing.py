@@ -45,7 +45,7 @@ class Indexing(Stretchable, CorpusTask):
         max_k: the largest k of training; ``larger_k`` has those up to twice as large.
         longest_word: bytes of a word that is asked, at most; longer ones are counted only.
         stretch: see `Stretchable`.
-        corpus: see `CorpusTask`, as ``glob`` and ``held_out``.
+        corpus: see `CorpusTask`, as ``glob``, ``field``, ``held_out`` and ``validation_share``.
     """
 
     name: ClassVar[str] = "indexing"

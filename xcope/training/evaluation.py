@@ -84,9 +84,9 @@ def tally(
             for index in range(batches):
                 batch = task.batch(split, batch_size, seed, index)
                 at_once = max(1, MOST_PAIRS // batch.tokens.shape[1] ** 2)
-                parts = (torch.split(t, at_once) for t in (batch.tokens, batch.targets))
-                for tokens, targets in zip(*parts, strict=True):
-                    one.add(model(tokens.to(place)), targets.to(place))
+                for first in range(0, len(batch.tokens), at_once):
+                    part = batch.rows(slice(first, first + at_once)).to(place)
+                    one.add(part.logits(model), part.targets, part.bytes)
                 if measured is not None:
                     measured(split, index + 1, batches)
             check_loss(model, split, one.loss)

@@ -25,6 +25,7 @@ from xcope.training.errors import RunDivergedError, RunError, RunInterruptedErro
 from xcope.training.evaluation import broken_weights, tally
 from xcope.training.lock import Writer
 from xcope.training.log import MetricsLog
+from xcope.training.metrics import BITS_PER_BYTE
 from xcope.training.progress import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.schedule import learning_rate
@@ -37,6 +38,8 @@ WHAT_HELPS = (
 )
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
+BITS_OF_NOTHING = 8
+"""Per byte, where every byte is as likely as any other."""
 PATIENCE = 1.0
 """Seconds in which further signals count as the first: a terminal and a launcher may both send."""
 
@@ -98,11 +101,22 @@ def train(
             check_data(config)
         try:
             if state.step < config.train.steps:
+                if writer is not None:
+                    describe(task, reporter)
                 run_steps(state, task, run, reporter, writer)
                 state.peak_bytes = memory.bytes()
             return finished(state, task, run, reporter)
         except KeyboardInterrupt:
             raise RunInterruptedError(how_to_go_on(run)) from None
+
+
+def describe(task: Task, reporter: Reporter) -> None:
+    """Tell how much data each side has, and what is odd about them."""
+    sizes = task.sizes()
+    for side, one in sizes.items():
+        reporter.note(f"{side}: " + ", ".join(f"{n:,} {what}" for what, n in one.items()))
+    for note in task.notes():
+        reporter.note(f"note: {note}")
 
 
 def run_steps(
@@ -176,10 +190,10 @@ def mean_loss(state: TrainingState, task: Task) -> Tensor:
     batch = task.batch("train", train.batch_size, train.seed, state.step)
     scored = int((batch.targets != IGNORE).sum())
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    logits = state.model(batch.tokens[share].to(accelerator.device))
-    targets = batch.targets[share].to(accelerator.device)
+    own = batch.rows(share).to(accelerator.device)
+    logits = own.logits(state.model)
     total: Tensor = F.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="sum"
+        logits.float().transpose(1, 2), own.targets, ignore_index=IGNORE, reduction="sum"
     )
     return total * (int(accelerator.num_processes) / scored)
 
@@ -246,9 +260,16 @@ def measure(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter
     )  # fmt: skip
     splits = {split: one.metrics(task) for split, one in tallies.items()}
     by_position = {split: one.by_position(task) for split, one in tallies.items()}
+    for split, metrics in splits.items():
+        if metrics.get(BITS_PER_BYTE.name, 0.0) > BITS_OF_NOTHING:
+            reporter.note(
+                f"warning: {metrics[BITS_PER_BYTE.name]:.2f} bits per byte on split {split!r} are "
+                f"more than the {BITS_OF_NOTHING} of a guess: its text is unlike training's, or "
+                "there is too little of it"
+            )
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.write_result(
-        Result(splits, params, state.step, state.seconds, by_position),
+        Result(splits, params, state.step, state.seconds, by_position, task.sizes()),
         steps_per_second=state.step / state.seconds,
         evaluate_seconds=time.perf_counter() - began,
         peak_bytes=state.peak_bytes,

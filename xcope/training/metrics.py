@@ -34,10 +34,12 @@ class Answers:
     Args:
         logits: (b n num_tokens).
         targets: (b n) with `IGNORE` where nothing is scored.
+        bytes: (b n): bytes of text that each target stands for; None where that is not counted.
     """
 
     logits: Tensor
     targets: Tensor
+    bytes: Tensor | None = None
 
     @cached_property
     def scored(self) -> Tensor:
@@ -71,9 +73,11 @@ class Metric:
     Args:
         name: in ``results.json``, in CSV files and for ``--show``.
         of: gives a number of each token, (b n), or of each sequence, (b); the metric is the mean
-            of those that are scored. Or the name of another metric: this one follows from it, is
-            computed where it is asked for, and is stored only where it is a task's headline.
+            of those that are scored. None: there is none in such a batch. Or the name of another
+            metric: this one follows from it, is computed where it is asked for, and is stored only
+            where it is a task's headline.
         then: makes the metric of that mean, or of that other metric.
+        per: a metric of each token by whose sum that of ``of`` is divided, where it is counted.
         better: ``"lower"`` or ``"higher"``.
         share: it lies between 0 and 1 and is shown in per cent.
         unit: words after its name in headings.
@@ -82,8 +86,9 @@ class Metric:
     """
 
     name: str
-    of: Callable[[Answers], Tensor] | str
+    of: Callable[[Answers], Tensor | None] | str
     then: Callable[[float], float] = _as_it_is
+    per: str | None = None
     better: Literal["lower", "higher"] = "lower"
     share: bool = False
     unit: str = ""
@@ -135,9 +140,9 @@ class Metric:
         """Its value on a split of a finished run; None where an older run did not measure it."""
         if self.name in metrics:
             return metrics[self.name]
-        return (
-            self.then(metrics[self.of]) if isinstance(self.of, str) and self.of in metrics else None
-        )
+        if not isinstance(self.of, str) or self.of not in metrics:
+            return None
+        return self.then(metrics[self.of] / metrics.get(self.per or "", 1.0))
 
 
 METRICS: dict[str, Metric] = {}
@@ -172,13 +177,13 @@ def metric_called(name: str) -> Metric:
     return METRICS[name]
 
 
-def _tokens_are_bytes(task: Task) -> bool:
+def _all_is_text(task: Task) -> bool:
     return task.metric == "bits_per_byte"
 
 
 def _some_tokens_are_scored(task: Task) -> bool:
-    """Where every byte is scored no sequence is without an error."""
-    return not _tokens_are_bytes(task)
+    """Where all text is scored no sequence is without an error."""
+    return not _all_is_text(task)
 
 
 LOSS = register(Metric("loss", lambda answers: answers.losses, unit="nats"))
@@ -192,8 +197,20 @@ register(
         fits=_some_tokens_are_scored,
     )
 )
-register(
-    Metric("bits_per_byte", "loss", then=lambda loss: loss / math.log(2), fits=_tokens_are_bytes)
+BYTES = register(
+    Metric(
+        "bytes_per_token", lambda answers: answers.bytes, better="higher", digits=2,
+        fits=_all_is_text,
+    )
+)  # fmt: skip
+BITS_PER_BYTE = register(
+    Metric(
+        "bits_per_byte",
+        "loss",
+        then=lambda loss: loss / math.log(2),
+        per=BYTES.name,  # where tokens are bytes nothing is counted
+        fits=_all_is_text,
+    )
 )
 register(
     Metric(
@@ -216,9 +233,10 @@ class Tally:
         self._scored = torch.zeros((), dtype=torch.int64)  # how often each position was, (n)
         self._sums: dict[str, Tensor] = {}  # metric → float64, of each position (n) or of all ()
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch: logits (b n num_tokens), targets (b n) with `IGNORE` where not scored."""
-        answers = Answers(logits, targets)
+    def add(self, logits: Tensor, targets: Tensor, bytes: Tensor | None = None) -> None:
+        """Count a batch: logits (b n num_tokens), targets (b n) with `IGNORE` where not scored, and
+        the bytes that each target stands for, (b n)."""
+        answers = Answers(logits, targets, bytes)
         sequences = answers.scored.any(dim=-1)
         self._sequences += int(sequences.sum())
         self._scored = self._scored + answers.scored.sum(dim=0).cpu()
@@ -226,6 +244,8 @@ class Tally:
             if isinstance(one.of, str):
                 continue
             values = one.of(answers)
+            if values is None:
+                continue
             if values.shape not in (targets.shape, sequences.shape):
                 raise ValueError(
                     f"metric {one.name!r} gives {tuple(values.shape)} for targets of shape "
@@ -247,13 +267,17 @@ class Tally:
         """Metric → value, of every metric that is counted and of the task's headline metric."""
         if not self._scored.any():
             raise ValueError(f"task {task.name!r} scored no token in the batches it gave")
-        chosen = [o for o in METRICS.values() if callable(o.of) or o.name == task.metric]
+        chosen = [o for o in METRICS.values() if o.name in self._sums or o.name == task.metric]
         return {one.name: self._value(one) for one in chosen}
 
     def _value(self, metric: Metric) -> float:
         sums = self._sums_of(metric)
-        count = int(self._scored.sum()) if sums.ndim else self._sequences
-        return metric.then(sums.sum().item() / count)
+        counts = self._counts_of(metric) if sums.ndim else torch.tensor(self._sequences)
+        return metric.then(sums.sum().item() / counts.sum().item())
+
+    def _counts_of(self, metric: Metric) -> Tensor:
+        """What the sums are divided by, (n)."""
+        return self._sums.get(metric.per or "", self._scored)
 
     def _sums_of(self, metric: Metric) -> Tensor:
         return self._sums[metric.of if isinstance(metric.of, str) else metric.name]
@@ -272,10 +296,10 @@ class Tally:
         n = len(self._scored)
         width = math.ceil(n / BINS)
         sums = torch.split(self._sums_of(metric), width)
-        counts = torch.split(self._scored, width)
+        counts = torch.split(self._counts_of(metric), width)
         values = [
-            metric.then(part.sum().item() / int(scored.sum())) if scored.any() else None
-            for part, scored in zip(sums, counts, strict=True)
+            metric.then(part.sum().item() / count.sum().item()) if count.any() else None
+            for part, count in zip(sums, counts, strict=True)
         ]
         return {"metric": metric.name, "edges": [*range(0, n, width), n], "values": values}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xcope import files
-from xcope.config import Config, TrainConfig, load_config
+from xcope.config import Config, TaskConfig, TrainConfig, build_task, load_config
 from xcope.config.compose import parse_override
 from xcope.config.schema import Longer
-from xcope.config.yaml_tree import MOST_BYTES
 from xcope.errors import did_you_mean, listing
 from xcope.training import checkpoint, lock
 from xcope.training.errors import NoRunError, RunError
@@ -38,6 +38,7 @@ class Result:
         steps: number of updates.
         seconds: training time, evaluation not included.
         by_position: test split → ``edges`` and ``values``, as far as it was measured.
+        data: side of the corpus → its documents, bytes and tokens; nothing for other tasks.
     """
 
     splits: Mapping[str, Mapping[str, float]]
@@ -45,6 +46,7 @@ class Result:
     steps: int
     seconds: float
     by_position: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 RESULT = TypeAdapter(Result)
@@ -57,8 +59,8 @@ class RunFolder:
     identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
     those that the config names), ``init_from.json`` (what a warm start took over),
     ``results-<steps>.json`` and ``timing-<steps>.json`` (of a run that was made longer: what it had
-    before); ``.lock`` and, while it is written to, ``.writer.json``
-    (`xcope.training.lock`).
+    before), ``tokenizer.json`` where tokens are not bytes; ``.lock`` and, while it is written to,
+    ``.writer.json`` (`xcope.training.lock`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,8 +80,9 @@ class RunFolder:
 
     def holds(self, config: Config) -> bool:
         """Whether a run of this very config has begun here."""
+        content = contents(config)
         try:
-            return files.read_text(self.config, MOST_BYTES) == config.to_yaml()
+            return all(files.read_text(self.path / name) == content[name] for name in content)
         except (FileNotFoundError, files.UnreadableError):
             return False
 
@@ -113,14 +116,16 @@ class RunFolder:
                     f"{self.path} holds a run already: --resume {self.path} goes on with it, "
                     "--overwrite starts again, --out chooses another folder"
                 )
-            files.write_text(self.config, config.to_yaml())
+            for name, content in contents(config).items():
+                files.write_text(self.path / name, content)
             yield writer
 
     def write_result(self, result: Result, **timing: Any) -> None:
         """Write ``results.json``, and what varies between identical runs to ``timing.json``."""
         values = asdict(result)
-        if not result.by_position:
-            del values["by_position"]
+        for name in ("by_position", "data"):
+            if not values[name]:
+                del values[name]
         files.write_json(self.timing, {"seconds": values.pop("seconds"), **timing})
         files.write_json(self.results, values)
 
@@ -174,12 +179,25 @@ def safe_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+=]+", "-", label).strip("-.") or "run"
 
 
+def contents(config: Config) -> dict[str, str]:
+    """File → content of what a run of ``config`` begins with: its config, and what its task keeps
+    to be made again, named in the config as a file beside it."""
+    options, kept = build_task(config).kept()
+    task = TaskConfig(name=config.task.name, **{**config.task.options, **options})
+    return {"config.yaml": config.model_copy(update={"task": task}).to_yaml(), **kept}
+
+
 def settings(config: Config) -> dict[str, Any]:
-    """What decides the weights of a run: dotted key → value, as JSON holds it."""
+    """What decides the weights of a run: dotted key → value, as JSON holds it.
+
+    Of what the task keeps it is the content, wherever it was read from.
+    """
     sections = ("model.", "task.", "train.")
+    options, kept = build_task(config).kept()
+    digest = hashlib.sha256("\0".join(kept.values()).encode()).hexdigest()
     return {
         key: value
-        for key, value in config.flat().items()
+        for key, value in {**config.flat(), **{f"task.{one}": digest for one in options}}.items()
         if key.startswith(sections) and key not in FREE
     }
 
