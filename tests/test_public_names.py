@@ -6,8 +6,9 @@ import sys
 CODE = """
 import sys
 import xcope
-assert all(hasattr(xcope, name) for name in xcope.__all__)
-assert "matplotlib" not in sys.modules, "drawing is imported by xcope.inspect alone"
+assert all(hasattr(xcope, name) for name in xcope.__all__ if name != "results")
+assert "matplotlib" not in sys.modules, "drawing is imported by xcope.inspect and xcope.results"
+assert callable(xcope.results)
 assert callable(xcope.inspect.trace)
 try:
     xcope.inspekt

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from xcope import integrations, lazy
 
 if TYPE_CHECKING:
+    from xcope.compare.frame import results
     from xcope.config import build_model, load_config
     from xcope.modules import AutoregressiveWrapper, Decoder, TransformerWrapper
     from xcope.ops.cope import cope_attention
     from xcope.positions import schemes
     from xcope.positions.cope import CoPE
+    from xcope.training import load_run
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,8 @@ __all__ = [
     "build_model",
     "cope_attention",
     "load_config",
+    "load_run",
+    "results",
     "schemes",
 ]
 

@@ -220,8 +220,8 @@ def load(plugins: Iterable[Plugin], copies: Sequence[Path] = (), *, named: bool 
         PluginError: one is missing, fails, or may not run.
     """
     for plugin in plugins:
-        code = _code(plugin, copies)
-        if code.sha256 in {one.sha256 for one in _loaded.values()}:
+        running = {one.sha256 for one in _loaded.values()}
+        if plugin.sha256 in running or (code := _code(plugin, copies)).sha256 in running:
             continue
         if not named:
             _ask(plugin, code)

@@ -229,10 +229,13 @@ def test_names_that_nothing_has_are_refused_before_anything_is_trained(config, t
 
 
 def test_a_name_can_be_given_once(doubt, updates):
-    with pytest.raises(ValueError, match="'doubt' already"):
-        metrics.register(doubt)
-    with pytest.raises(ValueError, match="'updates' already"):
-        columns.register(updates)
+    elsewhere = {"__name__": "elsewhere", "metrics": metrics, "columns": columns}
+    elsewhere |= {"doubt": doubt, "updates": updates}
+    with pytest.raises(ValueError, match="two metrics are called 'doubt'"):
+        exec("metrics.register(doubt)", elsewhere)
+    with pytest.raises(ValueError, match="two columns are called 'updates'"):
+        exec("columns.register(updates)", elsewhere)
+    columns.register(updates)  # the same file again: it was reloaded
     with pytest.raises(ValueError, match="'doubt' already"):
         columns.register(replace(updates, name="doubt"))
     with pytest.raises(ValueError, match="'bits_per_byte', which is not counted"):

@@ -68,7 +68,8 @@ def test_text_of_bytes(script, tiny_yaml, tmp_path):
     assert ended.code == 0
     html = (run / "gates/gates.html").read_text()
     assert (
-        r'"labels": ["\u003c", "b", ">", "\u21b5", "\u21e5", "\\xc3", "\\xa9", "\\x07", "["' in html
+        r'"labels": ["\u003c", "b", ">", "\u21b5", "\u21e5", "\u00e9", "\u00b7", "\\x07", "["'
+        in html
     )
 
 

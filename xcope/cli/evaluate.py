@@ -143,7 +143,7 @@ def draw(tallies: Mapping[str, Tally], task: Task, title: str, path: Path) -> No
             axes.barh([*values], shown, color=[style[split].colour for split in values])
             axes.invert_yaxis()
             axes.set(xlabel=headline.heading)
-        if kind != "split":
+        if kind != "split" and headline.share:
             axes.set_ylim(bottom=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path)

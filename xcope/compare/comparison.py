@@ -17,7 +17,7 @@ from xcope.compare.report.tables import terminal_table
 from xcope.compare.report.write import write
 from xcope.compare.run.folder import check_picked, opened
 from xcope.compare.run.plan import CompareError, plan
-from xcope.compare.run.pool import Circumstances, Runner, check_tasks
+from xcope.compare.run.pool import Circumstances, Runner, check_starts, check_tasks
 from xcope.compare.run.tuning import picks, plan_tuning, with_picks
 from xcope.compare.stats.summary import summarise
 from xcope.config import Config, expand_sweep, expand_tuning
@@ -83,6 +83,8 @@ def compare(
     if overwrite or not out.exists():
         check_tasks([*expand_tuning(config, data=False), *expand_sweep(config, data=False)])
     runs, trials = plan(config, out), plan_tuning(config, out)
+    if overwrite or not out.exists():
+        check_starts([*(trial.run for trial in trials), *runs], out)
     command = command or f"xcope.compare.compare(config, {str(out)!r})"
     how = Circumstances(command, str(device_for(config.train.device)), jobs, threads)
     tuning = [trial.run for trial in trials]

@@ -32,13 +32,13 @@ def with_plugins(tree: Node, file: FilePath | None = None) -> Node:
     node = tree.get(KEY)
     if node is None:
         return tree
-    copies = [] if file is None else copies_for(file.absolute().parent)
     found = []
     for path, entry in _entries(node):
         try:
             plugin, recorded = _plugin(path, entry)
-            own = not recorded and _is_own(entry.mark, file)
-            plugins.load([plugin], copies, named=own or entry.mark.line is None)
+            own = entry.mark.line is None or (not recorded and _is_own(entry.mark, file))
+            copies = copies_for(FilePath(entry.mark.folder).absolute())
+            plugins.load([plugin], copies, named=own)
         except PluginError as error:
             raise ConfigError(str(error), dotted(path), entry.mark) from error
         found.append(from_plain(plugin.written, entry.mark))
@@ -75,9 +75,7 @@ def _plugin(path: tuple[str | int, ...], entry: Node) -> tuple[Plugin, bool]:
 
 
 def _is_own(mark: Mark, file: FilePath | None) -> bool:
-    """Whether an entry stands where the user put it."""
-    if mark.line is None:  # the command line, or Python
-        return True
+    """Whether an entry stands in the file that the user named, or one of the same project."""
     written = FilePath(mark.source).resolve()
     beside = written.parent
     if file is None or (

@@ -77,7 +77,7 @@ def train(
     plugins.load(config.plugins, copies_for(run.path))
     begun = resume and checkpoint.exists(run.checkpoint)
     if not begun:
-        check_start(config)
+        check_start(config, run.path)
     reporter = reporter or Silent()
     with accelerated(config.train) as accelerator, ExitStack() as stack:
         writer = None

@@ -225,10 +225,8 @@ def to_go_on(run_dir: Path | str, changes: Sequence[str] = ()) -> Config:
                 f"of 'evaluate'{did_you_mean(key, MAY_CHANGE)}"
             )
     others = [text for text in changes if parse_override(text)[0] != ("train", "longer")]
-    before, config = (
-        load_config(run.config, data=False),
-        load_config(run.config, others, data=False),
-    )
+    code = [text for text in others if parse_override(text)[0] == ("import",)]
+    before, config = (load_config(run.config, given, data=False) for given in (code, others))
     longer = _longer(run, before.train, config.train.steps, values.get("train.longer"))
     train = config.train.model_copy(update={"longer": longer})
     return config.model_copy(update={"train": train})

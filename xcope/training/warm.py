@@ -86,10 +86,20 @@ def warm_start(model: nn.Module, config: Config) -> WarmStart:
     return _take(model, groups["model"], config, state)
 
 
-def check_start(config: Config) -> None:
-    """Raise `ConfigError` if ``train.init_from`` names a run that nothing can be taken from."""
+def check_start(config: Config, *cleared: Path) -> None:
+    """Raise `ConfigError` if ``train.init_from`` names a run that nothing can be taken from.
+
+    Args:
+        cleared: folders that will not hold by then what they hold now.
+    """
     if config.train.init_from is None:
         return
+    source = Path(config.train.init_from).resolve()
+    for folder in cleared:
+        if source.is_relative_to(folder.resolve()):
+            raise _refused(
+                config, f"{folder} is cleared for the new run: train it in another folder"
+            )
     try:
         shapes = checkpoint.shapes(_checkpoint(config), "model")
         state = checkpoint.load_state(_checkpoint(config))

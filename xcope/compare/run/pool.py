@@ -22,6 +22,9 @@ from xcope.compare.run.worker import Ended, Job, Message, Moved, serve
 from xcope.config import Config, check_data
 from xcope.environment import system
 from xcope.files import read_text
+from xcope.training import RunFolder
+from xcope.training.checkpoint import exists
+from xcope.training.warm import check_start
 
 PRELOADED = ["xcope.compare.run.worker", "xcope.ops.cope.cpu.numba", "xcope.ops.biased.cpu.numba"]
 """What is slow to import and needed by most runs; those that cannot be imported are left out."""
@@ -83,6 +86,7 @@ class Runner:
         with display(self.console, runs) as shown:
             todo = [run for run in runs if not run.complete and run.name not in reasons]
             check_tasks([run.config for run in todo])
+            check_starts(todo)
             self._announce(shown, runs, todo, kind)
             try:
                 reasons |= run_all(
@@ -125,6 +129,19 @@ def check_tasks(configs: Sequence[Config]) -> None:
     """Raise `ConfigError` if the data of a task cannot be read."""
     for config in {repr(one.task): one for one in configs}.values():
         check_data(config)
+
+
+def check_starts(runs: Sequence[Run], *cleared: Path) -> None:
+    """Raise `ConfigError` if a run is to begin with the weights of another, and cannot.
+
+    Args:
+        cleared: folders that will not hold by then what they hold now.
+    """
+    new = [run for run in runs if not exists(RunFolder(run.folder).checkpoint) or cleared]
+    configs = [run.config for run in new]
+    different = {f"{one.train.init_from} {one.model!r} {one.task!r}": one for one in configs}
+    for config in different.values():
+        check_start(config, *cleared)
 
 
 def run_all(

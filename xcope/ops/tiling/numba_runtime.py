@@ -43,7 +43,8 @@ class _Compiling(event.Listener):  # type: ignore[misc]
         """Nothing."""
 
 
-event.register("numba:run_pass", _Compiling())
+_compiling = _Compiling()
+event.register("numba:run_pass", _compiling)
 
 
 def _cached(decorator: Callable[..., Any], function: F, **options: Any) -> Any:
