@@ -25,11 +25,17 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 GREY, BLUE, ORANGE, GREEN = "#767676", "#0072B2", "#D55E00", "#009E73"
-INK, FAINT = "#222222", "#D9D9D9"
-"""Of text, and of the grid."""
+INK, SOFT, FAINT, EDGE = "#222222", "#5A6470", "#D9D9D9", "#999999"
+"""Of text, of what explains, of the grid, and of the frame."""
 COLOURS = (GREY, "#E69F00", BLUE, "#CC79A7", GREEN, "#56B4E9", ORANGE, "#332288")
 """Of series. Colour-blind readers can tell them apart (Okabe and Ito 2008, its yellow and black
 replaced)."""
+DARK = {
+    INK: "#E8EAED", SOFT: "#A2ABB6", FAINT: "#343B44", EDGE: "#5B6470", "#FFFFFF": "#14171B",
+    GREY: "#9AA3AD", "#E69F00": "#F2B134", BLUE: "#4DA8E0", "#CC79A7": "#E39BC4",
+    GREEN: "#38C99C", "#56B4E9": "#8FD3FA", ORANGE: "#FF8A4C", "#332288": "#A79BFF",
+}  # fmt: skip
+"""Colour on white → what a dark page shows in its place, by its style."""
 DASHES = ((), (6.0, 3.0), (2.0, 2.0), (7.0, 2.0, 2.0, 2.0))
 """Lengths of strokes and gaps in points; none for a solid line."""
 
@@ -63,7 +69,7 @@ def plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
         grid: the axis whose ticks have grid lines.
     """
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.spines[["left", "bottom"]].set_color(EDGE)
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(axis=grid, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

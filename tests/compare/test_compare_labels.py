@@ -79,7 +79,10 @@ def test_every_file_shows_the_label_as_it_is(label, tmp_path):
         write(tmp_path, found)
     variant = found.outcomes[0].run.variant
     with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
-        assert {row["scheme"] for row in csv.DictReader(file)} >= {variant}
+        rows = list(csv.DictReader(file))
+    assert {row["scheme"] for row in rows} == {"none", "rotary", "alibi"}
+    assert {row[key] for row in rows for key in ("train.note", "task.glob")} == {label}
+    assert {row["baseline"] for row in rows} == {"", variant}
     page = Read((tmp_path / "report.html").read_text(encoding="utf-8"))
     plain = Read("".join(["<script></script>"]))
     assert page.scripts == plain.scripts

@@ -1,6 +1,8 @@
 """What may be said of two schemes: better, worse, or not distinguishable."""
 
+import math
 import random
+import statistics
 
 import pytest
 
@@ -22,6 +24,7 @@ def test_only_seeds_that_both_have_are_compared():
         ((-0.010, -0.010, -0.011), "not distinguishable"),  # below the resolution
         ((0.0, 0.0, 0.0), "not distinguishable"),
         ((-0.3,), "too few seeds"),
+        ((-0.3, -0.3), "too few seeds"),
         ((), "too few seeds"),
     ],
 )
@@ -30,7 +33,26 @@ def test_verdicts(differences, verdict):
 
 
 def test_one_seed_has_no_interval_and_no_p():
-    assert (Paired((0.1,), 0.0).interval, Paired((0.1,), 0.0).p) == (None, None)
+    one = Paired((0.1,), 0.0)
+    assert (one.interval, one.p, one.p_t) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("n", "t", "p"),
+    [(2, 12.706, 0.05), (3, 4.303, 0.05), (3, 9.925, 0.01), (5, 2.132, 0.1), (12, 2.201, 0.05),
+     (30, 3.659, 0.001)],
+)  # fmt: skip
+def test_the_p_of_the_t_test_is_that_of_students_table(n, t, p):
+    draw = random.Random(n)
+    values = [draw.gauss(0, 1) for _ in range(n)]
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
+    shifted = tuple(value - mean - t * error for value in values)
+    assert Paired(shifted, 0.0).p_t == pytest.approx(p, rel=2e-3)
+
+
+@pytest.mark.parametrize(("values", "p"), [((0.2, 0.2, 0.2), 0.0), ((0.0, 0.0, 0.0), 1.0)])
+def test_without_spread_the_t_test_knows_0_from_something_else(values, p):
+    assert Paired(values, 0.0).p_t == p
 
 
 @pytest.mark.parametrize("n", [3, 5, 8])

@@ -61,8 +61,9 @@ def test_what_is_swept_is_not_among_what_is_the_same(made):
 @pytest.mark.parametrize(
     ("seeds", "parts"),
     [
-        (1, ["With one seed there is no interval and no test"]),
-        (3, ["in 3 of 4 cases", "cannot give less than p = 0.25: by itself it shows nothing"]),
+        (1, ["with one seed there is no interval and no test"]),
+        (2, ["cannot give less than 0.50, and nothing is said to be better or worse: 3 are"]),
+        (3, ["in 3 of 4 cases", "cannot give less than 0.25: by itself it shows nothing"]),
         (6, ["too narrow", "sign-flip test"]),
     ],
 )
@@ -101,8 +102,8 @@ def test_differences_have_an_interval_a_p_and_a_verdict(config):
     text = report(found(config, outcomes(in_distribution(errors))), [[]])
     rows = [line for line in text.split("### Against none")[1].splitlines() if "|" in line][2:]
     rotary, alibi, cope = [line.strip("| ").split(" | ")[1] for line in rows]
-    assert rotary == "−30.0 [−32.5, −27.5], p 0.25<br>better"
-    assert alibi.endswith("p 1.00<br>not distinguishable")
+    assert rotary == "−30.0 [−32.5, −27.5], p 0.00037, sign flips 0.25<br>better"
+    assert alibi.endswith("sign flips 1.00<br>not distinguishable")
     assert cope == "-"
 
 

@@ -149,7 +149,7 @@ def test_the_page_shows_what_was_picked_and_what_failed(tuned, open_page):
     rows = opened.locator("#tuning tbody tr")
     assert rows.count() == 2
     for row, pick in zip(rows.all(), comparison.picks, strict=True):
-        chosen = row.locator(".best").inner_text()
+        chosen = row.locator(".picked").inner_text()
         assert chosen.startswith(f"train.lr {pick.picked.tried['train.lr']}: ")
         assert chosen.endswith("picked")
         assert "train.lr 1e+30: failed" in row.inner_text()

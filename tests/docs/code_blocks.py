@@ -143,7 +143,10 @@ class Reader:
             words = ["xcope", *words[3:]]
         for word in words if self.any_run else ():
             if word.startswith("runs/") and not (self.folder / word).exists():
-                self.made(Path(word), load_config("configs/quickstart.yaml", ["sweep=null", "model.position=cope"]))
+                self.made(
+                    Path(word),
+                    load_config("configs/quickstart.yaml", ["sweep=null", "model.position=cope"]),
+                )
         match words:
             case ["xcope", *rest]:
                 self.ours(cli.xcope, "xcope", rest)

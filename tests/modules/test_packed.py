@@ -146,7 +146,7 @@ UNEQUAL = {"cu_seqlens_q": EDGES, "cu_seqlens_k": torch.tensor([0, 6, 7, 8, 20])
         ({"cu_seqlens": [0, 20]}, "must be a tensor, int32 or int64, but is a list"),
         ({"pos": torch.arange(20)}, "pos does not go together"),
         ({"seq_start_pos": torch.tensor([0])}, "seq_start_pos does not go together"),
-        ({"seq_pos_offset": 3}, "seq_pos_offset does not go together"),
+        ({"seq_pos_offset": 3}, "seq_pos_offset is not for you to give: TransformerW"),
         ({"mems": [torch.zeros(1, 2, 32)] * 2}, "mems does not go together"),
         ({"prepend_embeds": torch.zeros(1, 2, 32)}, "prepend_embeds does not go together"),
         ({"context": torch.zeros(1, 2, 32)}, "context does not go together"),

@@ -21,7 +21,7 @@ def test_installed_version_is_supported_and_pyproject_says_the_same():
     assert importlib.metadata.version("x-transformers") in SpecifierSet(seam.SUPPORTED)
 
 
-def test_only_the_seam_imports_x_transformers():
+def test_only_the_seam_and_what_converts_its_models_import_x_transformers():
     importers = set()
     for path in (ROOT / "xcope").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -29,7 +29,7 @@ def test_only_the_seam_imports_x_transformers():
             names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if any(name.split(".")[0] == "x_transformers" for name in names):
                 importers.add(path.relative_to(ROOT).as_posix())
-    assert importers == {"xcope/modules/seam.py"}
+    assert importers == {"xcope/modules/seam.py", "xcope/integrations/x_transformers.py"}
 
 
 @pytest.mark.parametrize("attribute", ["rotary_pos_emb", "attn_heads", "residual_attn"])

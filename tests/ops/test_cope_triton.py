@@ -277,6 +277,26 @@ def test_what_kernels_cannot_take_is_tiled_and_said_once(caplog, change, reason)
     assert [reason in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize(
+    ("version", "too_old"),
+    [("3.2.0", True), ("3.5.1", True), ("3.6.0", False), ("3.10.0+git1", False), ("", False)],
+)
+def test_kernels_need_a_triton_that_they_are_written_for(version, too_old):
+    assert gpu._too_old(version) is too_old
+
+
+def test_with_an_older_triton_it_is_tiled_and_said(caplog, monkeypatch):
+    fallback._warn.cache_clear()
+    monkeypatch.setattr(gpu, "interpreted", lambda: True)
+    monkeypatch.setattr(gpu, "TOO_OLD", True)
+    tensors = inputs(i=12)
+    with caplog.at_level(logging.WARNING):
+        ours = cope_attention(**tensors, backend="triton")
+    truth = cope_attention(**tensors, backend="reference")
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4)
+    assert ["is older than 3.6" in record.message for record in caplog.records] == [True]
+
+
 def test_a_compiled_call_says_it_too(caplog):
     fallback._warn.cache_clear()
     torch._dynamo.reset()

@@ -71,8 +71,8 @@ def command(
         **how,
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for table in comparison.tables:
-        console.print(table)
+    for shown in (*comparison.answers, "", *comparison.tables):
+        console.print(shown)
     console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
     if comparison.failed_tuning:
         names = ", ".join(one.run.name for one in comparison.failed_tuning)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xcope import plugins
+from xcope.compare.report.answer import terminal_answer
 from xcope.compare.report.columns import chosen
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import terminal_table
@@ -29,6 +31,11 @@ class Comparison(Findings):
     """What a comparison found, and the folder that holds it."""
 
     out: Path
+
+    @property
+    def answers(self) -> list[Text]:
+        """For the terminal: of each task a sentence for each split."""
+        return list(map(terminal_answer, self.summaries))
 
     @property
     def tables(self) -> list[Table]:

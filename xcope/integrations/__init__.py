@@ -65,7 +65,7 @@ def register(auto: ModuleType) -> None:
 def announce() -> None:
     """Let ``AutoConfig`` and ``AutoModelForCausalLM`` know our models, once they are imported."""
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _AfterImport())
     for name in REGISTERS:
         if name in sys.modules:
             register(sys.modules[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from xcope.errors import FlagError
 from xcope.modules import seam
 from xcope.modules.attention import Part
-from xcope.modules.flags import Request, resolve
+from xcope.modules.flags import Request, arguments, resolve
 from xcope.modules.places import check_context_pos, check_masks, documents_of, places_of
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.base import fill_constants
@@ -55,6 +55,16 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         SeamError: an x-transformers whose insides moved.
     """
 
+    plan: Plan
+    schemes: tuple[Scheme, ...]
+    abs_pos_default: bool
+    meetings: tuple[seam.Meeting, ...]
+    packed: bool
+    _windowed: bool
+    _reads_length: bool
+    _reads_places: bool
+    _needs_all_tokens: bool
+
     def __init__(self, *, position: Position | None = None, **flags: Any) -> None:
         request = resolve(position, flags)
         seam.check_flags(request.upstream)
@@ -69,15 +79,45 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             super().__init__(**upstream)
         seam.check_layers(self)
         seam.check_widths(self)
-        self.plan = request.plan
-        self.schemes = request.plan.schemes
+        _check_layers(request.plan, len(seam.self_attentions(self)))
+        seam.clear_rotation(self)
+        builder, layers = Builder(geometry), request.plan.layers
+        with random_numbers_of_its_own():
+            parts = [
+                builder.parts(layers[index % len(layers)])
+                for index in range(len(seam.self_attentions(self)))
+            ]
+            self._fill(request.plan, parts, builder.shared)
         self.abs_pos_default = abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))
-        self.register_load_state_dict_post_hook(fill_constants)
         # x-transformers' wrappers add learned absolute positions unless this says no
         self.disable_abs_pos_emb = not (self.abs_pos_default or self.plan.of(Slot.INPUT))
-        with random_numbers_of_its_own():
-            self._fill_attentions(geometry)
+
+    @classmethod
+    def adopt(
+        cls,
+        layers: seam.AttentionLayers,
+        plan: Plan,
+        parts: Sequence[Sequence[Part]],
+        shared: Iterable[Any],
+    ) -> None:
+        """Let layers that x-transformers built, causal ones, be a `Decoder`: in place.
+
+        Args:
+            layers: without modules of positions.
+            plan: who has which scheme.
+            parts: of each self-attention layer.
+            shared: the modules that layers share.
+
+        Raises:
+            FlagError: a scheme that does not go together with a layer's flags.
+            SeamError: an x-transformers whose insides moved.
+        """
+        seam.check_layers(layers)
+        layers.__class__ = cls
+        layers._fill(plan, parts, shared)
+        layers.abs_pos_default = not layers.disable_abs_pos_emb
+        layers.packed = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As x-transformers' ``Decoder.forward``: embeddings (b n dim) in and out.
@@ -96,16 +136,24 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         ``flash_pack_seq_kwargs=dict(cu_seqlens_q=…, cu_seqlens_k=…)`` means the same. On a GPU its
         values are not checked: that would wait for the device.
 
+        ``attn_mask``, bool (n j), (h n j) or (b h n j), hides keys; attention stays causal beside
+        it. With ``causal=False`` a call reads both ways, or what ``attn_mask`` shows: a prefix
+        that sees all of itself, say. It has no cache.
+
         Raises:
-            FlagError: ``pos`` that is not as long as the tokens; ready-made angles; masks that are
-                not bool or do not fit; a cache beside what changes as more tokens follow, as
-                dynamic NTK does; ``seq_start_pos`` beside ``attn_max_attend_past`` where memories
-                stand before the padding; ``cu_seqlens``
+            FlagError: an unknown argument, or one that another makes necessary; an ``attn_mask``
+                that hides nothing and shows later tokens, which causal attention does not (on a
+                GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
+                angles; masks that are not bool or do not fit; a cache beside what changes as more
+                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
+                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
                 that do not fit, or beside what tells of no documents: places, a cache, memories,
                 cross attention, and flags by which tokens meet elsewhere than in attention or
                 schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
                 ``attn_flash_pack_seq=True`` promised them.
         """
+        kwargs = arguments("Decoder", args, kwargs)
+        self._check_beside(kwargs)
         for ready in seam.PLACES_AS:
             if kwargs.get(ready) is not None:
                 raise FlagError(ready, f"{ready} is not taken: give the places themselves as pos")
@@ -143,9 +191,9 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         if self._reads_length:
             places = places if mask is None else places.ending_with(mask)
             places = places if kv_mask is None else places.ending_with(kv_mask)
-        kwargs |= dict.fromkeys(seam.PLACES_AS, places)
+        kwargs.update(dict.fromkeys(seam.PLACES_AS, places))
         with nullcontext() if inside is None else seam.shifted_within(self, inside):
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x, **kwargs)
 
     def attn_qk_clip_(self, intermediates: Any, tau: float = 100.0) -> None:
         """As x-transformers': scale the weights of heads whose logits have passed ``tau``.
@@ -161,6 +209,18 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             )
         super().attn_qk_clip_(intermediates, tau=tau)
 
+    def _check_beside(self, arguments: dict[str, Any]) -> None:
+        """Refuse arguments without what they need, and the other way round."""
+        for flag, given, wanted in (
+            ("cross_attend=True", "context", self.cross_attend),
+            ("use_adaptive_layernorm=True or its like", "condition", self.need_condition),
+        ):
+            has = arguments.get(given) is not None
+            if has and not wanted:
+                raise FlagError(given, f"{given} is not read by a Decoder without {flag}: drop it")
+            if wanted and not has:
+                raise FlagError(given, f"a Decoder with {flag} needs {given}: pass it to the call")
+
     def _check_cache(self, arguments: dict[str, Any]) -> None:
         seam.check_cached(self.meetings)
         if self._needs_all_tokens:
@@ -169,6 +229,12 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 "cache does not go together with a scheme by which earlier tokens change as more "
                 "follow, as dynamic NTK, or xPos beside learned memories: give all tokens, and no "
                 "cache",
+            )
+        if arguments.get("causal") is False:
+            raise FlagError(
+                "causal",
+                "causal=False does not go together with cache: earlier tokens change as more "
+                "follow; give all tokens, and no cache (generate: cache_kv=False)",
             )
         if arguments.get("attn_mask") is not None:
             raise FlagError("attn_mask", "attn_mask does not go together with cache: drop one")
@@ -185,23 +251,22 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 "scheme that is a bias of the logits, as ALiBi: give places (n) or (b n)",
             )
 
-    def _fill_attentions(self, geometry: Geometry) -> None:
-        attentions, layers = seam.self_attentions(self), self.plan.layers
-        _check_layers(self.plan, len(attentions))
-        builder = Builder(geometry)
-        for index, attention in enumerate(attentions):
-            parts = builder.parts(layers[index % len(layers)])
-            seam.fill_attention(attention, parts, keep_logits=self.residual_attn)
-            if attention.attend.dropout > 0 and any(map(_materialised_by_dropout, parts)):
+    def _fill(self, plan: Plan, parts: Sequence[Sequence[Part]], shared: Iterable[Any]) -> None:
+        """Fill the slots of all layers, and note what the forward pass has to know of them."""
+        attentions = seam.self_attentions(self)
+        for attention, of_layer in zip(attentions, parts, strict=True):
+            seam.fill_attention(attention, of_layer, keep_logits=self.residual_attn)
+            if attention.attend.dropout > 0 and any(map(_materialised_by_dropout, of_layer)):
                 log.warning(
                     "attn_dropout: in training, layers with a bias or CoPE hold their (b h n n) "
                     "attention to drop from it; without attn_dropout they need no such tensor"
                 )
-        seam.clear_rotation(self)
         seam.make_picklable(self)
         seam.fill_meetings(self)
-        for module in builder.shared:
+        for module in shared:
             seam.keep_shared(self, module.upstream_name, module)
+        self.plan, self.schemes = plan, plan.schemes
+        self.register_load_state_dict_post_hook(fill_constants)
         self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
@@ -210,10 +275,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         biases = [part.bias for a in attentions for part in a.attend.parts]
         self._reads_places = any(one is not None for one in (*rotations, *biases))
         self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
-        for attention in seam.cross_attentions(self) if self.plan.uniform else ():
-            for part in builder.parts(layers[0]):
-                if part.rotation is not None and not part.rotation.widens:
-                    seam.fill_cross_attention(attention, part, self.cross_residual_attn)
+        turned = next((part for of_layer in parts for part in of_layer), None)
+        alike = {part.rotation for of_layer in parts for part in of_layer}
+        if turned and turned.rotation and len(alike) == 1 and not turned.rotation.widens:
+            for attention in seam.cross_attentions(self):
+                seam.fill_cross_attention(attention, turned, self.cross_residual_attn)
         self.meetings = seam.meetings(self)
         cached = all(meeting.cached for meeting in self.meetings)
         if not cached or self._needs_all_tokens:

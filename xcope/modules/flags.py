@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +72,61 @@ def wrapper_flags() -> frozenset[str]:
     return seam.upstream_wrapper_flags()
 
 
+NOT_FLAGS = {
+    "causal": "a Decoder is causal. x_transformers.Encoder reads both ways; of a Decoder, a call "
+    "does with causal=False, and cope_attention(…, causal=False) is CoPE without a model",
+    "prefix_attn_len": "it is of x_transformers.PrefixDecoder. Here a call with causal=False sees "
+    "all that attn_mask shows: give both",
+}
+"""What people look for and a Decoder has not → what to do instead."""
+
+
+def unknown(owner: str, flag: str, known: Iterable[str]) -> FlagError:
+    """The error for a keyword that ``owner``, a class or a function, does not take."""
+    if flag in NOT_FLAGS:
+        return FlagError(flag, f"{owner} has no flag {flag!r}: {NOT_FLAGS[flag]}")
+    return FlagError(flag, f"{owner} has no flag {flag!r}{did_you_mean(flag, known)}")
+
+
+FOR_OURS = frozenset({"tokens_before"})
+"""What our wrapper tells our decoder; not for people."""
+
+
+def arguments(
+    function: str, args: Sequence[Any], kwargs: Mapping[str, Any], beneath: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Arguments of a call by their names, all of them known.
+
+    Args:
+        function: one of `seam.CALLS`.
+        args: after the first.
+        kwargs: the others.
+        beneath: the functions that get what is not its own.
+
+    Raises:
+        FlagError: an unknown one, with the nearest that is known; one given twice; one that the
+            function says itself, or that leads to nothing but errors in it.
+    """
+    order, functions = seam.CALLS[function], (function, *beneath)
+    if len(args) > len(order):
+        raise FlagError(function, f"{function} takes {len(order) + 1} arguments, not more")
+    named = dict(zip(order, args, strict=False))
+    known = {"cu_seqlens"}.union(*(seam.CALLS[one] for one in functions))
+    for flag in kwargs:
+        if flag in named:
+            raise FlagError(flag, f"{flag} is given twice to {function}: by its place and its name")
+        setter = next((one for one in functions if flag in seam.SETS_ITSELF[one]), None)
+        if setter is not None and flag not in order:
+            raise FlagError(flag, f"{flag} is not for you to give: {setter} sets it itself")
+        if flag not in known and flag not in FOR_OURS:
+            raise unknown(function, flag, known)
+    named |= kwargs
+    for flag, reason in seam.REFUSED_HERE[function].items():
+        if named.get(flag) is not None and named[flag] is not False:
+            raise FlagError(flag, f"{function} does not take {flag}: {reason}")
+    return named
+
+
 def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     """Turn ``position=`` and the other flags into a plan and x-transformers' own flags.
 
@@ -82,7 +137,7 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     known = decoder_flags()
     for flag in flags:
         if flag not in known:
-            raise FlagError(flag, f"Decoder has no flag {flag!r}{did_you_mean(flag, known)}")
+            raise unknown("Decoder", flag, known)
     rest = dict(flags)
     plan = single() if position is None else parse(position)
     foreign = _foreign(rest)

@@ -228,6 +228,23 @@ def check_masks(x: Tensor, arguments: dict[str, Any]) -> None:
                 name,
                 f"{name} {tuple(mask.shape)} does not fit x {tuple(x.shape)}: it must be {wanted}",
             )
+        if name == "attn_mask" and arguments.get("causal") is not False:
+            _check_causal(mask, n)
+
+
+def _check_causal(mask: Tensor, n: int) -> None:
+    """Refuse a mask that only asks for later tokens, which a causal decoder does not show."""
+    i, j = mask.shape[-2:]
+    if i < 2 or i != n or j < n or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    later = torch.ones(i, j, dtype=torch.bool, device=mask.device).triu(j - n + 1)
+    if (mask & later).any() and not (~mask & ~later).any():
+        raise FlagError(
+            "attn_mask",
+            "attn_mask hides nothing and shows later tokens, but attention stays causal beside it: "
+            "drop it, or, for a prefix that sees all of itself, pass causal=False too, with a mask "
+            "that is causal after the prefix",
+        )
 
 
 # -- packed documents: several in one row, each as if it stood alone ------------------------------

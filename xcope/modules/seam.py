@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from x_transformers import AutoregressiveWrapper as UpstreamAutoregressiveWrapper
 from x_transformers import Decoder as UpstreamDecoder
 from x_transformers import TransformerWrapper as UpstreamTransformerWrapper
@@ -204,6 +205,80 @@ def upstream_wrapper_flags() -> frozenset[str]:
     return frozenset(_keywords(UpstreamTransformerWrapper.__init__))
 
 
+def _call(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Its arguments after the first one, in their order."""
+    function = inspect.unwrap(function)
+    if "eval_decorator" in function.__qualname__:  # which keeps what it decorates to itself
+        function = inspect.getclosurevars(function).nonlocals["fn"]
+    _, *names = (
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self"
+    )
+    return tuple(names)
+
+
+CALLS: dict[str, tuple[str, ...]] = {
+    "Decoder": _call(AttentionLayers.forward),
+    "TransformerWrapper": _call(UpstreamTransformerWrapper.forward),
+    "AutoregressiveWrapper": _call(UpstreamAutoregressiveWrapper.forward),
+    "generate": _call(UpstreamAutoregressiveWrapper.generate),
+    "beam_search": _call(UpstreamAutoregressiveWrapper.beam_search),
+}
+"""What x-transformers' functions that people call take after x, or the prompts. What is not among
+it they hand on: the wrapper for generation to its wrapper, and that to its layers."""
+
+_ITSELF = frozenset({"return_intermediates", "looped_pred_all_logits"})
+SETS_ITSELF: dict[str, frozenset[str]] = {
+    "Decoder": frozenset(),
+    "TransformerWrapper": frozenset({"return_hiddens", "deep_embeds_and_ids", "seq_pos_offset"}),
+    "AutoregressiveWrapper": _ITSELF | {"return_attn_z_loss", "return_next_embed_pred"},
+    "generate": frozenset({"cache", "seq_start_pos"}),
+    "beam_search": frozenset({"cache", "seq_start_pos", "return_intermediates"}),
+}
+"""What these functions say to whom they call, so that nobody else can."""
+
+
+_READS = dict.fromkeys(
+    ("return_embeddings", "return_logits_and_embeddings", "return_embeddings_and_intermediates"),
+    "logits alone are read here: call the model itself",
+)
+_GROWS = dict.fromkeys(
+    ("attn_bias", "embed_ids", "sum_embeds", "self_attn_kv_residuals"),
+    "it has an entry for each token, and the text grows: call the model itself",
+)
+_CACHED = {"cross_attn_kv_residuals": "keys of cross attention are cached: call the model itself"}
+_BEAMS = dict.fromkeys(
+    (
+        "additional_kv_mask",
+        "condition",
+        "context",
+        "context_mask",
+        "in_attn_cond",
+        "mem_masks",
+        "mems",
+        "prepend_embeds",
+        "self_attn_additional_kv",
+    ),
+    "beams multiply the rows of the text, and not of it: take generate",
+)
+_NEXT = {"return_next_embed_pred": "logits alone are read here: call the model itself"}
+REFUSED_HERE: dict[str, dict[str, str]] = {
+    "Decoder": {},
+    "TransformerWrapper": {},
+    "AutoregressiveWrapper": _READS
+    | {"excise_prepend_embeds": "the loss leaves out what is prepended by itself"},
+    "generate": _READS | _NEXT | _GROWS | _CACHED,
+    "beam_search": _READS
+    | _NEXT
+    | _GROWS
+    | _CACHED
+    | _BEAMS
+    | {"eos_token": "x-transformers cannot end a beam there yet: take generate"},
+}
+"""Arguments of these functions that lead to nothing but errors → why, and what to do instead."""
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Raise a `FlagError` if one of the flags is among those that are `REFUSED`."""
     for flag, reason in REFUSED.items():
@@ -245,6 +320,11 @@ def _builds(cls: type[nn.Module], flags: Mapping[str, Any], without: str) -> boo
     except Exception:
         return False
     return True
+
+
+def is_tied(wrapper: Any) -> bool:
+    """Whether the output layer is the embedding's table."""
+    return hasattr(wrapper, "tie_embedding_scale")
 
 
 def tie_logits(wrapper: Any) -> None:
@@ -372,10 +452,102 @@ def recomputed(
     for block in chosen.values():
         block.forward = partial(checkpoint, block.forward)
     try:
-        yield
+        # what ends a recomputation early is an exception, which einx, inside a block, replaces
+        with set_checkpoint_early_stop(False):
+            yield
     finally:
         for block in chosen.values():
             del block.forward
+
+
+# -- back to x-transformers' own classes --------------------------------------------------------
+
+
+def empty_slots(layers: Any) -> None:
+    """Take what turns and what is added to logits out of the layers; its place stays."""
+    for name in ("rotary_pos_emb", "polar_pos_emb", "rel_pos"):
+        setattr(layers, name, None)
+
+
+def only_part(attention: Attention) -> Part:
+    """What all heads of a layer have.
+
+    Raises:
+        FlagError: its heads have different schemes.
+    """
+    parts: tuple[Part, ...] = attention.attend.parts
+    if len(parts) > 1:
+        raise FlagError(
+            "position", "heads of one layer with different schemes are not known to x-transformers"
+        )
+    return parts[0]
+
+
+def whole_rotation(part: Part) -> Rotation | None:
+    """The rotation of which a part has some heads, or all."""
+    return part.rotation.rotation if isinstance(part.rotation, LastHeads) else part.rotation
+
+
+def restore_layers(layers: Any, own: Iterable[str]) -> None:
+    """Let layers be x-transformers' ``Decoder`` again, all their modules its own.
+
+    Args:
+        layers: whose slots hold modules of x-transformers.
+        own: names of attributes that only our class has.
+    """
+    for module in layers.modules():
+        if isinstance(module, PlacedAttention):
+            module.__class__ = Attention
+        elif isinstance(module, SchemeAttend):
+            module.__class__ = Attend
+            module._modules.pop("bias", None)
+            _drop(module, SchemeAttend.__annotations__)
+        elif type(module) in _UPSTREAM_OF:
+            module.__class__ = _UPSTREAM_OF[type(module)]
+            _drop(module, ["inside"])
+        chosen = getattr(module, "sdp_context_manager", None)
+        if isinstance(chosen, partial) and chosen.func is _sdpa_kernel:
+            backends = [getattr(SDPBackend, name) for name in chosen.args[0]]
+            module.sdp_context_manager = partial(sdpa_kernel, backends)
+    for attention in layers.modules():
+        if isinstance(attention, Attention):
+            attention.can_cache_kv = not attention.attend.selective
+    layers.__class__ = UpstreamDecoder
+    _drop(layers, own)
+    _drop_hooks(layers)
+    layers.can_cache_kv = all(m.can_cache_kv for m in layers.modules() if isinstance(m, Attention))
+
+
+def restore_wrapper(wrapper: Any, own: Iterable[str]) -> None:
+    """Let a wrapper be x-transformers' ``TransformerWrapper`` again; arguments as there."""
+    wrapper.__class__ = UpstreamTransformerWrapper
+    _drop(wrapper, own)
+    _drop_hooks(wrapper)
+    if is_tied(wrapper):
+        wrapper.to_logits = lambda t: (
+            (t @ wrapper.token_emb.emb.weight.t()) * wrapper.tie_embedding_scale
+        )
+
+
+def count_cache(wrapper: Any) -> None:
+    """Let a wrapper around layers say anew whether they keep a cache."""
+    plain = wrapper.num_memory_tokens == 0 and not wrapper.recycling
+    wrapper.can_cache_kv = plain and wrapper.attn_layers.can_cache_kv
+
+
+def _drop(module: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        vars(module).pop(name, None)
+
+
+def _drop_hooks(module: nn.Module) -> None:
+    """Take away what ours do when a state dict is loaded."""
+    hooks = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
+    for registered in hooks:
+        for key, hook in [*registered.items()]:
+            function = getattr(hook, "hook", hook)
+            if getattr(function, "__module__", "").partition(".")[0] == "xcope":
+                del registered[key]
 
 
 # -- where tokens meet elsewhere than in causal attention -------------------------------------
@@ -429,6 +601,13 @@ def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
         for module in shifts:
             module.inside = None
 
+
+_UPSTREAM_OF: dict[type[nn.Module], type[nn.Module]] = {
+    MaskedShiftTokens: ShiftTokens,
+    MaskedOrthogonalResidual: OrthogonalResidualUpdate,
+    _CopiedLoRALinear: LoRALinear,
+}
+"""What modules that only behave better are in x-transformers."""
 
 _MEETING_MODULES: dict[type[nn.Module], str] = {
     MaskedShiftTokens: "shift_tokens",
@@ -635,7 +814,7 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
     if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
-    attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
+    SchemeAttend.adopt(attention.attend, parts, keep_logits)
     named: dict[str, list[nn.Module]] = {}
     for part in parts:
         if part.attend is not None:
@@ -678,9 +857,9 @@ def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) ->
         part: the rotation of all its heads.
         keep_logits: as for `fill_attention`.
     """
-    parts = _last_heads_turned(attention, [part])
+    parts = _last_heads_turned(attention, [replace(part, heads=attention.heads)])
     attention.__class__ = PlacedAttention
-    attention.attend = SchemeAttend.adopt(attention.attend, parts, keep_logits)
+    SchemeAttend.adopt(attention.attend, parts, keep_logits)
 
 
 def _last_heads_turned(attention: Attention, parts: Sequence[Part]) -> list[Part]:
@@ -803,6 +982,26 @@ def _add_gate_keys(attention: Attention) -> None:
     attention.to_k = keys
     if attention.num_mem_kv > 0:
         attention.mem_k = nn.Parameter(attention.mem_k.detach().repeat(2, 1, 1))
+
+
+def holds_logits(layers: Any) -> list[str]:
+    """The flags by which layers hold all logits, (b h n n), whatever their scheme."""
+    found: dict[str, None] = {}
+    for attention in self_attentions(layers):
+        attend = attention.attend
+        on = {
+            "residual_attn": attend.keep_logits,
+            "attn_dropout, in training": attend.dropout > 0,
+            "attn_use_rel_proj_pos_bias": attention.rel_proj_pos_bias is not None,
+            "attn_data_dependent_alibi_per_row": not isinstance(
+                attention.data_dependent_alibi, AttendModule | None
+            ),
+            **{f"attn_{name}": bool(getattr(attend, name)) for name in _PLAIN_OFF},
+        }
+        if not attend.ordinary and not any(getattr(attend, name) for name in _PLAIN_OFF):
+            on["an attention function that is no softmax"] = True
+        found |= dict.fromkeys(name for name, value in on.items() if value)
+    return [*found]
 
 
 # Attributes of Attend that must be off for its softmax to be the plain one.
@@ -928,9 +1127,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
     _given: list[AttendInputs | None] | None = None
 
     @classmethod
-    def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> SchemeAttend:
-        """``attend`` with its settings and parameters, as this class."""
-        new = _as(cls, attend)
+    def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> None:
+        """Let ``attend`` be of this class, with its settings and parameters."""
+        new = attend
+        new.__class__ = cls
         new.parts = tuple(parts)
         new.keep_logits = keep_logits
         off = not any(getattr(attend, name) for name in _PLAIN_OFF)
@@ -944,7 +1144,6 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if not all(module.gives_terms for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
-        return new
 
     @property
     def cope(self) -> Any:
@@ -1146,8 +1345,11 @@ def watched(attention: Attention, note: Callable[[Watched], None]) -> Iterator[N
 
 
 __all__ = [
+    "CALLS",
     "PLACES_AS",
     "REFUSED",
+    "REFUSED_HERE",
+    "SETS_ITSELF",
     "SUPPORTED",
     "UPSTREAM_ONLY",
     "AttentionLayers",
@@ -1168,13 +1370,17 @@ __all__ = [
     "check_widths",
     "check_wrapper",
     "clear_rotation",
+    "count_cache",
     "cross_attentions",
+    "empty_slots",
     "errors_for_people",
     "fill_attention",
     "fill_cross_attention",
     "fill_input",
     "fill_meetings",
     "forget_cache",
+    "holds_logits",
+    "is_tied",
     "keep_shared",
     "kept_by",
     "left_mask",
@@ -1182,11 +1388,15 @@ __all__ = [
     "make_picklable",
     "meetings",
     "needs_all_tokens",
+    "only_part",
     "recomputed",
+    "restore_layers",
+    "restore_wrapper",
     "self_attentions",
     "shifted_within",
     "tie_logits",
     "upstream_decoder_flags",
     "upstream_wrapper_flags",
     "watched",
+    "whole_rotation",
 ]

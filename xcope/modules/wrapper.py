@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcope.errors import FlagError, did_you_mean
+from xcope.errors import FlagError
 from xcope.modules import seam
 from xcope.modules.decoder import Decoder, abs_pos_default, random_numbers_of_its_own
-from xcope.modules.flags import resolve, wrapper_flags
+from xcope.modules.flags import arguments, resolve, unknown, wrapper_flags
 from xcope.modules.places import (
     check_masks,
     documents_of,
@@ -66,6 +66,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
         FlagError: (a ValueError) an unknown flag, contradictory flags, an impossible size.
     """
 
+    plan: Plan
+    schemes: tuple[Scheme, ...]
+
     def __init__(
         self,
         *,
@@ -106,8 +109,27 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             with random_numbers_of_its_own():
                 embedding: Any = chosen.build(geometry)
             seam.fill_input(self, embedding)
-        self.plan = plan
-        self.schemes = plan.schemes
+        self._know(plan)
+
+    @classmethod
+    def adopt(cls, wrapper: seam.UpstreamTransformerWrapper, plan: Plan) -> None:
+        """Let a wrapper that x-transformers built, around a `Decoder`, be of this class: in place.
+
+        Args:
+            wrapper: what it adds to the embedding is of ours already.
+            plan: who has which scheme.
+
+        Raises:
+            SeamError: an x-transformers whose insides moved.
+        """
+        seam.check_wrapper(wrapper)
+        wrapper.__class__ = cls
+        if seam.is_tied(wrapper):
+            seam.tie_logits(wrapper)
+        wrapper._know(plan)
+
+    def _know(self, plan: Plan) -> None:
+        self.plan, self.schemes = plan, plan.schemes
         self.register_load_state_dict_pre_hook(_explain_positions)
         self.register_load_state_dict_post_hook(fill_constants)
 
@@ -139,6 +161,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 pooling, a document that does not fit into a table of absolute positions (on a GPU
                 that one is not looked for).
         """
+        if isinstance(self.attn_layers, Decoder):
+            kwargs = arguments("TransformerWrapper", args, kwargs, beneath=["Decoder"])
+            args = ()
         # x-transformers' own layers read flash_pack_seq_kwargs themselves
         documents = documents_of(x, kwargs) if isinstance(self.attn_layers, Decoder) else None
         if documents is not None:
@@ -212,6 +237,14 @@ class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore
     ``max_seq_len`` only for schemes that own a table of places; others see all of it.
     """
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As x-transformers': the loss of predicting each token of ``x`` (b n) from those before.
+
+        Raises:
+            FlagError: an unknown argument.
+        """
+        return super().forward(x, **self._arguments("AutoregressiveWrapper", args, kwargs))
+
     @torch.no_grad()
     def generate(
         self,
@@ -227,8 +260,16 @@ class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore
             FlagError: a prompt, or with the cache the whole text, that a table of absolute
                 positions cannot take.
         """
-        restrict = self._restrict(prompts, seq_len, restrict_to_max_seq_len, kwargs)
-        return super().generate(prompts, seq_len, *args, restrict_to_max_seq_len=restrict, **kwargs)
+        kwargs = self._arguments("generate", (seq_len, *args), kwargs)
+        kwargs.setdefault("restrict_to_max_seq_len", restrict_to_max_seq_len)
+        self._restrict(prompts, kwargs)
+        one = prompts[0] if isinstance(prompts, list) else prompts
+        several = len(prompts) > 1 and (one is not prompts or one.ndim > 1)
+        if several and getattr(self.net, "looped", False):
+            raise FlagError(
+                "looped", "a looped model generates one text at a time: give prompts one by one"
+            )
+        return super().generate(prompts, **kwargs)
 
     @torch.no_grad()
     def beam_search(
@@ -240,18 +281,21 @@ class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore
         **kwargs: Any,
     ) -> Any:
         """As `generate`, by beam search."""
-        restrict = self._restrict(prompts, seq_len, restrict_to_max_seq_len, kwargs)
-        return super().beam_search(
-            prompts, seq_len, *args, restrict_to_max_seq_len=restrict, **kwargs
-        )
+        kwargs = self._arguments("beam_search", (seq_len, *args), kwargs)
+        kwargs.setdefault("restrict_to_max_seq_len", restrict_to_max_seq_len)
+        self._restrict(prompts, kwargs)
+        return super().beam_search(prompts, **kwargs)
 
-    def _restrict(
-        self,
-        prompts: Tensor | list[Tensor],
-        seq_len: int,
-        restrict: bool | None,
-        kwargs: dict[str, Any],
-    ) -> bool:
+    def _arguments(
+        self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Of a call, by their names; checked if it is known who gets them."""
+        if not isinstance(getattr(self.net, "attn_layers", None), Decoder):
+            return dict(zip(seam.CALLS[function], args, strict=False)) | kwargs
+        return arguments(function, args, kwargs, beneath=["TransformerWrapper", "Decoder"])
+
+    def _restrict(self, prompts: Tensor | list[Tensor], kwargs: dict[str, Any]) -> None:
+        seq_len, restrict = kwargs["seq_len"], kwargs["restrict_to_max_seq_len"]
         if isinstance(self.net, TransformerWrapper):
             kwargs["input_not_include_cache"] = False  # every call has the whole text
         rows = prompts if isinstance(prompts, list) else [prompts]
@@ -272,16 +316,14 @@ class AutoregressiveWrapper(seam.UpstreamAutoregressiveWrapper):  # type: ignore
                     f"where learned absolute positions end: ask for at most {limit - longest + 1} "
                     "new tokens, or pass cache_kv=False to slide a window over the text",
                 )
-        return limit is not None if restrict is None else restrict
+        kwargs["restrict_to_max_seq_len"] = limit is not None if restrict is None else restrict
 
 
 def _check(num_tokens: int, max_seq_len: int, attn_layers: nn.Module, flags: Any) -> None:
     known = wrapper_flags()
     for flag in flags:
         if flag not in known:
-            raise FlagError(
-                flag, f"TransformerWrapper has no flag {flag!r}{did_you_mean(flag, known)}"
-            )
+            raise unknown("TransformerWrapper", flag, known)
     seam.check_flags(flags)
     for flag, value, least in (("num_tokens", num_tokens, 1), ("max_seq_len", max_seq_len, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -207,6 +207,22 @@ class WithConstants(nn.Module):
                 self._buffers[name] = buffer.to("meta", dtype)
                 self.fill_constants(device)
 
+    def take_constants(self, given: Mapping[str, Tensor]) -> None:
+        """Let constants be the numbers of these tensors, on their device.
+
+        A tensor in a narrow dtype whose numbers are what the options give, rounded, says nothing
+        new.
+
+        Args:
+            given: name → (m), not on the meta device.
+        """
+        for name, tensor in given.items():
+            if tensor.dtype.itemsize >= 4 or not _rounded(tensor, self._constants[name]):
+                self._constants[name] = tuple(map(float, tensor.tolist()))
+            numbers = torch.tensor(self._constants[name], dtype=torch.float32, device="cpu")
+            dtype = _wider(tensor.dtype, torch.float32)
+            self._buffers[name] = numbers.to(tensor.device, dtype)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self._buffers[name] for name in self.__dict__.get("_constants", {})}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -23,18 +23,19 @@ from xcope.compare.report.curves import (
     length_splits,
     position_lines,
     position_splits,
+    swept_lines,
 )
-from xcope.compare.report.wording import words
+from xcope.compare.report.wording import sentence, words
 from xcope.compare.stats.summary import Summary
-from xcope.plotting import INK, Look, inline_svg, looks, mark, plain, save_png
+from xcope.plotting import INK, SOFT, Look, inline_svg, looks, mark, plain, save_png
 from xcope.training.metrics import Metric, metric_called
 
 WIDTH, HEIGHT, BAR = 360 / 72, 250 / 72, 34 / 72
 """Inches: of a chart, and of a bar with its name above. On the page an inch is 72 pixels, so a
 chart is as wide as a phone."""
 COLUMNS, DPI = 2, 140
-SIZE, SOFT = 11, "#5A6470"
-"""Of letters in points, and the colour of what explains."""
+SIZE = 11
+"""Of letters in points."""
 STEPS = ((1,), (1, 2, 5))
 """Of ticks between powers of ten."""
 MOST_POINTS = 160
@@ -79,7 +80,7 @@ def save_plots(summary: Summary, out: Path, name: str, columns: Sequence[Column]
     """
     (out / "plots").mkdir(exist_ok=True)
     files: dict[str, list[Chart]] = {}
-    names = {"split": summary.metric.name, "learning": "loss"}
+    names = {"split": summary.metric.name, "learning": "loss", "swept": summary.swept}
     # the loss stands last
     recorded = sorted(run_charts(summary), key=lambda chart: chart.kind == "learning")
     for chart in (*charts(summary), *recorded):
@@ -114,18 +115,27 @@ def _save(charts: Sequence[Chart], heading: str, path: Path) -> None:
     save_png(figure, path, DPI)
 
 
+def drawn(summary: Summary) -> Summary:
+    """What charts draw: the best row of each scheme where `_swept` draws the others, else all."""
+    return replace(summary, rows=summary.best) if swept_lines(summary, "") else summary
+
+
 def charts(summary: Summary) -> Iterator[Chart]:
-    """Draw the metric of a summary: on each split, and over the length of sequences."""
-    style = list(looks([row.label for row in summary.rows]).values())
-    yield from _splits(summary, style)
-    yield from _lengths(summary, style)
+    """Draw the metric of a summary: on each split, over the length of sequences, and over a number
+    that is swept beside the scheme."""
+    shown = drawn(summary)
+    style = list(looks([row.label for row in shown.rows]).values())
+    yield from _splits(shown, style)
+    yield from _lengths(shown, style)
+    yield from _swept(summary, style)
 
 
 def run_charts(summary: Summary) -> Iterator[Chart]:
     """Draw what the runs of a task recorded beside it: loss over steps, curves over positions."""
-    style = list(looks([row.label for row in summary.rows]).values())
-    yield from _learning(summary, style)
-    yield from _positions(summary, style)
+    shown = drawn(summary)
+    style = list(looks([row.label for row in shown.rows]).values())
+    yield from _learning(shown, style)
+    yield from _positions(shown, style)
 
 
 def _splits(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
@@ -191,6 +201,25 @@ def _lengths(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
         name = f"{summary.metric.heading} over the length of sequences"
         note = f"Trained on {first:,} tokens, tested on up to {last / first:.3g} times as many."
         yield Chart("length", f"{summary.metric.heading} over length", name, draw, note)
+
+
+def _swept(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
+    """The metric over the number that is swept, a chart for each split, all on one scale."""
+    found = {split: swept_lines(summary, split) for split in summary.splits}
+    values = _finite([line for lines in found.values() for line in lines])
+    if not values:
+        return
+    numbers = sorted({x for lines in found.values() for line in lines for x in line.x})
+    low, high = numbers[0], numbers[-1]
+    log = low > 0 and high / low > 3
+    room = (high / low) ** 0.06 if log else 0.06 * (high - low)
+    ends = (low / room, high * room) if log else (low - room, high + room)
+    x = Scale(*ends, tuple(numbers), "{:g}".format, summary.swept, log=log)
+    y = _scale(values, summary.metric)
+    for split, lines in found.items():
+        draw = partial(_lines, lines=lines, style=style, x=x, y=y, dots=True)
+        name = f"{sentence(summary.metric.heading)} over {summary.swept}, {words(split)}"
+        yield Chart("swept", name, name, draw, "A band is the range of the seeds.")
 
 
 def _learning(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:

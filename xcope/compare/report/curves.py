@@ -80,6 +80,39 @@ def _over_length(row: Row, splits: Mapping[str, int]) -> list[dict[float, float]
     return list(curves.values())
 
 
+def swept_lines(summary: Summary, split: str) -> list[Line]:
+    """The metric of each scheme over the one number that is swept beside it, in `Summary.best`'s
+    order.
+
+    Empty where one scheme alone is swept, or something else than one number; the lines are where
+    there is no such split.
+    """
+    if len(summary.best) == len(summary.rows) or len(summary.rows[0].others) != 1:
+        return []
+    try:
+        at = {row.label: float(*row.others.values()) for row in summary.rows}
+    except ValueError:
+        return []
+    lines = []
+    for one in summary.best:
+        rows = sorted(
+            (row for row in summary.rows if row.scheme == one.scheme), key=lambda row: at[row.label]
+        )
+        cells = {at[row.label]: row.cells[split] for row in rows if split in row.cells}
+        known = {x: cell for x, cell in cells.items() if cell.values}
+        lines.append(
+            Line(
+                one.scheme,
+                tuple(known),
+                tuple(cell.mean for cell in known.values()),
+                tuple(min(cell.values) for cell in known.values()),
+                tuple(max(cell.values) for cell in known.values()),
+                max((len(cell.values) for cell in known.values()), default=0),
+            )
+        )
+    return lines
+
+
 def position_splits(summary: Summary) -> dict[str, str]:
     """The splits that have a curve over positions → its metric.
 

@@ -13,7 +13,7 @@ from xcope.compare.run.plan import as_text
 from xcope.compare.run.pool import Circumstances
 from xcope.compare.run.results import Outcome
 from xcope.compare.run.tuning import Pick
-from xcope.compare.stats.summary import Summary, bare_params
+from xcope.compare.stats.summary import Row, Summary, bare_params
 from xcope.config import Config
 from xcope.training.metrics import Metric
 
@@ -106,7 +106,7 @@ def protocol(
         Statement(True, _test_data(config)),
         _steps(outcomes),
         _parameters(outcomes),
-        *_rates(config, picks),
+        *_rates(config, summaries, picks),
         _seeds(summaries),
         *_machines(outcomes),
     ]
@@ -144,7 +144,9 @@ def _parameters(outcomes: Sequence[Outcome]) -> Statement:
     )
 
 
-def _rates(config: Config, picks: Sequence[Pick]) -> Iterator[Statement]:
+def _rates(
+    config: Config, summaries: Sequence[Summary], picks: Sequence[Pick]
+) -> Iterator[Statement]:
     """Whether each scheme had values, such as a learning rate, that suit it."""
     tune = config.tune
     if tune is not None:
@@ -163,12 +165,39 @@ def _rates(config: Config, picks: Sequence[Pick]) -> Iterator[Statement]:
                 f"The value picked is the end of the grid, and one beyond may be better: "
                 f"{', '.join(edge)}.",
             )
+    for summary in summaries:
+        if len(summary.best) < len(summary.rows):
+            yield Statement(
+                False,
+                f"Of each scheme on {words(summary.task)} the best {summary.swept} "
+                f"{words(summary.splits[0])} is compared, chosen on the test sequences; tune "
+                "chooses on others.",
+            )
+            edge = [row.spoken for row in summary.best if _at_end(summary, row)]
+            if edge:
+                yield Statement(
+                    False,
+                    "The best value is the end of what was swept, and one beyond may be better: "
+                    f"{', '.join(edge)} ({words(summary.task)}).",
+                )
     if not {"train.lr"} & {*config.sweep, *(tune.grid if tune else ())}:
         yield Statement(
             False,
             f"Learning rate: {config.train.lr:g} for all, not picked for each scheme (tune does): "
             "a scheme that another rate suits is worse off.",
         )
+
+
+def _at_end(summary: Summary, row: Row) -> bool:
+    """Whether a number that is swept beside the scheme is the least or the largest at a row."""
+    for key, text in row.others.items():
+        try:
+            tried = {float(one.others[key]) for one in summary.rows}
+        except ValueError:
+            continue
+        if len(tried) > 1 and float(text) in (min(tried), max(tried)):
+            return True
+    return False
 
 
 def _seeds(summaries: Sequence[Summary]) -> Statement:

@@ -6,12 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xcope.compare.report import tables
+from xcope.compare.report.answer import about_answers, about_best, answers
+from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import Td
-from xcope.compare.report.wording import about_costs, about_results, about_test, words
+from xcope.compare.report.wording import (
+    about_costs,
+    about_results,
+    about_test,
+    sentence,
+    words,
+)
 from xcope.compare.run.plan import as_text
 from xcope.compare.run.tuning import Candidate, Pick
-from xcope.compare.stats.summary import Summary, spread_text
+from xcope.compare.stats.inference import LEAST_SEEDS
+from xcope.compare.stats.summary import Row, Summary, spread_text
 from xcope.config import Config, build_task
 from xcope.environment import versions
 from xcope.markdown import bold, code_block, escape, page, table
@@ -32,6 +41,7 @@ def report(found: Findings, plots: Sequence[Sequence[str]]) -> str:
     """
     blocks = [
         f"# {escape(found.title)}",
+        *_answers(found),
         *_asked(found),
         *_protocol(found),
         *_tuning(found.picks),
@@ -40,6 +50,25 @@ def report(found: Findings, plots: Sequence[Sequence[str]]) -> str:
         blocks += _task(found, summary, paths)
     blocks += [*_failures(found), *_again(found)]
     return page(blocks)
+
+
+def _answers(found: Findings) -> Iterator[str]:
+    yield "## The answer"
+    for summary in found.summaries:
+        about = " ".join(about_answers(summary))
+        yield f"{escape(sentence(words(summary.task)))}. {escape(about)}"
+        yield "\n".join(
+            f"- {escape(f'{one.split}: {one.lead}')}"
+            f"{f' **{escape(one.strong)}**' if one.strong else ''}{_end(one.rest)}"
+            for one in answers(summary)
+        )
+    if found.failures:
+        yield f"{sentence(found.failures)}; [why](#failed-runs)."
+
+
+def _end(text: str) -> str:
+    """The end of a sentence, escaped without its first space."""
+    return f"{' ' * text.startswith(' ')}{escape(text)}"
 
 
 def _asked(found: Findings) -> Iterator[str]:
@@ -102,20 +131,47 @@ def _task(found: Findings, summary: Summary, plots: Sequence[str]) -> Iterator[s
     lengths = [f"{words(split)} {task.seq_len(split)}" for split in ("train", *summary.splits)]
     yield f"## Results on {escape(words(summary.task))}"
     yield f"Tokens per sequence: {', '.join(lengths)}. Paper: {task.paper}."
-    yield f"{_capital(summary.metric.heading)}, {spread_text(summary)}."
-    head, rows = tables.results(summary, found.columns)
-    yield table(head, map(results_row, rows), align="lr")
-    notes = [*about_results(summary), *about_costs(summary, found.columns)]
-    yield " ".join(["**Bold**: best and tied.", *notes])
-    yield from _differences(summary, "Against")
+    yield f"{sentence(summary.metric.heading)}, {spread_text(summary)}."
+    yield from _tables(summary, found.columns, "Against")
     for one in summary.further:
-        yield f"### {_capital(one.metric.heading)}"
-        head, rows = tables.results(one, ())
-        yield table(head, map(results_row, rows), align="lr")
-        yield " ".join(["**Bold**: best and tied.", *about_results(one)])
-        yield from _differences(one, f"{_capital(one.metric.heading)}, against")
+        heading = sentence(one.metric.heading)
+        yield f"### {heading}"
+        yield from _tables(one, (), f"{heading}, against")
     for path in plots:
         yield f"![{words(Path(path).stem.replace('-', ', '))}]({path})"
+
+
+def _tables(summary: Summary, columns: Sequence[Column], against: str) -> Iterator[str]:
+    """Results and differences of the best row of each scheme; then of all, folded."""
+    notes = [*about_results(summary), *about_costs(summary, columns)]
+    if summary.seeds >= LEAST_SEEDS:
+        notes.insert(0, "**Bold**: best and tied.")
+    parts = [(_results(summary, columns, summary.best), _differences(summary, summary.best))]
+    if len(summary.best) < len(summary.rows):
+        notes.insert(0, about_best(summary))
+        parts.append(
+            (_results(summary, columns, summary.rows), _differences(summary, summary.rows))
+        )
+    (results, differences), *every = parts
+    yield results
+    yield " ".join(notes)
+    base = escape(tables.baseline(summary))
+    if differences:
+        yield f"### {against} {base}"
+        yield differences
+        yield " ".join(about_test(summary))
+    for results, differences in every:
+        yield f"<details><summary>Every {summary.swept} of each scheme</summary>"
+        yield results
+        if differences:
+            yield f"Against {base}:"
+            yield differences
+        yield "</details>"
+
+
+def _results(summary: Summary, columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    head, body = tables.results(summary, columns, rows)
+    return table(head, map(results_row, body), align="lr")
 
 
 def results_row(row: Sequence[Td]) -> list[str]:
@@ -129,23 +185,15 @@ def _result(cell: Td) -> str:
     return "<br>".join([bold(text) if cell.mark else text, *cell.below])
 
 
-def _differences(summary: Summary, against: str) -> Iterator[str]:
-    head, rows = tables.differences(summary)
-    if rows:
-        names = ", ".join(map(escape, tables.baselines(summary)))
-        yield f"### {against} {names}"
-        lines = [[escape(label.text), *map(_difference, cells)] for label, *cells in rows]
-        yield table(head, lines, align="lr")
-        yield " ".join(about_test(summary))
+def _differences(summary: Summary, rows: Sequence[Row]) -> str:
+    head, body = tables.differences(summary, rows)
+    lines = [[escape(label.text), *map(_difference, cells)] for label, *cells in body]
+    return table(head, lines, align="lr") if lines else ""
 
 
 def _difference(cell: Td) -> str:
     """``−3.1 [−4.2, −2.0], p 0.25``, and the verdict in a second line."""
     return f"{cell.text} {', '.join(cell.below)}<br>{cell.mark}" if cell.mark else NOTHING
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _failures(found: Findings) -> Iterator[str]:

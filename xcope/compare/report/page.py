@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from xcope.compare.report import tables
-from xcope.compare.report.charts import Chart, charts, cost_chart, run_charts
+from xcope.compare.report.answer import about_answers, about_best, answers
+from xcope.compare.report.charts import Chart, charts, cost_chart, drawn, run_charts
 from xcope.compare.report.columns import Column
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.markdown import score_text, settings
@@ -22,7 +23,7 @@ from xcope.compare.run.tuning import Pick
 from xcope.compare.stats.summary import Summary, spread_text
 from xcope.config import Config, build_task
 from xcope.environment import versions
-from xcope.plotting import Look, looks
+from xcope.plotting import DARK, Look, looks
 
 
 def breakable(label: str) -> Markup:
@@ -44,6 +45,8 @@ def page(found: Findings) -> str:
             tuning=[PickView(pick) for pick in found.picks],
             runs=list(run_views(found)),
             versions=versions(),
+            dark=DARK,
+            files=list(files(found)),
         )
     )
 
@@ -61,15 +64,32 @@ def _environment() -> Environment:
     return environment
 
 
+def files(found: Findings) -> Iterator[tuple[str, str]]:
+    """The files beside the page, and what is in them."""
+    yield "summary.csv", "means, intervals, tests"
+    yield "results.csv", "every number"
+    yield "timings.csv", "what each run cost"
+    if found.picks:
+        yield "tuning.csv", "what was tried"
+    yield "config.yaml", "the sweep"
+    yield "report.md", "this page as Markdown"
+
+
 class TableView:
     """The tables and charts of one metric on one task."""
 
     def __init__(self, summary: Summary, columns: Sequence[Column]) -> None:
         self.heading = summary.metric.heading
-        self.head, self.rows = tables.results(summary, columns)
+        self.swept = summary.swept
+        self.head, self.rows = tables.results(summary, columns, summary.best)
+        self.pair_head, self.pairs = tables.differences(summary, summary.best)
+        folded = len(summary.best) < len(summary.rows)
+        self.every = tables.results(summary, columns)[1] if folded else []
+        self.every_pair = tables.differences(summary)[1] if folded else []
         self.notes = list(about_results(summary))
-        self.pair_head, self.pairs = tables.differences(summary)
-        self.baselines = ", ".join(tables.baselines(summary))
+        if folded:
+            self.notes.insert(1, about_best(summary))
+        self.baseline = tables.baseline(summary)
         self.pair_notes = list(about_test(summary))
         self.charts: list[Chart] = list(charts(summary))
 
@@ -84,7 +104,9 @@ class TaskView:
         self.paper = task.paper
         self.lengths = [(words(s), task.seq_len(s)) for s in ("train", *summary.splits)]
         self.spread = spread_text(summary)
-        self.schemes: dict[str, Look] = looks([row.label for row in summary.rows])
+        self.about = " ".join(about_answers(summary))
+        self.answers = answers(summary)
+        self.schemes: dict[str, Look] = looks([row.label for row in drawn(summary).rows])
         self.headline = TableView(summary, found.columns)
         self.headline.notes += about_costs(summary, found.columns)
         self.headline.charts += run_charts(summary)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 from rich.text import Text
 
 from xcope.compare.report.columns import COLUMNS, Column
 from xcope.compare.report.wording import p_text, words
+from xcope.compare.stats.inference import LEAST_SEEDS
 from xcope.compare.stats.summary import Row, Summary, spread_text
 from xcope.training.metrics import NOTHING
 
@@ -23,7 +24,7 @@ class Td:
         value: what it is sorted by; None is last.
         beside: what stands beside the number.
         below: further lines; the terminal has no place for them.
-        mark: a word about the number: ``best``, ``tied``, ``better``, ….
+        mark: a word about the number: ``best``, ``tied``, ``better``, …, where a test shows it.
     """
 
     text: str
@@ -33,17 +34,24 @@ class Td:
     mark: str = ""
 
 
-def results(summary: Summary, columns: Sequence[Column]) -> tuple[list[str], list[list[Td]]]:
-    """Headings and rows: the metric on each split, then what each scheme costs."""
+def results(
+    summary: Summary, columns: Sequence[Column], rows: Sequence[Row] | None = None
+) -> tuple[list[str], list[list[Td]]]:
+    """Headings and rows: the metric on each split, then what each scheme costs.
+
+    Args:
+        rows: which; the best is the best among them. None for all.
+    """
+    among = summary if rows is None else replace(summary, rows=tuple(rows))
     head = ["scheme", *map(words, summary.splits), *(column.heading for column in columns)]
-    standing = {split: summary.standing(split) for split in summary.splits}
+    standing = {split: among.standing(split) for split in summary.splits}
     bases = [summary.base(row) for row in summary.rows]
-    rows = []
-    for row in summary.rows:
+    body = []
+    for row in among.rows:
         label = Td(row.label, row.label, below=("baseline",) if row in bases else ())
         cells = [_cell(summary, row, s, standing[s].get(row.label, "")) for s in summary.splits]
-        rows.append([label, *cells, *(_cost(summary, row, column) for column in columns)])
-    return head, rows
+        body.append([label, *cells, *(_cost(summary, row, column) for column in columns)])
+    return head, body
 
 
 def _cell(summary: Summary, row: Row, split: str, mark: str) -> Td:
@@ -59,12 +67,19 @@ def _cost(summary: Summary, row: Row, column: Column) -> Td:
     return Td(column.shown(mean), mean, beside)
 
 
-def differences(summary: Summary) -> tuple[list[str], list[list[Td]]]:
-    """Headings and rows: each scheme less the baseline; no rows for a single seed."""
+def differences(
+    summary: Summary, rows: Sequence[Row] | None = None
+) -> tuple[list[str], list[list[Td]]]:
+    """Headings and rows: each scheme less the baseline; no rows for a single seed.
+
+    Args:
+        rows: which; None for all.
+    """
     head = ["scheme", *map(words, summary.splits)]
     if summary.seeds < 2:
         return head, []
-    pairs = [(row, base) for row in summary.rows if (base := summary.base(row))]
+    chosen = summary.rows if rows is None else rows
+    pairs = [(row, base) for row in chosen if (base := summary.base(row))]
     return head, [
         [Td(row.label, row.label), *(_difference(summary, row, base, s) for s in summary.splits)]
         for row, base in pairs
@@ -75,14 +90,18 @@ def _difference(summary: Summary, row: Row, base: Row, split: str) -> Td:
     pair, metric = summary.against(row, base, split), summary.metric
     if pair.interval is None:
         return Td(NOTHING, None)
-    below = (metric.interval(pair.interval, signs=True), f"p {p_text(pair.p)}")
-    return Td(metric.signed(pair.mean), pair.mean, below=below, mark=pair.verdict)
+    below = [metric.interval(pair.interval, signs=True)]
+    if pair.seeds >= LEAST_SEEDS:
+        below.append(f"p {p_text(pair.p_t)}, sign flips {p_text(pair.p)}")
+    return Td(metric.signed(pair.mean), pair.mean, below=tuple(below), mark=pair.verdict)
 
 
-def baselines(summary: Summary) -> list[str]:
-    """The labels of the rows that others are compared with."""
-    bases = [base for row in summary.rows if (base := summary.base(row))]
-    return list(dict.fromkeys(base.label for base in bases))
+def baseline(summary: Summary) -> str:
+    """What rows are compared with: ``rotary``, ``rotary at the same lr``; empty for a lone row."""
+    bases = {base.label: base for row in summary.rows if (base := summary.base(row))}
+    if len(bases) < 2:
+        return "".join(bases)
+    return f"{next(iter(bases.values())).scheme} at the same {summary.swept}"
 
 
 def terminal_table(summary: Summary, columns: Sequence[Column] | None = None) -> Table:
@@ -93,12 +112,18 @@ def terminal_table(summary: Summary, columns: Sequence[Column] | None = None) ->
     """
     if columns is None:
         columns = [column for column in COLUMNS.values() if column.tabled]
-    head, rows = results(summary, columns)
+    best = summary.best
+    rest = [row for row in summary.rows if row not in best]
+    head, rows = results(summary, columns, best)
     heading = f"{words(summary.task)}: {summary.metric.heading}, {spread_text(summary)}"
-    table = Table(title=Text(heading))
+    caption = f"The best {summary.swept} of each scheme, then the others." if rest else None
+    table = Table(title=Text(heading), caption=caption and Text(caption), caption_justify="left")
     for place, title in enumerate(head):
         table.add_column(Text(title), justify="right" if place else "left", no_wrap=not place)
-    for row in rows:
-        cells = [Text(f"{td.text} {td.beside}".rstrip(), "bold" * bool(td.mark)) for td in row]
-        table.add_row(*cells)
+    for place, row in enumerate([*rows, *results(summary, columns, rest)[1]], 1):
+        bold = "bold" if place <= len(rows) else "dim"
+        cells = [Text(f"{td.text} {td.beside}".rstrip(), bold * bool(td.mark)) for td in row]
+        table.add_row(
+            *cells, end_section=place == len(rows), style="" if place <= len(rows) else "dim"
+        )
     return table

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from xcope.compare.report.columns import Column
-from xcope.compare.stats.inference import smallest_p
+from xcope.compare.stats.inference import LEAST_SEEDS, smallest_p
 from xcope.compare.stats.summary import Summary
 from xcope.training.metrics import NOTHING
 
-ALPHA = 0.05
-LEAST_SEEDS = 6
-"""Fewer pairs than that cannot give a p below `ALPHA` in the exact test."""
+EXACT_SEEDS = 6
+"""Fewer pairs than that cannot give a p of 0.05 or less in the exact test."""
 FEW = 10
 """Fewer values than that make a bootstrap interval clearly too narrow."""
 
@@ -20,6 +19,11 @@ def words(name: str) -> str:
     """A name as people write it: ``in_distribution`` → ``in distribution``; options stay."""
     head, bracket, options = name.partition("(")
     return head.replace("_", " ") + bracket + options
+
+
+def sentence(text: str) -> str:
+    """A text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def p_text(p: float | None) -> str:
@@ -34,16 +38,19 @@ def about_results(summary: Summary) -> Iterator[str]:
     first, best = {"lower": ("Lower", "lowest"), "higher": ("Higher", "highest")}[
         summary.metric.better
     ]
-    yield (
-        f"{first} is better. Best is the {best} of a column; tied is what is not distinguishable "
-        "from it by the test below, seed by seed. Nothing is marked where that holds for all."
-    )
-    if summary.seeds == 1:
+    if summary.seeds < LEAST_SEEDS:
+        few = "one seed there is no interval and" if summary.seeds == 1 else "2 seeds there is"
         yield (
-            "With one seed there is no interval and no test: tied is what differs by no more than "
-            f"{_resolution(summary)}. Another seed may swap schemes that are close."
+            f"{first} is better. Nothing is marked as best: with {few} no test, and another seed "
+            "may swap schemes."
         )
     else:
+        yield (
+            f"{first} is better. Best is the {best} of a column; tied is what is not "
+            "distinguishable from it by the test below, seed by seed. Nothing is marked where that "
+            "holds for all."
+        )
+    if summary.seeds > 1:
         yield f"In brackets: the 95 % bootstrap interval of the mean over seeds{_narrow(summary)}."
 
 
@@ -72,20 +79,23 @@ def about_test(summary: Summary) -> Iterator[str]:
     n = summary.seeds
     if n < 2:
         return
-    few = (
-        f" With {n} seeds the exact test cannot give less than p = {p_text(smallest_p(n))}: by "
-        "itself it shows nothing, and better or worse rests on the t-interval."
-    )
+    least = f"With {n} seeds the sign-flip test cannot give less than {p_text(smallest_p(n))}"
+    few = ""
+    if n < LEAST_SEEDS:
+        few = f" {least}, and nothing is said to be better or worse: {LEAST_SEEDS} are needed."
+    elif n < EXACT_SEEDS:
+        few = f" {least}: by itself it shows nothing, and better or worse rests on the t-test."
     side = "Below" if summary.metric.better == "lower" else "Above"
-    yield f"{side} 0 the scheme is better than the baseline." + few * (n < LEAST_SEEDS)
+    yield f"{side} 0 the scheme is better than the baseline.{few}"
     yield (
-        "Differences are taken seed by seed. In brackets: the 95 % t-interval of their mean, which "
-        "takes them for normal; p is that of the exact two-sided sign-flip test, which does not."
+        "Differences are taken seed by seed. In brackets: the 95 % t-interval of their mean, and p "
+        "that of the same t-test, which takes them for normal; then the p of the exact two-sided "
+        "sign-flip test, which does not."
     )
     yield (
-        "Better and worse are said only where the interval leaves out 0, p is at most 0.05 or the "
-        "least that so few seeds can give, and the mean difference is more than "
-        f"{_resolution(summary)}. All else is not distinguishable."
+        "Better and worse are said only where the interval leaves out 0, the sign-flip test gives "
+        "at most 0.05 or the least that so few seeds can give, and the mean difference is more "
+        f"than {_resolution(summary)}. All else is not distinguishable."
     )
     yield (
         "There is no correction for the number of comparisons: up to one in twenty between equal "

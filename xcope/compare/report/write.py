@@ -84,17 +84,25 @@ def write_summary(path: Path, summaries: Sequence[Summary]) -> None:
 
     The same seeds give the same bytes.
     """
-    header = ["task", "scheme", "split", "metric", "seeds", "failed", "mean", "std"]
+    keys = _swept_keys(
+        [outcome for one in summaries for row in one.rows for outcome in row.outcomes]
+    )
+    header = ["task", "scheme", *keys, "split", "metric", "seeds", "failed", "mean", "std"]
     header += ["ci_low", "ci_high", "standing", "baseline", "pairs", "difference"]
     header += ["difference_low", "difference_high", "p", "verdict"]
     rows = (
-        [summary.task, row.label, split, summary.metric.name, *_said(summary, row, split)]
+        [*_whose(summary, row, keys), split, summary.metric.name, *_said(summary, row, split)]
         for one in summaries
         for summary in (one, *one.further)
         for row in summary.rows
         for split in summary.splits
     )
     write_csv(path, header, rows)
+
+
+def _whose(summary: Summary, row: Row, keys: Sequence[str]) -> list[object]:
+    swept = row.outcomes[0].run.swept
+    return [summary.task, row.scheme, *(swept.get(key, "") for key in keys)]
 
 
 def _said(summary: Summary, row: Row, split: str) -> Iterator[object]:

@@ -42,7 +42,8 @@ class Run:
     Args:
         folder: the run folder; its name is the run's name.
         scheme: label of the positional scheme, with the options that are not the default.
-        swept: the swept keys besides scheme and seed, each with this run's value as text.
+        swept: the swept keys besides scheme and seed, each with this run's value as text; options
+            of the scheme (``model.position.max_pos``) among them, although its label has them.
         splits: test splits that are measured, in the order of the task: in distribution first.
         metric: name of the task's headline metric.
     """
@@ -73,14 +74,18 @@ class Run:
         return self.config.task.name + (f"({', '.join(options)})" if options else "")
 
     @property
-    def others(self) -> tuple[str, ...]:
-        """What else is swept within a task: ``("lr=0.001",)``."""
-        return tuple(_short(k, v) for k, v in self.swept.items() if k.split(".")[0] != "task")
+    def others(self) -> dict[str, str]:
+        """What else is swept within a task: ``{"train.lr": "0.001"}``."""
+        return {
+            key: value
+            for key, value in self.swept.items()
+            if key.split(".")[0] != "task" and not _of_position(key)
+        }
 
     @property
     def variant(self) -> str:
         """The scheme with what else is swept within a task: ``rotary``, ``rotary, lr=0.001``."""
-        return ", ".join([self.scheme, *self.others])
+        return ", ".join([self.scheme, *map(_short, self.others, self.others.values())])
 
     @property
     def same_config(self) -> bool:
@@ -116,7 +121,7 @@ def plan(config: Config, out: Path) -> list[Run]:
 
 def combinations(axes: Mapping[str, Sequence[object]]) -> list[dict[str, str]]:
     """Each combination of values as text, first key slowest, without the scheme and the seed."""
-    shown = [key for key in axes if key != "train.seed" and not _of_position(key)]
+    shown = [key for key in axes if key not in ("train.seed", "model.position")]
     return [
         {key: as_text(value) for key, value in zip(axes, row, strict=True) if key in shown}
         for row in itertools.product(*axes.values())
@@ -140,10 +145,10 @@ def make_runs(
         CompareError: two of them are the same.
     """
     schemes = [config.label() for config in configs]
-    labels = [
-        "-".join([f"{scheme}-seed{config.train.seed}", *map(_short, keys, keys.values())])
-        for config, scheme, keys in zip(configs, schemes, swept, strict=True)
-    ]
+    labels = []
+    for config, scheme, values in zip(configs, schemes, swept, strict=True):
+        beside = [_short(key, value) for key, value in values.items() if not _of_position(key)]
+        labels.append("-".join([f"{scheme}-seed{config.train.seed}", *beside]))
     return [
         _run(config, scheme, keys, folder / name)
         for config, scheme, keys, name in zip(
@@ -170,7 +175,12 @@ def _check_baseline(config: Config, runs: Sequence[Run]) -> None:
 
 
 def _short(key: str, value: str) -> str:
-    return f"{key.rpartition('.')[2]}={value}"
+    return f"{last_word(key)}={value}"
+
+
+def last_word(key: str) -> str:
+    """``lr`` of ``train.lr``."""
+    return key.rpartition(".")[2]
 
 
 def as_text(value: object) -> str:

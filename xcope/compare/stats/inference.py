@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+LEAST_SEEDS = 3
+"""Fewer pairs than that have no spread to judge by, whatever a formula makes of them."""
 DRAWS = 10_000
 MOST_EXACT_RESAMPLES, MOST_EXACT_FLIPS = 8, 16
 """So many numbers are resampled or flipped in all ways; more are drawn at random."""
@@ -87,6 +89,18 @@ def t_cdf(t: float, freedom: int) -> float:
     return 0.5 + (theta + inside) / math.pi if odd else 0.5 + inside / 2
 
 
+def t_test_p(values: Sequence[float]) -> float:
+    """Two-sided p of "the mean is 0" that holds if the values are normal; at least two of them.
+
+    It is below 1 − `LEVEL` where `t_interval` leaves out 0.
+    """
+    n, array = len(values), np.asarray(values, dtype=np.float64)
+    error, mean = float(array.std(ddof=1)) / math.sqrt(n), abs(float(array.mean()))
+    if error == 0:
+        return 0.0 if mean else 1.0
+    return 2 * (1 - t_cdf(mean / error, n - 1))
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of "the sign of each difference is a coin's".
 
@@ -141,6 +155,11 @@ class Paired:
         return t_interval(self.differences) if self.seeds > 1 else None
 
     @property
+    def p_t(self) -> float | None:
+        """Of the t-test, two-sided; None for fewer than two pairs."""
+        return t_test_p(self.differences) if self.seeds > 1 else None
+
+    @property
     def p(self) -> float | None:
         """Of the exact sign-flip test, two-sided; None for fewer than two pairs."""
         return sign_flip_p(self.differences) if self.seeds > 1 else None
@@ -156,10 +175,10 @@ class Paired:
 
         The t-interval leaves 0 out, the exact test gives a p of at most 1 − `LEVEL` or, with too
         few seeds for that, the least that it can give, and the difference is `resolved`.
-        ``too few seeds`` where there is no spread to judge by.
+        ``too few seeds`` for fewer pairs than `LEAST_SEEDS`.
         """
         interval, p = self.interval, self.p
-        if interval is None or p is None:
+        if self.seeds < LEAST_SEEDS or interval is None or p is None:
             return "too few seeds"
         low, high = interval
         apart = low > 0 or high < 0

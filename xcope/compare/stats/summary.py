@@ -7,12 +7,19 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from xcope.compare.run.plan import last_word
 from xcope.compare.run.results import Outcome
-from xcope.compare.stats.inference import Interval, Paired, bootstrap_interval, paired
+from xcope.compare.stats.inference import (
+    LEAST_SEEDS,
+    Interval,
+    Paired,
+    bootstrap_interval,
+    paired,
+)
 from xcope.config import Config, build_task
 from xcope.config.build import make_model_for, make_task
 from xcope.errors import FlagError
-from xcope.training.metrics import NOTHING, Metric
+from xcope.training.metrics import LOSS, NOTHING, Metric
 
 Quantity = Callable[[Outcome], float | None]
 """What a run cost; None where it is not known."""
@@ -64,6 +71,17 @@ class Row:
         return self.outcomes[0].run.scheme
 
     @property
+    def others(self) -> dict[str, str]:
+        """What else is swept within a task → the row's value: ``{"train.lr": "0.001"}``."""
+        return self.outcomes[0].run.others
+
+    @property
+    def spoken(self) -> str:
+        """The row within a sentence: ``rotary at lr 0.001``."""
+        values = ", ".join(f"{last_word(key)} {value}" for key, value in self.others.items())
+        return f"{self.scheme} at {values}" if values else self.scheme
+
+    @property
     def finished(self) -> tuple[Outcome, ...]:
         """The runs that have results."""
         return tuple(outcome for outcome in self.outcomes if outcome.ok)
@@ -110,6 +128,32 @@ class Summary:
         """The largest number of seeds of a row."""
         return max((len(row.outcomes) for row in self.rows), default=0)
 
+    @property
+    def swept(self) -> str:
+        """What rows of one scheme differ in: ``lr``, ``lr and dim``; empty where nothing."""
+        return " and ".join(map(last_word, self.rows[0].others))
+
+    @property
+    def best(self) -> tuple[Row, ...]:
+        """Of each scheme the row with the best mean on the first split, in the order of the sweep.
+
+        Among equal ones the lowest loss counts, as in `tune`; a row of which a seed failed is
+        taken only where all of the scheme are so. All rows where one scheme alone is swept.
+        """
+        schemes = dict[str, list[Row]]()
+        for row in self.rows:
+            schemes.setdefault(row.scheme, []).append(row)
+        if len(schemes) == 1:
+            return self.rows
+        return tuple(min(rows, key=self._rank) for rows in schemes.values())
+
+    def _rank(self, row: Row) -> tuple[bool, float, float]:
+        split = self.splits[0]
+        loss = row.mean(lambda outcome: LOSS.in_results(outcome.metrics[split]))
+        ranks = [self.metric.rank(row.cells[split].mean), math.inf if loss is None else loss]
+        value, loss = [rank if math.isfinite(rank) else math.inf for rank in ranks]
+        return len(row.finished) < len(row.outcomes), value, loss
+
     def base(self, row: Row) -> Row | None:
         """The row that ``row`` is compared with; None where it is that itself.
 
@@ -121,12 +165,7 @@ class Summary:
         if not named and self.baseline is None and len({one.scheme for one in self.rows}) == 1:
             named = [first]
         wanted = self.baseline or first.scheme
-        others = row.outcomes[0].run.others
-        alike = [
-            one
-            for one in self.rows
-            if one.scheme == wanted and one.outcomes[0].run.others == others
-        ]
+        alike = [one for one in self.rows if (one.scheme, one.others) == (wanted, row.others)]
         found = next(iter(named or alike), None)
         return None if found is row else found
 
@@ -137,26 +176,31 @@ class Summary:
         resolution = max(self.metric.last_digit / 2, 2 * test_error)
         return paired(ours.by_seed, theirs.by_seed, resolution, self.metric.better)
 
+    def ranked(self, split: str) -> list[Row]:
+        """The rows that have a mean on a split, the best first; behind the others those with fewer
+        than `LEAST_SEEDS` values, of which nothing can be shown."""
+        rows = [row for row in self.rows if math.isfinite(row.cells[split].mean)]
+
+        def order(row: Row) -> tuple[bool, float]:
+            cell = row.cells[split]
+            few = self.seeds >= LEAST_SEEDS > len(cell.values)
+            return few, self.metric.rank(cell.mean)
+
+        return sorted(rows, key=order)
+
     def standing(self, split: str) -> dict[str, str]:
         """Label → ``best`` (by its mean) or ``tied`` (it cannot be told from that one).
 
-        If no row can be told from the best, nothing is marked.
+        If no row can be told from the best, nothing is marked; so it is with fewer than
+        `LEAST_SEEDS` seeds.
         """
-        rows = [row for row in self.rows if math.isfinite(row.cells[split].mean)]
-        if not rows:
+        if self.seeds < LEAST_SEEDS:
             return {}
-        best = min(rows, key=lambda row: self.metric.rank(row.cells[split].mean))
-        others = [row for row in rows if row is not best]
-        tied = [row for row in others if self._tied(self.against(row, best, split))]
-        if len(tied) == len(others):
+        best, *others = self.ranked(split) or [None]
+        tied = [row for row in others if self.against(row, best, split).verdict != "worse"]
+        if best is None or len(tied) == len(others):
             return {}
         return {best.label: "best"} | {row.label: "tied" for row in tied}
-
-    def _tied(self, pair: Paired) -> bool:
-        """Whether two rows cannot be told apart; with one seed: whether they are too close."""
-        if self.seeds == 1:
-            return not pair.resolved
-        return pair.verdict in ("not distinguishable", "too few seeds")
 
     def _of_test(self, cell: Cell) -> float:
         """Variance that the choice of test sequences adds to a cell's mean.

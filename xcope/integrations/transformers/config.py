@@ -19,23 +19,21 @@ TYPING_SLIP = 0.85
 """How alike a keyword and one of our flags must be for it to be a slip, and not for others."""
 
 
-class XCopeConfig(PreTrainedConfig):
+class XCopeConfig(PreTrainedConfig):  # type: ignore[misc]
     """The model section of a config, with the number of tokens: all that builds the decoder.
 
         XCopeConfig(num_tokens=256, dim=64, depth=2, heads=4, position="cope", cope_max_pos=64)
 
-    transformers' names mean the same: ``vocab_size`` is ``num_tokens``, ``hidden_size`` ``dim``,
-    ``num_hidden_layers`` ``depth``, ``num_attention_heads`` ``heads``, ``head_dim`` ``dim_head``,
-    ``max_position_embeddings`` ``max_seq_len``.
+    ``config.json`` and tools have transformers' names, which are keywords, too.
 
     Args:
-        num_tokens: size of the vocabulary.
-        max_seq_len: rows of a table of absolute positions. Other schemes take longer inputs; to
-            transformers it is the length that prompts are cut to.
-        dim: width of the residual stream.
-        depth: blocks of attention and feed-forward.
-        heads: query heads.
-        dim_head: width of a head; None: ``dim / heads``.
+        vocab_size: ``num_tokens``, size of the vocabulary.
+        max_position_embeddings: ``max_seq_len``, rows of a table of absolute positions. Other
+            schemes take longer inputs; to tools it is the length that prompts are cut to.
+        hidden_size: ``dim``, width of the residual stream.
+        num_hidden_layers: ``depth``, blocks of attention and feed-forward.
+        num_attention_heads: ``heads``, query heads.
+        head_dim: ``dim_head``, width of a head; None: ``dim / heads``.
         position: the scheme, see `xcope.Decoder`.
         flags: further flags of `xcope.Decoder` and `xcope.TransformerWrapper`; each may be a
             keyword of its own instead.
@@ -43,27 +41,27 @@ class XCopeConfig(PreTrainedConfig):
         use_cache: whether calls give a cache, where one can be kept, and are not of training.
 
     Raises:
-        FlagError: a keyword that is nearly one of our flags. Flags are checked when the model is
+        FlagError: a keyword that is nearly one of our flags. Values are checked when the model is
             built.
     """
 
     model_type: ClassVar[str] = "xcope"
     attribute_map: ClassVar[dict[str, str]] = {
-        "vocab_size": "num_tokens",
-        "max_position_embeddings": "max_seq_len",
-        "hidden_size": "dim",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "heads",
-        "head_dim": "dim_head",
+        "num_tokens": "vocab_size",
+        "max_seq_len": "max_position_embeddings",
+        "dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "dim_head": "head_dim",
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
 
-    num_tokens: int = 256
-    max_seq_len: int = 1024
-    dim: int = 128
-    depth: int = 2
-    heads: int = 8
-    dim_head: int | None = None
+    vocab_size: int = 256
+    max_position_embeddings: int = 1024
+    hidden_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    head_dim: int | None = None
     position: str | dict[str, Any] | list[Any] | None = None
     flags: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
@@ -76,6 +74,8 @@ class XCopeConfig(PreTrainedConfig):
         """Sort the keywords: ours become ``flags``, the others are transformers'."""
         from xcope.config.schema import known_keys  # noqa: PLC0415  reads torch: when it is needed
 
+        for name in self.attribute_map.keys() & kwargs.keys():
+            setattr(self, name, kwargs.pop(name))
         known = set(known_keys("model"))
         self.flags = {**(self.flags or {}), **{k: kwargs.pop(k) for k in known & kwargs.keys()}}
         for key in kwargs:
@@ -93,26 +93,30 @@ class XCopeConfig(PreTrainedConfig):
             },
         )
         super().__post_init__(**kwargs)
-        if self.dim_head is None and self.dim % self.heads == 0:
-            self.dim_head = self.dim // self.heads
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: a file beside the weights imports this class, see `CODE`."""
 
     def section(self) -> ModelConfig:
-        """The model section of an xcope config."""
+        """The model section of an xcope config.
+
+        Raises:
+            FlagError: a value of the wrong type or size.
+        """
+        from pydantic import ValidationError  # noqa: PLC0415
+
         from xcope.config.schema import ModelConfig  # noqa: PLC0415
 
-        return ModelConfig(
-            dim=self.dim,
-            depth=self.depth,
-            heads=self.heads,
-            dim_head=self.dim_head,
-            max_seq_len=self.max_seq_len,
-            position=self.position,
-            **(self.flags or {}),
-        )
+        names = {ours: getattr(self, ours) for ours in self.attribute_map if ours != "num_tokens"}
+        try:
+            return ModelConfig(**names, position=self.position, **(self.flags or {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            flag = str(first["loc"][0])
+            raise FlagError(
+                flag, f"{flag}={first['input']!r} is not allowed: {first['msg']}"
+            ) from (None)
 
 
 def register(auto: ModuleType) -> None:

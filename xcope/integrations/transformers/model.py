@@ -79,7 +79,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         for flag in NOT_A_LANGUAGE_MODEL:
             value = (config.flags or {}).get(flag)
-            if value not in (None, False, 1, {}, []):
+            if value and not (flag == "num_output_heads" and value == 1):
                 raise FlagError(
                     flag,
                     f"{flag}={value!r} is not taken by XCopeForCausalLM: tokens alone would not "
@@ -152,6 +152,10 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             # an id that stands for padding need not be one of the vocabulary
             seen = attention_mask[:, -input_ids.shape[1] :]
             input_ids = input_ids.masked_fill(seen == 0, 0)
+        cached = {}
+        if past:
+            cached["cache"] = cache_of([layer.kept for layer in layers], past)
+            cached["cache_age"] = input_ids.shape[1]
         whole = self.model.to_mixture is not None or self.model.sigsoftmax_logits
         with (
             recompute() if recompute is not None else nullcontext(),
@@ -161,7 +165,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 input_ids,
                 return_intermediates=whole,
                 return_embeddings_and_intermediates=not whole,
-                cache=cache_of([layer.kept for layer in layers], past) if past else None,
+                **cached,
                 **embed,
                 **places,
             )
@@ -259,6 +263,8 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As transformers'; a text that is too long for a table of places is seen by its end."""
+        # padding of rows, those that have ended among them, need not be of the vocabulary
+        input_ids = input_ids.masked_fill(input_ids >= self.config.vocab_size, 0)
         limit = self.model.max_table_len
         if limit is not None and not kwargs.get("use_cache") and inputs_embeds is None:
             input_ids = input_ids[:, -limit:]
@@ -444,7 +450,7 @@ class LayerCache(CacheLayerMixin):  # type: ignore[misc]
         chosen = torch.arange(self.rows, device=indices.device)[indices]
 
         def select(t: Tensor) -> Tensor:
-            streams = t.unflatten(0, (self.rows, -1))
+            streams = t.view(self.rows, -1, *t.shape[1:])
             return streams.index_select(0, chosen.to(t.device)).flatten(0, 1)
 
         self._change(select, len(chosen), self.length)
@@ -489,14 +495,18 @@ def _places(
 def _places_by_mask(mask: Tensor, past: int) -> dict[str, Any]:
     """The same, where ``mask``, (b m) bool, says what is no padding."""
     start = (mask.cumsum(-1) == 0).sum(-1)
+    before, after = {"seq_start_pos": start}, {"mask": mask}
     if torch.compiler.is_compiling():  # values are not looked at
-        return {"seq_start_pos": start} | ({} if past else {"mask": mask})
-    if bool((mask.sum(-1) + start == mask.shape[-1]).all()):
-        return {"seq_start_pos": start}
-    if not past and bool((mask.cumprod(-1) == mask).all()):
-        return {"mask": mask}  # padding after the tokens, which they never see
-    pos = (mask.cumsum(-1) - 1).clamp(min=0)
-    return {"pos": pos, "self_attn_kv_mask": mask} | ({} if past else {"mask": mask})
+        return before if past else before | after
+    ends = ~mask[:, -1] & mask.any(-1)
+    runs = mask[:, 0].int() + (mask[:, 1:] & ~mask[:, :-1]).sum(-1)
+    if bool((runs > 1).any()) or (past and bool(ends.any())):
+        raise FlagError(
+            "attention_mask",
+            "attention_mask has 0 between the tokens of a row: pad on one side, and on the left "
+            "to generate (tokenizer.padding_side = 'left')",
+        )
+    return (before if bool(start.any()) else {}) | (after if bool(ends.any()) else {})
 
 
 def _checked_mask(mask: Tensor, rows: int, total: int) -> Tensor:
@@ -533,7 +543,7 @@ def _given_places(pos: Tensor, ids: Tensor, mask: Tensor | None, past: int) -> d
     if len(ids) == 1 and mask is None and bool((begins[:, 1:] | goes_on).all()) and begins[0, 0]:
         edges = begins[0].nonzero()[:, 0]
         return {"cu_seqlens": F.pad(edges, (0, 1), value=n)}
-    return {"pos": pos} | ({} if mask is None else {"mask": mask, "self_attn_kv_mask": mask})
+    return {"pos": pos} | ({} if mask is None else {"mask": mask})
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
@@ -559,7 +569,7 @@ def _hidden_states(inter: Any, ids: Tensor) -> tuple[Tensor, ...]:
     rows, n = ids.shape
     found = (inter.hiddens[0], *inter.block_hiddens)
     # memory tokens stand before the tokens; residual streams are rows, and summed at the end
-    return tuple(t[:, -n:].unflatten(0, (rows, -1)).sum(1) for t in found)
+    return tuple(t[:, -n:].reshape(rows, -1, n, t.shape[-1]).sum(1) for t in found)
 
 
 def _attentions(inter: Any) -> tuple[Tensor, ...]:

@@ -67,12 +67,12 @@ class BiasedInputs:
 
     def named(self) -> dict[str, Tensor]:
         """The tensors that may have gradients, by name: q, k, v and the vectors of the bias."""
-        vectors = {} if self.bias is None else vars(self.bias)
+        vectors = {} if self.bias is None else self.bias.__dict__
         return {"q": self.q, "k": self.k, "v": self.v, **vectors}
 
     def with_named(self, tensors: Mapping[str, Tensor]) -> BiasedInputs:
         """The inverse of `named`: the same with these tensors."""
         bias = self.bias
         if bias is not None:
-            bias = replaced(bias, {name: tensors[name] for name in vars(bias)})
+            bias = replaced(bias, {name: tensors[name] for name in bias.__dict__})
         return replace(self, q=tensors["q"], k=tensors["k"], v=tensors["v"], bias=bias)

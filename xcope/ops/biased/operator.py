@@ -52,7 +52,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
     return q.new_empty(*rows, v.shape[-1]), q.new_empty(rows), q.new_empty(rows)
 
 
-@torch.library.custom_op("xcope::biased_tiled_backward", mutates_args=())
+@torch.library.custom_op(
+    "xcope::biased_tiled_backward",
+    mutates_args=(),
+    # torch 2.6 does not infer it from ``list[Tensor]``
+    schema="(Tensor dout, Tensor out, Tensor m, Tensor inverse, Tensor q, Tensor k, Tensor v, "
+    "Tensor? mask, Tensor[] vectors, str form, float scale, bool causal, bool of_vectors) "
+    "-> Tensor[]",
+)
 def biased_tiled_backward(
     dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor,
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],

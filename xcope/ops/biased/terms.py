@@ -149,7 +149,7 @@ def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
         "q_pos": ((), i),
         "k_pos": ((), None),
     }
-    vectors = vars(bias)
+    vectors = bias.__dict__
     for name, t in vectors.items():
         first, last = wanted[name]
         by_row = name in OF_QUERIES or name in OF_KEYS
@@ -183,13 +183,13 @@ def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
 
 
 def named(terms: Terms) -> dict[str, Tensor]:
-    """The vectors by name."""
-    return dict(vars(terms))
+    """The vectors by name; torch 2.6 compiles no ``vars``."""
+    return dict(terms.__dict__)
 
 
 def flatten(terms: Terms | None) -> tuple[str, list[Tensor]]:
     """The form's name, empty for None, and its vectors."""
-    return ("", []) if terms is None else (type(terms).__name__, list(vars(terms).values()))
+    return ("", []) if terms is None else (type(terms).__name__, list(terms.__dict__.values()))
 
 
 def unflatten(form: str, vectors: Sequence[Tensor]) -> Terms | None:
@@ -222,7 +222,7 @@ def like_gradients(form: str, vectors: Sequence[Tensor], given: bool) -> list[Te
 def replaced(terms: Terms, vectors: Mapping[str, Tensor]) -> Terms:
     """The same form with some of its vectors exchanged."""
     form: Any = type(terms)
-    return cast(Terms, form(**(vars(terms) | dict(vectors))))
+    return cast(Terms, form(**(terms.__dict__ | dict(vectors))))
 
 
 def cast_to(terms: Terms, like: Tensor) -> Terms:

@@ -164,14 +164,14 @@ class CopeInputs:
             if t is not None:
                 found[name] = t
         if self.bias is not None:
-            found |= vars(self.bias)
+            found |= self.bias.__dict__
         return found
 
     def with_named(self, tensors: Mapping[str, Tensor]) -> CopeInputs:
         """The inverse of `named`: the same with these tensors."""
         cut: dict[str, Any] = {name: tensors[name] for name in DIFFERENTIABLE if name in tensors}
         if self.bias is not None:
-            cut["bias"] = replaced(self.bias, {name: tensors[name] for name in vars(self.bias)})
+            cut["bias"] = replaced(self.bias, {name: tensors[name] for name in self.bias.__dict__})
         return replace(self, **cut)
 
     # -- flat, as the PyTorch operators take them --------------------------------------------------

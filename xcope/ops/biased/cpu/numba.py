@@ -105,7 +105,7 @@ class Bias:
         packed["wanted"] = differentiated
         if terms is None:
             return
-        vectors = dict(vars(terms))
+        vectors = dict(terms.__dict__)
         if not isinstance(terms, Separable):
             table = vectors.pop("warp") if isinstance(terms, Piecewise) else terms.table
             table = table.view(-1, table.shape[-1])

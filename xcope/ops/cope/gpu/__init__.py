@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import torch
 
 from xcope.ops.cope.inputs import CopeInputs
@@ -9,6 +11,27 @@ from xcope.ops.fallback import INSTALLED, first_reason
 
 WIDEST_HEAD = 256
 LONGEST_TABLE = 2**14  # positions: with more, too few bits are left for the fraction of a count
+OLDEST_TRITON = (3, 6)
+
+
+def triton_version() -> str:
+    """Of the installed Triton, whatever its distribution is called; empty where nothing tells."""
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _too_old(version: str) -> bool:
+    numbers = version.split(".")[:2]
+    known = all(number.isdecimal() for number in numbers)
+    return known and tuple(map(int, numbers)) < OLDEST_TRITON
+
+
+TRITON = triton_version()
+TOO_OLD = INSTALLED and _too_old(TRITON)
 
 
 def refusal(inputs: CopeInputs) -> str | None:
@@ -16,6 +39,7 @@ def refusal(inputs: CopeInputs) -> str | None:
     widest = max(inputs.q.shape[-1], inputs.v.shape[-1])
     max_pos, scale = inputs.pos_emb.shape[-2], inputs.scale
     reasons = {
+        f"Triton {TRITON} is older than {'.'.join(map(str, OLDEST_TRITON))}": TOO_OLD,
         f"the inputs are {inputs.q.dtype}": inputs.q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": inputs.head_mix is not None,
         "the logits are biased": inputs.bias is not None,
@@ -28,7 +52,7 @@ def refusal(inputs: CopeInputs) -> str | None:
 
 def interpreted() -> bool:
     """Whether Triton's kernels run on the CPU: ``TRITON_INTERPRET=1``."""
-    if not INSTALLED:
+    if not INSTALLED or TOO_OLD:
         return False
     from xcope.ops.cope.gpu import tuning  # noqa: PLC0415, Triton may be missing
 
