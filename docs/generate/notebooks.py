@@ -21,6 +21,8 @@ def run(notebook: Path, out: Path) -> nbformat.NotebookNode:
         NotebookClient(book, kernel_name="python3", timeout=120, resources=where).execute()
     for cell in book.cells:
         cell.metadata.pop("execution", None)  # times, which differ from run to run
+        if "outputs" in cell:  # warnings are about the machine, not for readers
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", ()):
                 output.data.pop("text/plain", None)  # the same again, as a long text
