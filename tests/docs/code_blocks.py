@@ -39,7 +39,7 @@ NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml|txt|jsonl|toml))\b")
 """The first line of a block that is a file."""
 PLACEHOLDERS = {"RUN", "FILE"}
 """What stands for a folder or a file of the reader's, as the pages of commands write it."""
-PLAIN = {"cd", "export", "git", "mkdir", "source", "mkdocs", "pre-commit", "accelerate"}
+PLAIN = {"cd", "export", "git", "mkdir", "source", "mkdocs", "pre-commit"}
 """Words that begin a line in which nothing is ours."""
 
 
@@ -139,6 +139,8 @@ class Reader:
 
     def check(self, words: list[str]) -> None:
         """Check one command."""
+        if words[:2] == ["accelerate", "launch"] and "-m" in words:
+            words = ["python", *words[words.index("-m") :]]
         if words[:3] == ["python", "-m", "xcope"]:
             words = ["xcope", *words[3:]]
         for word in words if self.any_run else ():
@@ -151,9 +153,7 @@ class Reader:
                 self.ours(cli.xcope, "xcope", rest)
             case ["./scripts/quickstart", *rest]:
                 self.ours(cli.xcope, "xcope", ["compare", "configs/quickstart.yaml", *rest])
-            case ["./scripts/test", *paths] | ["pytest" | "python", "-m", "pytest", *paths]:
-                self.tests(paths)
-            case ["pytest", *paths]:
+            case ["./scripts/test" | "pytest", *paths] | ["python", "-m", "pytest", *paths]:
                 self.tests(paths)
             case ["python", script, *rest] if script.startswith(("scripts/", "tests/")):
                 self.script(ROOT / script, rest)
