@@ -491,11 +491,61 @@ def test_masks_of_ones_own_and_what_is_not_causal():
         model(ids)
 
 
+def test_a_vision_model_gets_positions_in_its_language_model_only(tmp_path):
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=config_of("llama"),
+        image_token_index=VOCAB - 1,
+        vision_feature_layer=-1,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    given = {"pixel_values": torch.randn(1, 3, 16, 16)}
+    ids = torch.cat((torch.full((1, 4), VOCAB - 1), tokens(1).clamp(max=VOCAB - 2)), dim=1)
+    before = logits(model, ids, **given)
+    near(logits(add_cope(model), ids, **given), before)
+    trained(model)
+    wanted = logits(model, ids, **given)
+    assert (wanted - before).abs().max() > 1e-4
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(from_pretrained(tmp_path), ids, **given), wanted)
+
+
+def test_long_prompts_are_read_in_pieces():
+    for kind in ("llama", "mistral"):
+        model, ids = with_scheme(kind, "cope"), tokens(1)
+        arguments = {"max_new_tokens": 6, "do_sample": False}
+        wanted = model.generate(ids, **arguments)
+        for held in ("dynamic", "static"):
+            pieces = {"prefill_chunk_size": 3, "cache_implementation": held}
+            assert torch.equal(model.generate(ids, **pieces, **arguments), wanted)
+
+
 def test_packed_documents_beside_a_cache_are_refused():
     model, ids = with_scheme("llama", "cope"), tokens(1, 8)
     at = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
     with pytest.raises(FlagError, match="use_cache=False"):
         model(ids, position_ids=at, use_cache=True)
+
+
+def test_another_attention_implementation_does_not_leave_the_positions_out_in_silence():
+    model, ids = trained(add_cope(fresh("llama"))), tokens()
+    wanted = logits(model, ids)
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        with pytest.raises(FlagError, match="remove_position"):
+            model(ids)
+    model.set_attn_implementation("xcope")
+    assert torch.equal(logits(model, ids), wanted)
+    with pytest.raises(ValueError, match="continuous batching"):
+        model.generate_batch([ids[0].tolist()], transformers.GenerationConfig(max_new_tokens=2))
 
 
 def test_attention_dropout_drops_in_training_and_tells_of_its_memory(caplog):
@@ -539,13 +589,29 @@ def test_a_compiled_model_is_one_graph_and_gives_the_same():
     ids = tokens()
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    for name in ("cope", "alibi", "forgetting"):
-        torch._dynamo.reset()
-        model = with_scheme("llama", name)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        near(logits(compiled, ids), logits(model, ids))
-        got, wanted = (logits(one, ids, attention_mask=mask) for one in (compiled, model))
-        near(got[mask.bool()], wanted[mask.bool()])
+    model = trained(set_position(fresh("llama", num_hidden_layers=1), ["cope", "alibi"]))
+    torch._dynamo.reset()  # which counts the models that it has compiled
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    got, wanted = (logits(one, ids, attention_mask=mask) for one in (compiled, model))
+    near(got[mask.bool()], wanted[mask.bool()])
+
+
+def test_generation_is_compiled_with_a_static_cache():
+    model, ids = trained(set_position(fresh("llama", num_hidden_layers=1), "forgetting")), tokens()
+    wanted = model.generate(ids, max_new_tokens=3, do_sample=False)
+    torch._dynamo.reset()
+    step, plain = model.forward, []
+
+    def forward(*args, **kwargs):
+        one = kwargs["input_ids"].shape[1] == 1
+        plain.append(not one)
+        return (compiled if one else step)(*args, **kwargs)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    model.forward = forward
+    got = model.generate(ids, max_new_tokens=3, do_sample=False, cache_implementation="static")
+    assert plain == [True, False, False]
+    assert torch.equal(got, wanted)
 
 
 WRONG = {

@@ -541,6 +541,14 @@ def before_model(module: Any, args: Any, kwargs: Any) -> None:
 
 def before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Forward pre-hook of attention modules: what is not handed on to attention is noted here."""
+    other = module.config._attn_implementation
+    if other in ("eager", "sdpa") or str(other).startswith(("flash_", "flex_", "paged")):
+        raise FlagError(
+            "attn_implementation",
+            f"attn_implementation={other!r} leaves out the positions that xcope has put into this "
+            "model: set_attn_implementation('xcope') brings them back, remove_position takes them "
+            "out",
+        )
     names, still = module._xcope_hook["arguments"], module._xcope_hook["still"]
     given = dict(zip(names, args, strict=False)) | kwargs
     changed: dict[str, Any] = {}
@@ -637,7 +645,8 @@ def _unloaded(
         dim_value: dv.
         given: of the tokens of this call, whose shapes tell what m is made of.
     """
-    first, found, pieces = dim_value, list[Tensor | None](), _pieces(v.dtype)
+    first, pieces = dim_value, _pieces(v.dtype)
+    found: list[Tensor | None] = []
     for t in given:
         if t is None:
             found.append(None)
