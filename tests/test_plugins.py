@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import click
 import plugin_files
 import pytest
 import torch
@@ -299,6 +300,7 @@ class Stop:
         self.after = after
 
     def note(self, line): ...
+    def warn(self, line): ...
     def start(self, label, step, steps): ...
     def end(self): ...
     def measured(self, split, batch, batches): ...
@@ -484,13 +486,17 @@ def test_the_commands_take_trust(run, monkeypatch):
         assert isinstance(refused.exception, ConfigError)
         assert CliRunner().invoke(cli.xcope, [*command, "--trust"]).exit_code == 0
         forget()
-    with_trust = {
-        name
-        for name in cli.xcope.list_commands(None)
-        for param in cli.xcope.get_command(None, name).params
-        if param.name == "trust"
+
+
+def test_every_command_that_reads_a_run_or_a_config_takes_trust():
+    ctx = click.Context(cli.xcope)
+    found = {
+        name: {param.name for param in cli.xcope.get_command(ctx, name).params}
+        for name in cli.xcope.list_commands(ctx)
     }
-    assert {"train", "compare", "evaluate", "sample", "gates"} <= with_trust
+    reading = {name for name, params in found.items() if {"run", "config", "resume"} & params}
+    assert {"train", "compare", "evaluate", "sample", "gates", "config", "export"} <= reading
+    assert all("trust" in found[name] for name in reading)
 
 
 def test_the_gates_page_shows_a_plugin(run, tmp_path):
