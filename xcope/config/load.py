@@ -80,6 +80,8 @@ def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
     Raises:
         ConfigError: a file that cannot be read, no task, an unknown key, a wrong type.
     """
+    from xcope.config.typed import typed
+
     tree = override(compose(path), overrides)
     entries = {key: node for key, node in tree.children.items() if key == "task"}
     from xcope.config.typed import typed
