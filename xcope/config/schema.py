@@ -365,7 +365,7 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
     """
     found: dict[tuple[str, ...], Any] = {
         ((section, key) if section else (key,)): (field.annotation, *field.metadata)
-        for section, kind in {"": Config, **SECTIONS}.items()
+        for section, kind in [("", Config), *SECTIONS.items()]
         for key, field in kind.model_fields.items()
     }
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
@@ -381,7 +381,7 @@ def _paths_of_task(task: str | None) -> dict[str, files.IsPath]:
         return {option: files.IsPath.from_plain(plain) for option, plain in said.items()}
     from xcope.tasks import tasks
 
-    return tasks()[task].paths() if task in tasks() else {}
+    return tasks()[task].paths() if task is not None and task in tasks() else {}
 
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})
