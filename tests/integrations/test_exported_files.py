@@ -152,7 +152,7 @@ def test_what_x_transformers_lacks_is_refused_by_name(label, tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("name", ["absolute", "forgetting", "fire"])
+@pytest.mark.parametrize("name", ["absolute", "forgetting"])
 def test_programs_take_any_batch_and_length(name, tmp_path, monkeypatch):
     model, lines = written(export.to_torch_export, tmp_path, monkeypatch, **POSITIONS[name])
     program = torch.export.load(tmp_path / "model").module()
