@@ -30,6 +30,8 @@ LINK = re.compile(r"(?P<before>\]\(|(?:src|href)=\")(?P<path>[^)\s#\"]+)(?P<afte
 CODE = re.compile(r"(^ *(`{3,})[^\n]*\n.*?^ *\2`*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 ELSEWHERE = re.compile(r"<!-- not in the site -->.*?<!-- end -->", re.DOTALL)
 MARKED = re.compile(r"<!-- (::: \S+) -->")
+ROW = re.compile(r"^\|.*$", re.MULTILINE)
+INLINE = re.compile(r"`[^`\n]+`")
 LEXERS = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", "": "bash"}
 UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 
@@ -78,7 +80,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return path  # mkdocs says so
         return posixpath.relpath(site_path(real), posixpath.dirname(page.file.src_uri))
 
-    return MARKED.sub(r"\1", with_links(ELSEWHERE.sub("", markdown), moved))
+    text = MARKED.sub(r"\1", with_links(ELSEWHERE.sub("", markdown), moved))
+    # a | of code in a table has a backslash on GitHub, and is told apart here
+    return ROW.sub(lambda row: INLINE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), text)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -3,16 +3,19 @@
 import importlib
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import plugin_files
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -153,6 +156,21 @@ def test_what_fails_in_a_plugin_is_one_line_with_its_file_and_line(tmp_path, cod
     assert dict(xcope.schemes()) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "before", "after", "words"),
+    [
+        ("recency.py", "self.size > 0", "self.size > None", r"recency.py:44 fails with this: Type"),
+        ("again.py", "return 4", "return 1 // 0", r"again.py:22 fails with this: ZeroDivision"),
+    ],
+)
+def test_what_fails_when_it_is_used_names_the_line_of_the_plugin(exp, file, before, after, words):
+    plugin = exp.parent / file
+    plugin.write_text(plugin.read_text().replace(before, after))
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(exp)
+    assert caught.value.file == str(exp)
+
+
 def test_the_second_scheme_of_a_name_is_told_where_the_first_is(exp, tmp_path):
     other = plugin_files.write(tmp_path / "other", "[recency.py, again.py]")
     (tmp_path / "other" / "recency.py").write_text(plugin_files.SCHEME + "\n# another\n")
@@ -290,21 +308,25 @@ class Stop:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_the_workers_of_a_sweep_load_the_plugins_and_the_copy_if_the_file_changed(tmp_path):
+def test_the_workers_of_a_sweep_load_the_plugins_and_the_copy_if_the_file_changed(
+    tmp_path, monkeypatch
+):
     file = plugin_files.write(tmp_path / "proj")
     text = file.read_text().replace("position: {name: recency, size: 4}", "heads: 2")
     file.write_text(text.replace("heads: 2, heads: 2", "heads: 2"))
     config = load_config(
-        file, ["sweep.model.position=[recency, {name: recency, size: 2}]"], sweep=True, data=False
+        file, ["sweep.model.position=[{name: recency, size: 2}]"], sweep=True, data=False
     )
     original = file.parent / "recency.py"
     original.write_text("raise SystemExit('another file by now')\n")
+    # a server that other tests have started knows another home
+    spawned = partial(multiprocessing.get_context, "spawn")
+    monkeypatch.setattr("xcope.compare.run.pool._context", spawned)
     found = compare(config, tmp_path / "out", jobs=1, console=Console(file=io.StringIO()))
-    assert [one.reason for one in found.outcomes] == ["", ""]
-    assert [one.run.scheme for one in found.outcomes] == ["recency", "recency(size=2)"]
+    assert [(one.reason, one.run.scheme) for one in found.outcomes] == [("", "recency(size=2)")]
     assert "recency(size=2)" in (tmp_path / "out" / "report.html").read_text()
     forget()
-    assert load_run(found.outcomes[0].run.folder)[0].label() == "recency"
+    assert load_run(found.outcomes[0].run.folder)[0].label() == "recency(size=2)"
 
 
 def test_what_was_pickled_is_found_again_in_another_process(run, tmp_path):
@@ -441,6 +463,18 @@ def test_the_commands_take_trust(run, monkeypatch):
         if param.name == "trust"
     }
     assert {"train", "compare", "evaluate", "sample", "gates"} <= with_trust
+
+
+def test_the_gates_page_shows_a_plugin(run, tmp_path):
+    """Whose bias is the same for all rows of a batch."""
+    shown = CliRunner().invoke(cli.xcope, ["gates", str(run), "--text", "1 1 1"])
+    assert shown.exit_code == 0, shown.output
+    assert "recency(size=4)" in shown.output
+    model = load_run(run)[1]
+    bias = xcope.inspect.trace(model, torch.tensor([1, 1, 1])).layers[0].bias
+    slope = model.state_dict()["attn_layers.layers.0.1.attend.cope.slope"]
+    torch.testing.assert_close(bias[0, :, 2, 0], -2 * slope)
+    assert "recency" in (run / "gates" / "gates.html").read_text()
 
 
 def test_a_home_that_cannot_be_written_is_no_error(exp, monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ def test_the_added_scheme_and_the_added_task_work(monkeypatch, tmp_path):
     monkeypatch.setattr(task_registry, "_TASKS", dict(task_registry._TASKS))
     python = re.findall(r"```python\n(.*?)```", EXTEND, flags=re.DOTALL)
     for number, block in enumerate(python[:2]):
+        assert block.startswith(("# recency.py", "# repeat.py")[number])
         exec(compile(block, f"extend.md, block {number}", "exec"), {"__name__": f"block{number}"})
     model = xcope.TransformerWrapper(
         num_tokens=9,

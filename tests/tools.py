@@ -226,10 +226,10 @@ def checkpointed(name):
 
 def exported(name):
     model = model_of(name)
-    n = torch.export.Dim("n", max=64)
-    program = torch.export.export(model, (tokens(24),), dynamic_shapes=({1: n},))
-    for length in (1, 24, 50):
-        same(program.module()(tokens(length)), model(tokens(length)))
+    b, n = torch.export.Dim("b"), torch.export.Dim("n", max=model.max_table_len)
+    program = torch.export.export(model, (tokens(24),), dynamic_shapes=({0: b, 1: n},)).module()
+    for batch, length in ((1, 1), (2, 24), (3, 50)):
+        same(program(tokens(length, batch)), model(tokens(length, batch)))
 
 
 def compiled(name):
@@ -393,7 +393,7 @@ TOOLS = [
     ),
     Tool(
         "`torch.export`",
-        "with a length of any size; the program runs at 1, 24 and 50 tokens",
+        "with a batch and a length of any size; the program runs at 1, 24 and 50 tokens",
         exported,
     ),
     Tool("`torch.compile(dynamic=True)`", "one graph, compiled once for all lengths", compiled),

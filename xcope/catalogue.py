@@ -19,7 +19,16 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "catalogue.json"
-SOURCES = ("positions/*.py", "tasks/*.py", "modules/*.py", "registry.py", "files.py", "describe.py")
+SOURCES = (
+    "positions/*.py",
+    "tasks/*.py",
+    "modules/*.py",
+    "training/metrics.py",
+    "compare/report/columns.py",
+    "registry.py",
+    "files.py",
+    "describe.py",
+)
 """The files that decide what the catalogue says."""
 PLUGINS = "xcope.plugins"
 """The entry points of installed plugins, see `xcope.plugins`."""

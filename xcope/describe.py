@@ -9,11 +9,13 @@ import re
 import sys
 from typing import Any
 
+from xcope.compare.report.columns import COLUMNS
 from xcope.errors import FlagError
 from xcope.modules import decoder_flags, wrapper_flags
 from xcope.positions import Scheme, Slot, clash, schemes
 from xcope.registry import Named
 from xcope.tasks import Task, tasks
+from xcope.training.metrics import METRICS
 
 WHERE = {
     Slot.INPUT: "added to the token embedding",
@@ -24,11 +26,13 @@ WHERE = {
 
 
 def described() -> dict[str, Any]:
-    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models."""
+    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models, and what a
+    comparison may have ``shown``: metrics and columns."""
     return {
         "schemes": {name: of_scheme(kind) for name, kind in schemes().items()},
         "tasks": {name: of_task(kind) for name, kind in tasks().items()},
         "flags": sorted(decoder_flags() | wrapper_flags()),
+        "shown": [*METRICS, *COLUMNS],
     }
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -342,6 +343,13 @@ def _words(error: BaseException) -> str:
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
+def blamed(error: BaseException) -> str:
+    """``file:line`` of the plugin in which an error arose, or an empty string."""
+    own = {str(code.path) for code in _loaded.values()}
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f"{one.filename}:{one.lineno}" for one in frames[::-1] if one.filename in own), "")
+
+
 # -- installed packages --------------------------------------------------------------------------
 
 _asked = False
@@ -459,17 +467,19 @@ class _Finder:
         if not name.startswith(f"{__name__}."):
             return None
         for place in sorted(store().glob("*.json")):
-            said = json.loads(place.read_text(encoding="utf-8"))
-            if module_name(said["plugin"]) == name and Path(said["path"]).is_file():
-                code = _read(Path(said["path"]))
-                if code.sha256 == said["sha256"]:
-                    plugin = Plugin(file=said["plugin"], sha256=code.sha256)
-                    return importlib.machinery.ModuleSpec(name, _Loader(plugin, code))
+            # a record that is damaged, or whose file is gone or has changed, is none
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                said = json.loads(place.read_text(encoding="utf-8"))
+                if module_name(said["plugin"]) == name:
+                    code = _read(Path(said["path"]))
+                    if code.sha256 == said["sha256"]:
+                        plugin = Plugin(file=said["plugin"], sha256=code.sha256)
+                        return importlib.machinery.ModuleSpec(name, _Loader(plugin, code))
         return None
 
 
 @dataclass(frozen=True)
-class _Loader:
+class _Loader(importlib.abc.Loader):
     """Runs a plugin's file when its module is imported by name."""
 
     plugin: Plugin
@@ -486,4 +496,4 @@ class _Loader:
         """Nothing: it has run."""
 
 
-sys.meta_path.append(_Finder())  # type: ignore[arg-type]
+sys.meta_path.append(_Finder())

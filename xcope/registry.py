@@ -58,7 +58,6 @@ class Named:
 
 
 N = TypeVar("N", bound=Named)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ _ORIGINS: dict[tuple[str, str], _Origin] = {}
 _journals: list[list[tuple[dict[str, Any], str, Any]]] = []
 
 
-def add(kinds: dict[str, T], name: str, one: T, noun: str) -> None:
+def add(kinds: dict[str, Any], name: str, one: Any, noun: str) -> None:
     """List something among ``kinds`` under its name, for the module that called ``register``.
 
     A module that runs again (imported under a second name, reloaded, a cell of a notebook) replaces

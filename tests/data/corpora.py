@@ -81,10 +81,9 @@ def prose(seed: int, length: int) -> str:
     """Words of several alphabets, in lines."""
     draw = random.Random(seed)
     words = ["the", "quick", "brown", "füchse", "日本", "jumps", "over", "лисица", "lazy", "dogs"]
-    parts: list[str] = []
-    while sum(map(len, parts)) < length:
-        parts.append(draw.choice(words) + draw.choice("  \n"))
-    return "".join(parts)
+    parts = [draw.choice(words) + draw.choice("  \n") for _ in range(length // 2)]
+    text = "".join(parts)
+    return text[: text.find(" ", length) + 1]
 
 
 def write_files(folder: Path, number: int, length: int = 400, seed: int = 0) -> Path:

@@ -1,13 +1,16 @@
 """Documents are held out by share of bytes, at least one, and keep their side when others come."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 from corpora import KINDS, prose, write_files
 
+from xcope.config import load_config
 from xcope.errors import FlagError
 from xcope.tasks import Task, task
+from xcope.training import train
 
 
 def sides_of(corpus, **options) -> tuple[bytes, bytes]:
@@ -21,10 +24,10 @@ def files_of(text: bytes) -> set[bytes]:
 
 @pytest.mark.parametrize("number", range(2, 41))
 def test_at_least_one_file_is_held_out_and_about_the_share(tmp_path: Path, number: int):
-    train, held = sides_of(str(write_files(tmp_path, number)))
-    assert files_of(train) | files_of(held) == {b"%d" % k for k in range(number)}
-    assert not files_of(train) & files_of(held)
-    share = len(held) / (len(train) + len(held))
+    trained, held = sides_of(str(write_files(tmp_path, number)))
+    assert files_of(trained) | files_of(held) == {b"%d" % k for k in range(number)}
+    assert not files_of(trained) & files_of(held)
+    share = len(held) / (len(trained) + len(held))
     assert share <= max(0.21, 1.1 / number)
     assert share >= 0.045
 
@@ -33,8 +36,8 @@ def test_at_least_one_file_is_held_out_and_about_the_share(tmp_path: Path, numbe
 def test_a_giant_among_few_files_is_trained_on(tmp_path: Path, seed: int):
     write_files(tmp_path, 6, 300, seed)
     (tmp_path / f"giant-{seed}.txt").write_text("giant: " + prose(seed, 20_000))
-    train, held = sides_of(str(tmp_path))
-    assert b"giant" in files_of(train)
+    trained, held = sides_of(str(tmp_path))
+    assert b"giant" in files_of(trained)
     assert held
 
 
@@ -45,15 +48,13 @@ def test_files_keep_their_side_when_others_come(tmp_path: Path, number: int):
     write_files(folder, number + max(1, number // 5))
     # another folder, as what was read is remembered
     folder.rename(tmp_path / "b")
-    train, after = sides_of(str(tmp_path / "b"))
-    moved = files_of(before) & files_of(train)
+    trained, after = sides_of(str(tmp_path / "b"))
+    moved = files_of(before) & files_of(trained)
     assert len(moved) <= 1
     assert files_of(before) & files_of(after)
 
 
 def test_rows_are_split_by_what_they_say(tmp_path: Path):
-    import json
-
     rows = [f"{k}: {prose(k, 300)}" for k in range(50)]
     draw = random.Random(0)
     held = []
@@ -62,8 +63,8 @@ def test_rows_are_split_by_what_they_say(tmp_path: Path):
         lines = [json.dumps({"text": row}) for row in rows * 2]
         draw.shuffle(lines)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-        train, out = sides_of(str(tmp_path / f"{name}.jsonl"))
-        assert not files_of(train) & files_of(out)
+        trained, out = sides_of(str(tmp_path / f"{name}.jsonl"))
+        assert not files_of(trained) & files_of(out)
         held.append(files_of(out))
     assert held[0] == held[1]
 
@@ -92,10 +93,10 @@ def test_sides_may_be_given(tmp_path: Path):
 def test_a_list_of_files_and_a_pattern(tmp_path: Path):
     write_files(tmp_path, 12)
     names = [str(tmp_path / f"{k}.txt") for k in (1, 3, 5, 7)]
-    train, held = sides_of([*names, names[0]])
-    assert files_of(train) | files_of(held) == {b"1", b"3", b"5", b"7"}
-    train, held = sides_of(str(tmp_path / "1*.txt"))
-    assert files_of(train) | files_of(held) == {b"1", b"10", b"11"}
+    trained, held = sides_of([*names, names[0]])
+    assert files_of(trained) | files_of(held) == {b"1", b"3", b"5", b"7"}
+    trained, held = sides_of(str(tmp_path / "1*.txt"))
+    assert files_of(trained) | files_of(held) == {b"1", b"10", b"11"}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.99])
@@ -134,9 +135,6 @@ def test_the_text_of_a_side_does_not_depend_on_the_tokenizer(tmp_path: Path, kin
 
 
 def test_what_is_held_out_is_in_the_results(tmp_path: Path):
-    from xcope.config import load_config
-    from xcope.training import train
-
     write_files(tmp_path / "books", 9)
     (tmp_path / "run.yaml").write_text(
         "model: {dim: 8, depth: 1, heads: 1, position: none}\n"

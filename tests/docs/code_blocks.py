@@ -39,7 +39,7 @@ NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml|txt|jsonl|toml))\b")
 """The first line of a block that is a file."""
 PLACEHOLDERS = {"RUN", "FILE"}
 """What stands for a folder or a file of the reader's, as the pages of commands write it."""
-PLAIN = {"cd", "export", "git", "mkdir", "source", "mkdocs", "pre-commit", "accelerate"}
+PLAIN = {"cd", "export", "git", "mkdir", "source", "mkdocs", "pre-commit"}
 """Words that begin a line in which nothing is ours."""
 
 
@@ -130,34 +130,35 @@ class Reader:
                 words = words[1:]
             command: list[str] = []
             for word in [*words, "&&"]:
-                if word in ("&&", ";", "|"):
-                    if command:
+                if word in ("&&", ";", "|", ">"):
+                    if command and command[0] != ">":
                         self.check(command)
-                    command = []
+                    command = [">"] if word == ">" else []  # what follows is a file
                 else:
                     command.append(word)
 
     def check(self, words: list[str]) -> None:
         """Check one command."""
+        if words[:2] == ["accelerate", "launch"] and "-m" in words:
+            words = ["python", *words[words.index("-m") :]]
         if words[:3] == ["python", "-m", "xcope"]:
             words = ["xcope", *words[3:]]
         for word in words if self.any_run else ():
-            if word.startswith("runs/") and not (self.folder / word).exists():
-                self.made(
-                    Path(word),
-                    load_config("configs/quickstart.yaml", ["sweep=null", "model.position=cope"]),
-                )
+            run = Path(*Path(word).parts[:2])
+            if word.startswith("runs/") and not (self.folder / run).exists():
+                keys = ["sweep=null", "model.position=cope"]
+                self.made(run, load_config("configs/quickstart.yaml", keys))
         match words:
             case ["xcope", *rest]:
                 self.ours(cli.xcope, "xcope", rest)
             case ["./scripts/quickstart", *rest]:
                 self.ours(cli.xcope, "xcope", ["compare", "configs/quickstart.yaml", *rest])
-            case ["./scripts/test", *paths] | ["pytest" | "python", "-m", "pytest", *paths]:
-                self.tests(paths)
-            case ["pytest", *paths]:
+            case ["./scripts/test" | "pytest", *paths] | ["python", "-m", "pytest", *paths]:
                 self.tests(paths)
             case ["python", script, *rest] if script.startswith(("scripts/", "tests/")):
                 self.script(ROOT / script, rest)
+            case ["eval", inner] if re.fullmatch(r"\$\(.*\)", inner):
+                self.type(inner[2:-1])
             case ["python", "-m", "venv", _]:
                 pass
             case ["pip", "install", *rest] | ["python", "-m", "pip", "install", *rest]:
@@ -204,7 +205,12 @@ class Reader:
             if key in ("run", "resume", "runs") and value is not None:
                 for run in value if isinstance(value, tuple | list) else [value]:
                     self.named(Path(run))
-        if isinstance(given.get("config"), str):
+            if key == "resume" and value is not None:
+                words = [given.get("config") or "", *given.get("overrides", ())]
+                # how a run is made longer is a word of the command alone
+                keys = [word for word in words if word and not word.startswith("train.longer=")]
+                load_config(Path(value) / "config.yaml", keys, data=False)
+        if isinstance(given.get("config"), str) and not given.get("resume"):
             self.config(name, given)
 
     def named(self, run: Path) -> None:

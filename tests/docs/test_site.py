@@ -87,6 +87,13 @@ def test_every_page_of_the_docs_can_be_reached(site):
     assert built - reached - {"index.html"} == set(), "mkdocs.yml's nav lacks them"
 
 
+def test_tables_keep_their_cells_and_code_its_strokes(site):
+    html = (site / "schemes/index.html").read_text()
+    table = re.search(r"<table>.*?</table>", html, flags=re.DOTALL)[0]
+    assert "m_h|i−j|</code>" in table
+    assert {row.count("<td") for row in table.split("<tr>")[2:]} == {5}
+
+
 def test_docstrings_are_shown_with_links_between_names(site):
     html = (site / "api.html").read_text()
     for name in ("xcope.modules.decoder.Decoder", "xcope.ops.cope.cope_attention"):

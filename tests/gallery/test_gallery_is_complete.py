@@ -58,7 +58,6 @@ def test_the_picture_is_what_the_gallery_draws_now(tmp_path, name):
 @pytest.mark.parametrize("file", sorted(DOCS.rglob("*.md")), ids=lambda file: file.name)
 def test_what_is_linked_exists(file):
     links = re.findall(r"\]\(((?!http)[^)#]+)(?:#[\w-]+)?\)", file.read_text())
-    assert links
     for link in links:
         assert (file.parent / link).exists(), link
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import lm_eval
 import pytest
@@ -18,11 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from xcope import integrations
+from xcope import cli, integrations
 from xcope.config import load_config
 from xcope.data.tokenizer import train_tokenizer
 from xcope.integrations.transformers import XCopeConfig, XCopeForCausalLM
 from xcope.integrations.transformers.export import export, tokenizer_of
+from xcope.positions import registry as positions
 from xcope.tasks import task, tasks
 from xcope.training import example_prompt, load_run, sample, train
 from xcope.training.errors import RunError
@@ -53,7 +55,7 @@ def runs(tmp_path_factory):
     words = {"position": ["absolute", "cope"]}
     run_of(folder, "copy", words, {"name": "copy", "length": 4, "stretch": 2})
     for name in ("text", "copy"):
-        assert export(folder / name, folder / f"hf-{name}") == []
+        export(folder / name, folder / f"hf-{name}")
     return folder
 
 
@@ -74,6 +76,31 @@ def test_the_folder_gives_the_text_that_sample_gives(name, runs):
     for out, new in zip(told, text, strict=True):
         kept = [token for token in new if token not in special]
         assert out[0]["generated_text"] == tokenizer.decode(kept)
+
+
+@pytest.mark.parametrize("name", ["text", "copy"])
+def test_the_commands_of_a_shell_give_the_same_text(name, runs, tmp_path, capsys, monkeypatch):
+    folder, prompt = str(tmp_path / "hf"), {"text": "def wö", "copy": "4 2 |"}[name]
+    written = [str(runs / name), folder, "--to", "hf"]
+    assert cli.run(cli.xcope, ["export", *written]) == 0
+    told = capsys.readouterr()
+    assert not told.err
+    how = textwrap.dedent(told.out.partition("\n")[2])
+    exec(how, {})
+    printed = capsys.readouterr().out
+    asked = ["sample", str(runs / name), "--temperature", "0", "--tokens"]
+    assert cli.run(cli.xcope, [*asked, "20"]) == 0  # both begin as a test sequence does
+    assert capsys.readouterr().out == printed
+    assert cli.run(cli.xcope, [*asked, "12", "--prompt", prompt]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    text = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=12)
+    assert capsys.readouterr().out == tokenizer.decode(text[0]) + "\n"
+    assert cli.run(cli.xcope, ["export", *written]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "xcope.integrations.transformers.export", None)
+    assert cli.run(cli.xcope, ["export", *written, "--overwrite"]) == 2
+    assert 'pip install "xcope[hf]"' in capsys.readouterr().err
 
 
 def test_the_card_says_what_the_model_is_and_its_code_runs(runs, monkeypatch, capsys):
@@ -132,6 +159,44 @@ def test_a_run_whose_data_and_results_are_gone_is_exported(runs, tmp_path):
     (run / "config.yaml").write_text(config.replace(str(runs / "corpus"), str(tmp_path / "gone")))
     export(run, tmp_path / "hf")
     assert "nothing was measured" in (tmp_path / "hf" / "README.md").read_text()
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xcope.positions import register
+from xcope.positions.alibi import Alibi
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Recency(Alibi):
+    name: ClassVar[str] = "recency"
+    upstream_switch: ClassVar[str | None] = None
+    upstream_options: ClassVar[dict[str, str]] = {}
+"""
+
+
+def test_a_scheme_of_ones_own_is_exported_and_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(positions, "_SCHEMES", dict(positions._SCHEMES))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "recency.py").write_text(OWN)
+    config = {
+        "import": ["recency.py"],
+        "model": MODEL | {"position": "recency"},
+        "task": {"name": "copy", "length": 4, "stretch": 2},
+        "train": TRAIN | {"steps": 2},
+        "evaluate": MEASURED,
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    train(load_config(tmp_path / "own.yaml"), tmp_path / "run")
+    note, *code = export(tmp_path / "run", tmp_path / "hf")
+    assert f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'hf')!r})" in code
+    assert note == "Before the model is loaded, its plugins have to be imported: recency.py."
+    assert "have to be imported: recency.py" in (tmp_path / "hf" / "README.md").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert [one.name for one in loaded.model.schemes] == ["recency"]
 
 
 OPTIONS = {"text": {"corpus": __file__}, "indexing": {"corpus": __file__}}

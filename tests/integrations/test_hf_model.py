@@ -57,7 +57,13 @@ def test_every_scheme_gives_the_decoders_logits_text_and_beams(name):
 def test_every_scheme_is_stored_and_loaded(name, tmp_path):
     model, ids = model_of(name), tokens()
     model.save_pretrained(tmp_path)
-    assert torch.equal(XCopeForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+    truth = model(ids).logits
+    assert torch.equal(XCopeForCausalLM.from_pretrained(tmp_path)(ids).logits, truth)
+    aside = XCopeForCausalLM.from_pretrained(
+        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "aside"
+    )
+    assert any(parameter.is_meta for parameter in aside.parameters())
+    assert torch.equal(aside(ids).logits, truth)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     narrow = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="auto")
     for path, buffer in narrow.named_buffers():  # constants are never rounded
@@ -146,6 +152,18 @@ def test_a_cache_goes_on_from_where_it_is_cut():
         kept.reset()
         same(model(ids, cache=kept).logits, whole)
         assert model(ids, cache=DynamicCache(), use_cache=False).cache is None
+
+
+def test_a_batch_goes_on_turn_by_turn_with_its_cache():
+    model, ids = model_of("cope_rotary"), tokens()
+    mask = torch.tensor([[0] * 3 + [1] * 6, [1] * 9])
+    said = model.generate(ids, attention_mask=mask, max_new_tokens=4, return_dict_in_generate=True)
+    turn = torch.cat((said.sequences, tokens(5)), dim=1)
+    mask = F.pad(mask, (0, 9), value=1)
+    text = model.generate(turn, attention_mask=mask, cache=said.cache, max_new_tokens=NEW)
+    assert torch.equal(text, model.generate(turn, attention_mask=mask, max_new_tokens=NEW))
+    alone = sample(model.model, turn[0, 3:].tolist(), NEW, temperature=0)
+    assert text[0, 18:].tolist() == alone
 
 
 def test_without_a_cache_it_is_said_once(caplog):
@@ -276,13 +294,17 @@ def test_what_a_file_lacks_is_drawn_as_for_a_fresh_model(tmp_path):
 
 
 def test_an_epoch_of_a_trainer_is_resumed(tmp_path):
-    rows = [{"input_ids": row, "labels": row} for row in tokens(b=16).tolist()]
+    rows = [  # with unlike numbers of labels, so that the mean of means is another number
+        {"input_ids": row, "labels": [-100] * (index % 5) + row[index % 5 :]}
+        for index, row in enumerate(tokens(b=16).tolist())
+    ]
 
-    def trained(resume=None):
+    def trained(resume=None, rows_at_once=2):
         arguments = TrainingArguments(
-            str(tmp_path), num_train_epochs=1, per_device_train_batch_size=2, save_steps=2,
-            gradient_accumulation_steps=2, gradient_checkpointing=True, learning_rate=0.02,
-            logging_steps=1, use_cpu=True, report_to=[], disable_tqdm=True,
+            str(tmp_path), num_train_epochs=1, per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=4 // rows_at_once, gradient_checkpointing=True,
+            learning_rate=0.02, save_steps=2, logging_steps=1, use_cpu=True, report_to=[],
+            disable_tqdm=True,
         )  # fmt: skip
         trainer = Trainer(model_of("cope"), arguments, train_dataset=rows)
         trainer.train(resume_from_checkpoint=resume)
@@ -293,8 +315,10 @@ def test_an_epoch_of_a_trainer_is_resumed(tmp_path):
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     same(list(resumed.model.parameters()), list(whole.model.parameters()))
+    at_once = trained(rows_at_once=4)
+    same(list(at_once.model.parameters()), list(whole.model.parameters()), atol=1e-4, rtol=1e-3)
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4")
-    assert all(map(torch.equal, stored.parameters(), resumed.model.parameters()))
+    assert all(map(torch.equal, stored.parameters(), at_once.model.parameters()))
 
 
 def test_adapters_learn_and_are_merged():

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xcope import cli, invocation
-from xcope.cli import _complete
+from xcope.cli import _complete, _show
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -22,15 +22,13 @@ xcope compare configs/quickstart.yaml --show sequence_accuracy --show tokens_per
 """
 
 
-class Shown(click.Option):
+class ShownOption(click.Option):
     """``--show``, whose help lists what there is to show, once it is read."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option, and its help with the names."""
-        from xcope.compare.report.columns import COLUMNS
-        from xcope.training.metrics import METRICS
-
-        self.help = f"{self.help}: {', '.join([*METRICS, *COLUMNS])}; may be given several times"
+        names = ", ".join(_show.registered()["shown"])
+        self.help = f"{str(self.help).partition(':')[0]}: {names}; may be given several times"
         return super().get_help_record(ctx)
 
 
@@ -43,7 +41,7 @@ class Shown(click.Option):
 @click.option("--overwrite", is_flag=True, help="replace a comparison that is in the folder")
 @click.option(
     "--show",
-    cls=Shown,
+    cls=ShownOption,
     multiple=True,
     metavar="NAME",
     help="a metric or a column that tables, reports and plots show beside the usual ones",

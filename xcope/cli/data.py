@@ -63,7 +63,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @source_options
 @click.option("--tokenizer", help="bytes, a tokenizer.json, or a model of the Hugging Face hub")
 @click.option("--out", type=cli.PATH, required=True, help="folder of the shards")
-@click.option("--shard-bytes", type=click.IntRange(min=1), default=2**26, show_default=True,
+@click.option("--shard-bytes", type=click.IntRange(min=1), default=2**25, show_default=True,
               help="bytes of text in a shard")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="replace shards that were made otherwise")
 def tokenize(out: Path, shard_bytes: int, overwrite: bool, **said: Any) -> None:

@@ -11,7 +11,7 @@ import click
 
 from xcope import cli
 from xcope.cli import _show, _traced
-from xcope.errors import FlagError, listing
+from xcope.errors import FlagError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def command(
     bias, gates and positions of each head; from Python: xcope.inspect.trace.
     """
     if out is not None and out.suffix not in KINDS:
-        raise FlagError("out", f"--out {out}: a name that ends in {listing(KINDS)} is needed")
+        raise FlagError("out", f"--out {out}: a name that ends in {' or '.join(KINDS)} is needed")
     found, title = _traced.traced(run, device, **read)
     chosen = list(heads(found, layer, head))
     if out is None:

@@ -54,20 +54,10 @@ def make_model(
         FlagError: see `xcope.Decoder` and `xcope.TransformerWrapper`; heads that do not divide
             dim, no position at all.
     """
-    flags = _checked_flags(config)
-    to_wrapper = wrapper_flags()
-    inner = {flag: value for flag, value in flags.items() if flag not in to_wrapper}
-    outer = {flag: value for flag, value in flags.items() if flag in to_wrapper}
-    inner.setdefault("attn_dim_head", head_width(config))
+    inner, outer = keywords(config)
     with torch.device(device):
-        decoder = Decoder(
-            dim=config.dim,
-            depth=config.depth,
-            heads=config.heads,
-            position=config.position,
-            **inner,
-        )
-        if decoder.abs_pos_default and not ABSOLUTE_SWITCHES & flags.keys():
+        decoder = Decoder(position=config.position, **inner)
+        if decoder.abs_pos_default and not ABSOLUTE_SWITCHES & {*inner, *outer}:
             raise FlagError(
                 "position", f"no position is named: set position to one of {listing(schemes())}"
             )
@@ -77,6 +67,19 @@ def make_model(
             attn_layers=decoder,
             **outer,
         )
+
+
+def keywords(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword flags of the decoder, beside ``position``, and of the wrapper around it.
+
+    Raises:
+        FlagError: a flag of the wrong type, too large, or said twice; heads that do not divide dim.
+    """
+    flags, to_wrapper = _checked_flags(config), wrapper_flags()
+    sizes = {"dim": config.dim, "depth": config.depth, "heads": config.heads}
+    inner = sizes | {flag: value for flag, value in flags.items() if flag not in to_wrapper}
+    inner.setdefault("attn_dim_head", head_width(config))
+    return inner, {flag: value for flag, value in flags.items() if flag in to_wrapper}
 
 
 def make_model_for(config: ModelConfig, task: Task, device: str = "cpu") -> TransformerWrapper:

@@ -19,6 +19,7 @@ from xcope.config.typed import located, located_in_task, paths_of, typed
 from xcope.config.yaml_tree import Node
 from xcope.errors import FlagError, did_you_mean, listing, words_of
 from xcope.modules import SeamError
+from xcope.plugins import blamed
 from xcope.tasks import Task
 
 
@@ -78,6 +79,7 @@ def check_task(tree: Node, config: Config, *, data: bool = True) -> None:
         raise located_in_task(tree, error) from error
     except Exception as error:
         message = f"the task fails with these options: {type(error).__name__}: {words_of(error)}"
+        message += f" ({where})" if (where := blamed(error)) else ""
         raise located(tree, [("task",)], message) from error
 
 
@@ -102,7 +104,8 @@ def check_model(tree: Node, config: Config) -> None:
         raise  # nothing that the config's author could change
     except Exception as error:
         flag = ""
-        message = f"x-transformers fails with this: {type(error).__name__}: {words_of(error)}"
+        whose = blamed(error) or "x-transformers"
+        message = f"{whose} fails with this: {type(error).__name__}: {words_of(error)}"
         if isinstance(error, FlagError):
             flag, message = error.flag, str(error)
         paths = itertools.chain(paths_of(tree, flag), _culprits(config.model, task), [("model",)])

@@ -10,12 +10,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from xcope.errors import ToldError, did_you_mean, listing
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,9 @@ class Worded:
 
 def expected(kind: Any, constraints: Sequence[Any] = ()) -> str:
     """``a whole number of at least 1``: the values that an annotation allows."""
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
     if isinstance(kind, FieldInfo):
         return expected(kind.annotation, kind.metadata)
     for one in constraints:
@@ -142,12 +145,14 @@ _COMPOSITES: dict[Any, Callable[[Sequence[Any]], str]] = {
 
 
 def _constraints(metadata: Any) -> Sequence[Any]:
+    from pydantic.fields import FieldInfo
+
     return metadata.metadata if isinstance(metadata, FieldInfo) else [metadata]
 
 
 def near_choice(given: Any, kind: FieldInfo) -> str:
     """``; did you mean 'bf16'?`` where one of several words is expected."""
-    choices = typing.get_args(kind.annotation) if isinstance(kind, FieldInfo) else ()
+    choices = typing.get_args(getattr(kind, "annotation", None))
     words = [choice for choice in choices if isinstance(choice, str)]
     return did_you_mean(given, words) if isinstance(given, str) else ""
 

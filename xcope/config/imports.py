@@ -65,7 +65,7 @@ def _plugin(path: tuple[str | int, ...], entry: Node) -> tuple[Plugin, bool]:
     if isinstance(said, Mapping) and said and all(isinstance(one, str) for one in said.values()):
         one_of = {"file", "module"} & said.keys()
         if len(one_of) == 1 and "sha256" in said and not said.keys() - {*KEYS}:
-            return Plugin(**{key: value or None for key, value in said.items()}), True
+            return Plugin(**said), True
     raise ConfigError(
         f"expected a Python file (recency.py) or a module (my_pkg.tasks), or a list of these, got "
         f"{shown(said)}",

@@ -10,12 +10,10 @@ from xcope import files, invocation
 from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.imports import with_plugins
-from xcope.config.schema import Config, TaskConfig
-from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
-from xcope.config.typed import check_names, typed
 from xcope.config.yaml_tree import Node, from_plain
 
 if TYPE_CHECKING:
+    from xcope.config.schema import Config, TaskConfig
     from xcope.modules import TransformerWrapper
     from xcope.tasks import Task
 
@@ -38,6 +36,9 @@ def load_config(
         ConfigError: names file (or command line), line and key.
     """
     tree = with_plugins(override(compose(path), overrides), files.expanded(path))
+    from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
+    from xcope.config.typed import typed
+
     config = typed(tree)
     if not config.sweep:
         if config.tune is not None:
@@ -67,7 +68,10 @@ def read_config(path: str | Path) -> Config:
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a wrong type.
     """
-    return typed(with_plugins(compose(path), files.expanded(path)))
+    tree = with_plugins(compose(path), files.expanded(path))
+    from xcope.config.typed import typed
+
+    return typed(tree)
 
 
 def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
@@ -76,8 +80,12 @@ def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
     Raises:
         ConfigError: a file that cannot be read, no task, an unknown key, a wrong type.
     """
+    from xcope.config.typed import typed
+
     tree = override(compose(path), overrides)
     entries = {key: node for key, node in tree.children.items() if key == "task"}
+    from xcope.config.typed import typed
+
     anything = from_plain({"dim": 1, "depth": 1}, tree.mark)
     return typed(Node({**entries, "model": anything}, tree.mark)).task
 
@@ -120,6 +128,9 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
+    from xcope.config.schema import Config
+    from xcope.config.typed import typed
+
     if isinstance(config, Config):
         return config
     if isinstance(config, Mapping):
@@ -130,6 +141,8 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 def _checked(tree: Node, config: Config, *, data: bool = True) -> Config:
     """The config of one run, tried: see `xcope.config.check.checked`."""
+    from xcope.config.typed import check_names
+
     check_names(tree, config)
     from xcope.config.check import checked
 

@@ -71,7 +71,11 @@ class Section(BaseModel):
     """A mapping of the config; immutable, without unknown keys."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        defer_build=True,  # a file that is missing needs no schema
     )
 
 
@@ -234,8 +238,8 @@ class Config(Section):
 
     model: ModelConfig
     task: TaskConfig
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     out: Folder | None = None
     """Folder of the run; ``~`` and ``$NAME`` are replaced."""
     sweep: dict[str, list[Any]] = {}

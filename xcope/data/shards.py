@@ -37,7 +37,7 @@ from xcope.errors import FlagError
 
 INDEX, PLAN, VERIFIED, LOCK = "index.json", "plan.json", ".verified.json", ".lock"
 FORMAT = 1
-PART = 2**26
+PART = 2**25
 """Bytes of text whose tokens are written at once; a shard of each side."""
 BATCH = 2**20
 """Bytes of text that are tokenized at once."""
@@ -413,7 +413,7 @@ class _Parts:
 def _write(path: Path, array: Array) -> list[Any]:
     """Write a file whole or not at all; returns its size and SHA-256."""
     beside = path.with_name(f".{path.name}.new")
-    data = array.tobytes()
+    data = np.ascontiguousarray(array).view(np.uint8).data
     try:
         beside.write_bytes(data)
         files.fsync(beside)
@@ -421,7 +421,7 @@ def _write(path: Path, array: Array) -> list[Any]:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise FlagError("out", f"{path} cannot be written: {error}") from error
-    return [len(data), hashlib.sha256(data).hexdigest()]
+    return [data.nbytes, hashlib.sha256(data).hexdigest()]
 
 
 def _index(

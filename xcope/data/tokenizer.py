@@ -49,8 +49,8 @@ class Tokenizer:
 
     Args:
         json: a ``tokenizer.json``; None: the tokens are the bytes of the text.
-        end: the token that ends each document. None: of those that it has, one of `ENDS`; if it
-            has none, one more token than it knows.
+        end: the token that ends each document. None, or where it does not know that one: of those
+            that it has, one of `ENDS`; if it has none, one more token than it knows.
 
     Attributes:
         num_tokens: size of the vocabulary, with the token that ends a document.
@@ -78,8 +78,7 @@ class Tokenizer:
         if not vocabulary:
             raise FlagError("tokenizer", "has no tokens: train it first")
         largest = max(vocabulary.values())
-        named = [end] if end is not None else list(ENDS)
-        found = next((vocabulary[name] for name in named if name in vocabulary), None)
+        found = next((vocabulary[name] for name in (end, *ENDS) if name in vocabulary), None)
         self.separator = largest + 1 if found is None else found
         self.num_tokens = max(largest, self.separator) + 1
         if self.num_tokens > MOST_TOKENS:

@@ -163,7 +163,12 @@ def _layer(
 ) -> LayerTrace:
     """The trace of one call of a layer."""
     call, logits, seen = watched.call, watched.logits, watched.seen
-    added = [noted[part.attend][1] if part.attend in noted else None for part in parts]
+    added: list[Tensor | None] = []
+    for part in parts:
+        bias = noted[part.attend][1] if part.attend in noted else None
+        # a scheme may add the same to all rows, or heads
+        shape = (len(logits), part.heads, *(() if bias is None else bias.shape[-2:]))
+        added.append(None if bias is None else bias.expand(shape))
     told: list[dict[str, Tensor]] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
         if part.attend is None:

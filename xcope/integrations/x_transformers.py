@@ -27,7 +27,7 @@ from xcope.modules import Decoder as OurDecoder
 from xcope.modules import TransformerWrapper as OurTransformerWrapper
 from xcope.modules import seam
 from xcope.modules.attention import Part
-from xcope.positions import Geometry, Plan, Scheme, combined, single
+from xcope.positions import Geometry, Plan, Scheme, combined, schemes, single
 from xcope.positions.absolute import Absolute, AbsolutePositions
 from xcope.positions.alibi import Alibi, AlibiBias, alibi_slopes
 from xcope.positions.cope import ContextualPosition, CoPE
@@ -143,6 +143,47 @@ def revert(model: nn.Module) -> Report:
     return Report(done, {})
 
 
+def position_flags(model: TransformerWrapper) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags by which x-transformers builds the positions of ``model``, which it built itself.
+
+    Returns:
+        Those of its ``Decoder`` and those of its ``TransformerWrapper``. What a state dict holds,
+        as rotary's frequencies, is not among them.
+
+    Raises:
+        FlagError: it has no flags for them.
+    """
+    layers, decoder, wrapper = model.attn_layers, dict[str, Any](), {"use_abs_pos_emb": False}
+    slots = [model.pos_emb, layers.rotary_pos_emb, layers.polar_pos_emb, layers.rel_pos]
+    for module in slots:
+        if type(module) in BY_THEIRS:
+            decoder |= BY_THEIRS[type(module)].flags(module)
+    if isinstance(model.pos_emb, xt.AbsolutePositionalEmbedding):
+        wrapper = {"use_abs_pos_emb": True, "max_seq_len": model.pos_emb.emb.num_embeddings}
+    elif isinstance(model.pos_emb, xt.ScaledSinusoidalEmbedding):
+        if _base(model.pos_emb.inv_freq, 1.0) != 10000:
+            raise FlagError("sinusoidal_theta", "x-transformers has no flag for sinusoidal_theta")
+        wrapper = {"use_abs_pos_emb": True, "scaled_sinu_pos_emb": True}
+    of_layers = []
+    for attention in seam.self_attentions(layers):
+        modules = (attention.attend.cope, attention.data_dependent_alibi)
+        known = [BY_THEIRS[type(one)].flags(one) for one in modules if type(one) in BY_THEIRS]
+        of_layers.append({flag: value for flags in known for flag, value in flags.items()})
+    usual = {"attn_use_cope": False, "attn_cope_max_pos": 16}
+    for flag in dict.fromkeys(flag for flags in of_layers for flag in flags):
+        values = tuple(flags.get(flag, usual.get(flag, False)) for flags in of_layers)
+        if len({*map(str, values)}) > 1 and flag.startswith("attn_data_dependent_alibi"):
+            raise FlagError(
+                "position", "x-transformers lets all layers forget or none, and here some do"
+            )
+        decoder[flag] = values[0] if len({*map(str, values)}) == 1 else values
+    if layers.cross_attend:  # which takes them over from self-attention otherwise
+        for flag in ("attn_use_cope", "attn_data_dependent_alibi"):
+            if flag in decoder:
+                decoder[f"cross_{flag}"] = False
+    return decoder, wrapper
+
+
 def _named(model: nn.Module, cls: type[nn.Module]) -> list[tuple[str, Any]]:
     found = [(path, one) for path, one in model.named_modules() if isinstance(one, cls)]
     return [(path or type(one).__name__, one) for path, one in found]
@@ -177,21 +218,20 @@ def _convert_layers(layers: Any) -> None:
     """Raise a `FlagError` if they cannot be."""
     _check_kind(layers)
     geometry, shared = _geometry(layers), []
-    schemes: dict[str, Scheme] = {}
-    modules = dict[str, Any]()
+    named, modules = dict[str, Scheme](), dict[str, Any]()
     for name in ("rotary_pos_emb", "polar_pos_emb", "rel_pos"):
         theirs = getattr(layers, name)
         if theirs is not None:
-            schemes[name], modules[name] = _taken_over(theirs, geometry)
+            named[name], modules[name] = _taken_over(theirs, geometry)
             shared.append(modules[name])
     rotation = next((n for n in ("rotary_pos_emb", "polar_pos_emb") if n in modules), "")
     groups, parts = [], []
     for attention in seam.self_attentions(layers):
-        chosen = [schemes[rotation]] if rotation else []
+        chosen = [named[rotation]] if rotation else []
         part = Part(geometry.heads, rotation=modules.get(rotation))
         forgets, cope = attention.data_dependent_alibi, attention.attend.cope
         if "rel_pos" in modules and forgets is None:  # x-transformers adds one or the other
-            chosen.append(schemes["rel_pos"])
+            chosen.append(named["rel_pos"])
             part = replace(part, bias=modules["rel_pos"])
         for theirs in (cope, None if isinstance(forgets, xt.PerRowDataDependentAlibi) else forgets):
             if theirs is not None:
@@ -295,6 +335,7 @@ class Kind:
         constants: one of theirs → name → numbers (m) that follow from its options.
         back: one of ours → one of theirs, with its options, its numbers without meaning.
         numbers: one of ours → name → numbers that follow from its options.
+        flags: one of theirs → the flags of x-transformers' ``Decoder`` that build one like it.
         narrow: whether x-transformers needs these in the dtype of the weights; if not, they are
             better as they are here, in float32 at least.
     """
@@ -303,6 +344,7 @@ class Kind:
     ours: type[nn.Module]
     scheme: Callable[[Any], Scheme]
     back: Callable[[Any, Geometry], Any]
+    flags: Callable[[Any], dict[str, Any]]
     constants: Callable[[Any], Mapping[str, Tensor]] = lambda theirs: {}
     numbers: Callable[[Any], Mapping[str, Tensor]] = lambda ours: {}
     narrow: bool = False
@@ -355,10 +397,11 @@ def _given_back(ours: Any, layers: Any) -> Any:
 def _kind_of(ours: Any, layers: Any) -> Kind:
     kind = BY_OURS.get(type(ours))
     if kind is None:
+        theirs = [name for name, one in schemes().items() if one.oracle == "x-transformers"]
         raise FlagError(
             "position",
-            f"x-transformers has nothing like {type(ours).__name__} (position "
-            f"{layers.plan.label()!r}): it has {listing(sorted(k.__name__ for k in BY_OURS))}",
+            f"x-transformers has nothing like {type(ours).__name__}, of position "
+            f"{layers.plan.label()!r}: it has {listing(theirs)}",
         )
     return kind
 
@@ -454,8 +497,8 @@ def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
 
 def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
     if ours.half_split or ours.amplitude != 1:
-        what = "layout 'half_split'" if ours.half_split else "YaRN's amplitude"
-        raise FlagError("position", f"{what} of rotary is not known to x-transformers")
+        what = "rotary's layout 'half_split'" if ours.half_split else "YaRN's amplitude of rotary"
+        raise FlagError("position", f"{what} is not known to x-transformers")
     xpos = {"scale_base": ours.scale_base} if isinstance(ours, XPosAngles) else {}
     return xt.RotaryEmbedding(
         2 * len(ours.inv_freq),
@@ -463,6 +506,24 @@ def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
         interpolation_factor=ours.interpolation_factor,
         **xpos,
     )
+
+
+def _alibi_flags(theirs: Any) -> dict[str, Any]:
+    slopes = theirs.slopes.flatten().tolist()
+    biased = len(slopes) - next((n for n, m in enumerate(reversed(slopes)) if m), len(slopes))
+    flags: dict[str, Any] = {"alibi_pos_bias": True}
+    if biased and torch.allclose(torch.tensor(slopes[:biased]), torch.tensor(alibi_slopes(biased))):
+        return flags if biased == len(slopes) else flags | {"alibi_num_heads": biased}
+    return flags | {"rel_pos_kwargs": {"slopes": slopes}}
+
+
+def _rotary_flags(theirs: Any) -> dict[str, Any]:
+    flags: dict[str, Any] = {"rotary_pos_emb": True, "rotary_emb_dim": 2 * len(theirs.inv_freq)}
+    if theirs.interpolation_factor != 1:
+        flags["rotary_interpolation_factor"] = theirs.interpolation_factor
+    if theirs.scale is not None:
+        flags |= {"rotary_xpos": True, "rotary_xpos_scale_base": theirs.scale_base}
+    return flags
 
 
 KINDS = (
@@ -473,13 +534,30 @@ KINDS = (
         lambda m, of: xt.RelativePositionBias(
             m.scale, True, m.num_buckets, m.max_distance, of.heads
         ),
+        lambda m: {
+            "rel_pos_bias": True,
+            "rel_pos_num_buckets": m.num_buckets,
+            "rel_pos_max_distance": m.max_distance,
+        },
     ),
-    Kind(xt.DynamicPositionBias, DynamicBias, _dynamic, _dynamic_back),
+    Kind(
+        xt.DynamicPositionBias,
+        DynamicBias,
+        _dynamic,
+        _dynamic_back,
+        lambda m: {
+            "dynamic_pos_bias": True,
+            "dynamic_pos_bias_log_distance": m.log_distance,
+            "dynamic_pos_bias_mlp_depth": len(m.mlp) - 1,
+            "dynamic_pos_bias_norm": len(m.mlp[0]) > 2,
+        },
+    ),
     Kind(
         xt.AlibiPositionalBias,
         AlibiBias,
         _alibi,
         lambda m, of: xt.AlibiPositionalBias(of.heads),
+        _alibi_flags,
         _slopes,
         lambda m: {"slopes": m.slopes},
         narrow=True,
@@ -494,12 +572,22 @@ KINDS = (
             talking_heads=m.talking_heads is not None,
         ),
         _cope_back,
+        lambda m: {
+            "attn_use_cope": True,
+            "attn_cope_max_pos": m.max_pos,
+            "attn_cope_soft_onehot_pos": m.soft_onehot,
+            "attn_cope_talking_heads": m.talking_heads is not None,
+        },
     ),
     Kind(
         xt.DataDependentAlibi,
         Forgetting,
         lambda m: ForgettingAttention(post_log_scale=float(m.post_log_scale)),
         lambda m, of: xt.DataDependentAlibi(of.dim, of.heads, post_log_scale=m.post_log_scale),
+        lambda m: {
+            "attn_data_dependent_alibi": True,
+            "attn_data_dependent_alibi_kwargs": {"post_log_scale": m.post_log_scale},
+        },
     ),
     *(
         Kind(
@@ -507,6 +595,7 @@ KINDS = (
             ours,
             _rotary,
             _rotary_back,
+            _rotary_flags,
             lambda m: {n: b for n, b in m.named_buffers() if n in ("inv_freq", "scale")},
             lambda m: (
                 {"inv_freq": m.frequencies(m.inv_freq)}
@@ -520,6 +609,7 @@ KINDS = (
         PolarEmbedding,
         lambda m: PoPE(base=_base(m.inv_freq, 1.0)),
         lambda m, of: xt.PolarEmbedding(of.dim_head, of.heads),
+        lambda m: {"polar_pos_emb": True},
         lambda m: {"inv_freq": m.inv_freq},
         lambda m: {"inv_freq": m.inv_freq},
     ),
@@ -530,12 +620,14 @@ KINDS = (
         lambda m, of: xt.AbsolutePositionalEmbedding(
             m.emb.embedding_dim, m.emb.num_embeddings, m.l2norm
         ),
+        lambda m: {"disable_abs_pos_emb": False},
     ),
     Kind(
         xt.ScaledSinusoidalEmbedding,
         SinusoidalPositions,
         lambda m: Sinusoidal(theta=_base(m.inv_freq, 1.0)),
         lambda m, of: xt.ScaledSinusoidalEmbedding(2 * len(m.inv_freq)),
+        lambda m: {"disable_abs_pos_emb": False},
         lambda m: {"inv_freq": m.inv_freq},
         lambda m: {"inv_freq": m.inv_freq},
         narrow=True,

@@ -129,7 +129,7 @@ def _take(
         for name, parameter in parameters.items():
             old = weights.get(name)
             begun = None if old is None else _begun(model, name, parameter, old)
-            if begun is None:
+            if begun is None or old is None:
                 new[name] = tuple(parameter.shape)
                 continue
             parameter.copy_(begun)

@@ -1,25 +1,28 @@
 """Hugging Face transformers (extra ``hf``): our models as theirs, our schemes in their models."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from xcope import lazy
 
-_HOMES = {
-    "XCopeConfig": "config",
-    "XCopeForCausalLM": "model",
-    "add_cope": "attention",
-    "from_pretrained": "attention",
-    "position_parameters": "attention",
-    "remove_position": "attention",
-    "set_position": "attention",
-}
-"""Public name → the file that has it, imported when it is asked for."""
+if TYPE_CHECKING:
+    from xcope.integrations.transformers.attention import (
+        add_cope,
+        from_pretrained,
+        position_parameters,
+        remove_position,
+        set_position,
+    )
+    from xcope.integrations.transformers.config import XCopeConfig
+    from xcope.integrations.transformers.model import XCopeForCausalLM
 
-__all__ = list(_HOMES)
+__all__ = [
+    "XCopeConfig",
+    "XCopeForCausalLM",
+    "add_cope",
+    "from_pretrained",
+    "position_parameters",
+    "remove_position",
+    "set_position",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, __file__)

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.utils import logging
 
 from xcope import files, markdown
 from xcope.config import Config, build_task
@@ -47,24 +48,20 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
         overwrite: replace an earlier export. Other folders are never replaced.
 
     Returns:
-        What its user has to know: lines for the terminal.
+        Lines that tell how it is used.
 
     Raises:
         RunError: see `load_run`; a folder that is taken.
         FlagError: flags that `XCopeForCausalLM` does not take.
     """
-    folder = folder.resolve()
+    given, folder = folder, folder.resolve()
     _check_free(folder, overwrite)
     config, model = load_run(run)
-    task, notes = build_task(config), []
+    task = build_task(config)
+    lines = [_needs(config)] if config.plugins else []
     exported = exported_model(config, model)
     tokenizer = tokenizer_of(task)
-    if tokenizer is None:
-        notes.append(
-            f"no tokenizer files: what task {task.name!r} encodes is neither bytes nor words "
-            "between spaces; give token ids"
-        )
-    with _replaced(folder) as new:
+    with _replaced(folder) as new, _without_progress():
         exported.save_pretrained(new)
         if tokenizer is not None:
             if model.max_table_len is not None:
@@ -72,7 +69,12 @@ def export(run: Path, folder: Path, *, overwrite: bool = False) -> list[str]:
             tokenizer.save_pretrained(new)
         card = model_card(run, config, exported, task, tokenizer is not None, folder.name)
         files.write_text(new / "README.md", card)
-    return notes
+    if tokenizer is None:
+        lines.append(
+            f"Without a tokenizer: what task {task.name!r} encodes is neither bytes nor words "
+            "between spaces. Give token ids."
+        )
+    return [*lines, *_use(task, tokenizer is not None, str(given)).splitlines()]
 
 
 def exported_model(config: Config, model: TransformerWrapper) -> XCopeForCausalLM:
@@ -194,6 +196,7 @@ def model_card(
             "\n".join(papers),
             "## Use",
             markdown.code_block(_use(task, text, name), "python"),
+            markdown.escape(_needs(config)) if config.plugins else "",
             "`trust_remote_code=True` does the same without `import xcope`; both need "
             '`pip install "xcope[hf]"`.',
             "## Results",
@@ -203,6 +206,11 @@ def model_card(
             markdown.code_block(config.to_yaml().rstrip(), "yaml"),
         ]
     )
+
+
+def _needs(config: Config) -> str:
+    named = [plugin.module or Path(plugin.name).name for plugin in config.plugins]
+    return f"Before the model is loaded, its plugins have to be imported: {markdown.listed(named)}."
 
 
 def _use(task: Task, text: bool, name: str) -> str:
@@ -269,6 +277,18 @@ def _is_export(folder: Path) -> bool:
     except (FileNotFoundError, files.UnreadableError):
         return False
     return isinstance(settings, dict) and settings.get("model_type") == XCopeConfig.model_type
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Within, transformers shows no bar for a file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -25,7 +25,13 @@ from transformers.cache_utils import Cache
 from transformers.utils.import_utils import is_tracing
 
 from xcope.errors import FlagError
-from xcope.integrations.transformers.masks import NOT_CAUSAL, understood, xcope_mask
+from xcope.integrations.transformers.masks import (
+    DOCUMENTS,
+    NOT_CAUSAL,
+    WINDOW,
+    understood,
+    xcope_mask,
+)
 from xcope.modules.attention import (
     LayerCall,
     Part,
@@ -176,8 +182,21 @@ class LayerPosition(nn.Module):
         """
         if self.training and not self.looked_at and not torch.compiler.is_compiling():
             self._look_at_tables()
+        remembered = given.remembered or [None] * len(self._groups)
+        if v.shape[-1] > self.dim_value:
+            v, remembered = _unloaded(v, self.dim_value, remembered)
+        written = given.maps or dropout > 0 or documents is not None
         with nullcontext() if torch.compiler.is_compiling() else _weights_at_hand(self):
-            return self._attend(q, k, v, mask, scale, given, documents, dropout)
+            if mask is not None and mask.dtype == WINDOW:
+                width, *_ = mask.view(torch.int64)[0, 0, 0, :1].tolist()
+                there = mask.view(torch.int64)[..., 1:].bool()
+                if not written:
+                    there = there[:, 0, 0].expand(q.shape[0], q.shape[2])
+                    return self._in_windows(q, k, v, width, there, scale, remembered), None
+                mask = there & _window(q.shape[2], q.shape[2], width, q.device)
+            elif mask is not None and mask.dtype == DOCUMENTS:
+                documents, mask = mask.view(torch.int32)[0, 0, 0], None
+            return self._attend(q, k, v, mask, scale, given, remembered, documents, dropout)
 
     def _attend(
         self,
@@ -187,15 +206,11 @@ class LayerPosition(nn.Module):
         mask: Tensor | None,
         scale: float,
         given: Given,
+        remembered: list[Tensor | None],
         documents: Tensor | None,
         dropout: float,
     ) -> tuple[Tensor, Tensor | None]:
         parts, (b, h, i) = self.parts(), q.shape[:3]
-        remembered = given.remembered or [None] * len(parts)
-        if v.shape[-1] > self.dim_value:
-            v, remembered = _unloaded(v, self.dim_value, remembered)
-        if mask is not None and mask.dtype == torch.int32:
-            documents, mask = mask[0, 0, 0], None
         if documents is not None and b > 1:
             q, k, v = (t.transpose(0, 1).flatten(1, 2)[None] for t in (q, k, v))
             remembered = [None if t is None else _in_a_row(t) for t in remembered]
@@ -234,6 +249,64 @@ class LayerPosition(nn.Module):
                 weights = within.movedim(-1, 0)
         return out, weights if given.maps else None
 
+    def _in_windows(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        window: int,
+        there: Tensor,
+        scale: float,
+        remembered: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Attention in a window of the last keys: blocks of queries, each beside the block before.
+
+        Args:
+            q: (b h n d).
+            k: (b hk n d).
+            v: (b hk n dv).
+            window: w, how many keys a query sees at most, itself included.
+            there: bool (b n), which tokens are no padding.
+            scale: of the logits.
+            remembered: for each group of heads, of all tokens.
+
+        Returns:
+            (b h n dv), in O(n w) memory.
+        """
+        parts, (b, h, n) = self.parts(), q.shape[:3]
+        rest = -n % window
+
+        def blocks(t: Tensor) -> Tensor:  # (b h n c) → (b·n/w h w c)
+            t = F.pad(t, (0, 0, 0, -t.shape[2] % window))
+            return t.view(b, t.shape[1], -1, window, t.shape[3]).transpose(1, 2).flatten(0, 1)
+
+        def pairs(t: Tensor) -> Tensor:  # (b h n c) → (b·n/w h 2w c), each after the one before it
+            t = F.pad(t, (0, 0, window, rest))
+            return torch.cat((blocks(t[:, :, :-window]), blocks(t[:, :, window:])), dim=2)
+
+        seen = pairs(there[:, None, :, None])[..., 0][:, :, None]
+        mask = seen & _window(window, 2 * window, window, q.device)
+        places = pairs((there.long().cumsum(-1) - 1)[:, None, :, None])[:, 0, :, 0]
+        left: list[Tensor | None] = []
+        for t in remembered:
+            if t is None:
+                left.append(None)
+                continue
+            hidden = ~there[:, None, :, None]
+            whole = pairs((t if t.ndim == 4 else t[..., None]).masked_fill(hidden, 0.0))
+            left.append(whole if t.ndim == 4 else whole[..., 0])
+        call = LayerCall(Places(places.clamp(min=0)), remembered=tuple(left))
+        q, k, v = blocks(q), pairs(k), pairs(v)
+        settings: dict[str, Any] = {"scale": scale, "mask": mask, "causal": True}
+        if len(parts) > 1:
+            k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
+            out = attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+        else:
+            gates: dict[str | None, Tensor | None] = {None: None, "values": v}
+            out = attend(parts[0], call, q, k, v, gates, left[0], **settings)
+        out = out.view(b, -1, h, window, out.shape[3]).transpose(1, 2).flatten(2, 3)
+        return out[:, :, :n]
+
     def _call(
         self,
         mask: Tensor | None,
@@ -262,6 +335,11 @@ class LayerPosition(nn.Module):
             own = j - 1 - mask[:, 0].flip(-1).to(torch.uint8).argmax(-1)
             queries = Places(_one(keys.gather(1, own)))
         return LayerCall(Places(_one(keys)), q_places=queries)
+
+
+def _window(i: int, j: int, window: int, device: torch.device) -> Tensor:
+    """Which of j keys the last i of them see, of the last ``window``: bool (i j)."""
+    return torch.ones(i, j, dtype=torch.bool, device=device).tril(j - i).triu(j - i - window + 1)
 
 
 def _scheme(entry: dict[str, Any]) -> Scheme:
@@ -394,7 +472,7 @@ def xcope_attention(
         own = _noted(module, query, key, value)
     documents = kwargs.get("cu_seq_lens_q")
     mask = understood(attention_mask, query.shape[2], key.shape[2])
-    if mask is not None and mask.dtype == torch.int32:
+    if mask is not None and mask.dtype == DOCUMENTS:
         documents = None  # the mask tells of them
     if documents is not None:
         _check_packed(query, key, mask)
@@ -433,10 +511,12 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__
 
 
-@cache
+_tell_once = cache(log.warning)
+
+
 def _tell(warning: str) -> None:
     """Log a warning, once."""
-    log.warning(warning)
+    _tell_once(warning)
 
 
 # logged while compiling, it cuts no graph in two
@@ -463,6 +543,14 @@ def before_model(module: Any, args: Any, kwargs: Any) -> None:
 
 def before_attention(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Forward pre-hook of attention modules: what is not handed on to attention is noted here."""
+    other = module.config._attn_implementation
+    if other in ("eager", "sdpa") or str(other).startswith(("flash_", "flex_", "paged")):
+        raise FlagError(
+            "attn_implementation",
+            f"attn_implementation={other!r} leaves out the positions that xcope has put into this "
+            "model: set_attn_implementation('xcope') brings them back, remove_position takes them "
+            "out",
+        )
     names, still = module._xcope_hook["arguments"], module._xcope_hook["still"]
     given = dict(zip(names, args, strict=False)) | kwargs
     changed: dict[str, Any] = {}
@@ -559,7 +647,8 @@ def _unloaded(
         dim_value: dv.
         given: of the tokens of this call, whose shapes tell what m is made of.
     """
-    first, found, pieces = dim_value, list[Tensor | None](), _pieces(v.dtype)
+    first, pieces = dim_value, _pieces(v.dtype)
+    found: list[Tensor | None] = []
     for t in given:
         if t is None:
             found.append(None)

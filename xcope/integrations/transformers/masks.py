@@ -6,10 +6,12 @@ that most masks are a vector:
 
     None                the queries are the last of the keys, and see all keys up to themselves
     bool (b 1 1 j)      the same among the first j keys, without those that are False
-    int32 (1 1 1 m+1)   cu_seqlens of the documents in the flattened rows
-    bool (b 1 i j)      written out: windows that are shorter than the text, patterns of one's own
+    uint32 (1 1 1 m+1)  cu_seqlens of the documents in the flattened rows
+    uint64 (b 1 1 1+n)  a window, its width first, then as above which of n tokens are there
+    bool (b 1 i j)      written out: patterns of one's own, windows beside a cache
 
-All have four dimensions, for transformers passes on as it is what has four.
+All have four dimensions, for transformers passes on as it is what has four; in these dtypes nobody
+else gives masks.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
 from transformers.utils.import_utils import is_tracing
 
 from xcope.errors import FlagError
+
+DOCUMENTS, WINDOW = torch.uint32, torch.uint64
+"""The dtypes of the two forms that are neither bool nor None."""
 
 NOT_CAUSAL = (
     "attention_mask lets a token see later ones (a prefix LM, image tokens, an encoder): xcope's "
@@ -77,7 +83,7 @@ def xcope_mask(
         return written_out(causal=False)
     seen = int(q_offset) + q_length - kv_offset  # keys up to the last query
     if not plain:
-        documents = None
+        short = None
         if q_length > 1:
             pattern = _Pattern(
                 mask_function, batch_size, q_length, int(q_offset), kv_offset, device
@@ -85,10 +91,11 @@ def xcope_mask(
             if pattern.sees_later():
                 raise FlagError("attention_mask", NOT_CAUSAL)
             plain = pattern.last_sees_all(seen)
-            if not plain and padding is None and seen == kv_length == q_length:
-                documents = pattern.documents()
-        if documents is not None:
-            return documents
+            if not plain and seen == kv_length == q_length:
+                short = pattern.documents() if padding is None else None
+                short = pattern.window(padding) if short is None else short
+        if short is not None:
+            return short
         if not plain:
             return written_out(causal=True)
     if seen == kv_length:
@@ -140,7 +147,21 @@ class _Pattern:
             return None
         edges = begins.flatten().nonzero().flatten()
         end = edges.new_tensor([begins.numel()])
-        return torch.cat((edges, end)).to(torch.int32)[None, None, None]
+        cu_seqlens = torch.cat((edges, end)).to(torch.int32)
+        return cu_seqlens[None, None, None].view(DOCUMENTS)
+
+    def window(self, padding: Tensor | None) -> Tensor | None:
+        """The window, its width before ``padding`` (b n), if the mask is that of one, else None.
+
+        Also if the text is not longer than two of them, where nothing is won.
+        """
+        width = int(self.at(self.q[:, -1:], self.q).sum(-1).amax())
+        first = (self.q - width + 1).clamp(min=0)
+        ends = self.at(self.q, first) & ~self.at(self.q, first - 1) | (first == 0)
+        if not 0 < width < self.q.shape[1] / 2 or not bool(ends.all()):
+            return None
+        there = torch.ones_like(self.q) if padding is None else padding
+        return F.pad(there.long(), (1, 0), value=width)[:, None, None].view(WINDOW)
 
 
 def understood(mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
@@ -154,7 +175,7 @@ def understood(mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
     Raises:
         FlagError: numbers that are added to the logits; a token that sees later ones.
     """
-    if mask is None or mask.dtype == torch.int32:
+    if mask is None or mask.dtype in (DOCUMENTS, WINDOW):
         return mask
     if mask.ndim == 2:
         mask = mask[:, None, None, -keys:].bool()

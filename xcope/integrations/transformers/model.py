@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
@@ -24,8 +25,10 @@ from transformers.utils.generic import can_return_tuple
 from xcope import files
 from xcope.config.build import make_model
 from xcope.errors import FlagError, did_you_mean, listing
+from xcope.integrations.transformers.cache import keep, layers_of
 from xcope.integrations.transformers.config import CODE, XCopeConfig
 from xcope.modules import cache_of, kept_by, logits_kept, recomputed
+from xcope.modules.wrapper import SCHEME_MODULES as SCHEMES
 from xcope.positions.base import WithConstants
 
 log = logging.get_logger(__name__)
@@ -49,6 +52,7 @@ SAYS_THE_SAME = ("cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What collators of packed rows give beside ``cu_seq_lens_q``."""
 TAKEN = (*OF_THE_LOSS, *SAYS_THE_SAME, "cu_seq_lens_q", "position_ids", "is_causal")
 
+KEEPS_NONE = "tokens meet elsewhere than in attention, or change as more follow"
 IMPORTS = '''"""xcope's models, for `trust_remote_code=True`: needs `pip install "xcope[hf]"`."""
 
 from xcope.integrations.transformers import XCopeConfig, XCopeForCausalLM
@@ -88,6 +92,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         section = config.section()
         device = torch.get_default_device()  # from_pretrained builds on the meta device
         self.model = make_model(section, config.num_tokens, config.max_seq_len, device)
+        self._schemes = [module for module in self.model.modules() if isinstance(module, SCHEMES)]
         self.gradient_checkpointing = False
         self._recompute: partial[Any] | None = None
         self.post_init()
@@ -132,6 +137,9 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             FlagError: arguments that do not fit together, and unknown ones.
         """
         given = _checked(kwargs)
+        # accelerate's hooks do not see what is read without being called
+        tied = () if self.get_output_embeddings() is not None else (self.get_input_embeddings(),)
+        _keep_at_hand((*self._schemes, *tied))
         if (input_ids is None) == (inputs_embeds is None):
             raise FlagError("input_ids", "give either input_ids or inputs_embeds")
         if input_ids is None:
@@ -140,12 +148,12 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         else:
             embed = {}
         recompute = self._recompute if self.training and torch.is_grad_enabled() else None
-        layers = self._layers_of(cache)
+        layers = layers_of(cache)
         past = layers[0].get_seq_length() if layers else 0
+        if use_cache and not self.model.can_cache_kv:
+            _say_no_cache(KEEPS_NONE)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and not self.model.can_cache_kv:
-            _say_no_cache("tokens meet elsewhere than in attention, or change as more follow")
         use_cache = use_cache and self.model.can_cache_kv and recompute is None
         places = _places(input_ids, attention_mask, past, given)
         if attention_mask is not None and not embed:
@@ -179,7 +187,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_loss
             )
         if use_cache:
-            cache = _kept(cache, kept_by(inter), len(input_ids), past + input_ids.shape[1])
+            cache = keep(cache, kept_by(inter), len(input_ids), past + input_ids.shape[1])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -200,22 +208,6 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         ids = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
         return ids, {"transform_token_embeds": lambda _: normed}
 
-    def _layers_of(self, cache: Cache | None) -> list[LayerCache]:
-        """What a cache holds of our layers; none if it is empty."""
-        if cache is None:
-            return []
-        own = isinstance(cache, DynamicCache)
-        layers = cache.layers if own else []
-        if layers and all(isinstance(layer, LayerCache) for layer in layers):
-            return list(layers)
-        if not own or cache.get_seq_length() or cache.offloading:
-            raise FlagError(
-                "cache",
-                f"cache={type(cache).__name__} is not taken: give an empty DynamicCache, which is "
-                "not offloaded, or what an earlier call of this model gave",
-            )
-        return []
-
     # -- generation ------------------------------------------------------------------------------
 
     def _prepare_cache_for_generation(
@@ -232,7 +224,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         limit, longest = self.model.max_table_len, generation_config.max_length - 1
         reason = None
         if not self.model.can_cache_kv:
-            reason = "tokens meet elsewhere than in attention, or change as more follow"
+            reason = KEEPS_NONE
         elif limit is not None and longest > limit:
             reason = (
                 f"the text may reach {longest + 1} tokens, and learned absolute positions end at "
@@ -379,100 +371,6 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Nothing: `save_pretrained` writes a file that imports this class, not a copy of it."""
 
 
-class LayerCache(CacheLayerMixin):  # type: ignore[misc]
-    """What one attention layer keeps of the tokens so far, in a ``DynamicCache``.
-
-    ``keys`` and ``values``, and ``more``: what its schemes remember of each token. All are
-    (rows … tokens width), and rows may be several for each of the batch (residual streams).
-    """
-
-    is_sliding = False
-    is_croppable = True
-    supports_early_init = False
-
-    def __init__(self, kept: Sequence[Tensor | None], rows: int, length: int) -> None:
-        super().__init__()
-        self.keep(kept, rows, length)
-
-    @property
-    def kept(self) -> tuple[Tensor | None, ...]:
-        """As x-transformers' cache has it."""
-        return self.keys, self.values, *self.more
-
-    def keep(self, kept: Sequence[Tensor | None], rows: int, length: int) -> None:
-        """Hold these instead, of ``rows`` texts of ``length`` tokens."""
-        self.keys, self.values, *more = kept
-        self.more = tuple(more)
-        self.rows, self.length, self.is_initialized = rows, length, True
-
-    def _change(self, change: Callable[[Tensor], Tensor], rows: int, length: int) -> None:
-        self.keep([None if t is None else change(t) for t in self.kept], rows, length)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Never: `XCopeForCausalLM.forward` makes the layers."""
-        raise NotImplementedError
-
-    def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Never: attention itself puts what is cached and what is new together."""
-        raise NotImplementedError
-
-    def get_seq_length(self) -> int:
-        """Tokens so far, padding included."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that ``query_length`` new tokens meet, and where these begin."""
-        return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; transformers counts them below 0."""
-        left = max(self.length - abs(tokens_to_remove), 0)
-        self._change(lambda t: t[..., :left, :], self.rows, left)
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self.crop(self.length)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Go on with these rows, (b) int64."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
-        self.batch_select_indices(torch.arange(self.rows).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with these rows: their numbers, or a bool for each."""
-        chosen = torch.arange(self.rows, device=indices.device)[indices]
-
-        def select(t: Tensor) -> Tensor:
-            streams = t.view(self.rows, -1, *t.shape[1:])
-            return streams.index_select(0, chosen.to(t.device)).flatten(0, 1)
-
-        self._change(select, len(chosen), self.length)
-
-    def offload(self) -> None:
-        """Move to the CPU."""
-        self._change(lambda t: t.cpu(), self.rows, self.length)
-
-
-def _kept(
-    cache: Cache | None, kept: Sequence[Sequence[Tensor | None]], rows: int, length: int
-) -> Cache:
-    """The cache, a new one if there is none, with what the layers keep now."""
-    cache = DynamicCache() if cache is None else cache
-    if len(cache.layers) == len(kept) and all(isinstance(one, LayerCache) for one in cache.layers):
-        for layer, tensors in zip(cache.layers, kept, strict=True):
-            layer.keep(tensors, rows, length)
-    else:
-        cache.layers = [LayerCache(tensors, rows, length) for tensors in kept]
-    return cache
-
-
 def _places(
     ids: Tensor, attention_mask: Tensor | None, past: int, given: dict[str, Any]
 ) -> dict[str, Any]:
@@ -574,6 +472,16 @@ def _hidden_states(inter: Any, ids: Tensor) -> tuple[Tensor, ...]:
 
 def _attentions(inter: Any) -> tuple[Tensor, ...]:
     return tuple(layer.post_softmax_attn for layer in inter.attn_intermediates)
+
+
+def _keep_at_hand(modules: Iterable[nn.Module]) -> None:
+    """Load weights that accelerate has put aside, and let them stay."""
+    for module in modules:
+        for inner in module.modules():
+            hook = getattr(inner, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(inner)
+                remove_hook_from_module(inner)
 
 
 def _is_constant(model: nn.Module, name: str) -> bool:

@@ -153,7 +153,9 @@ def check_bias(bias: Terms, q: Tensor, k: Tensor) -> None:
     for name, t in vectors.items():
         first, last = wanted[name]
         by_row = name in OF_QUERIES or name in OF_KEYS
-        fits = t.shape[:-1] == first or (by_row and t.shape[:-1] == (b, *first))
+        # as many dimensions before one is compared: the batch of a traced call is any number
+        ways = [first, (b, *first)][: 1 + by_row]
+        fits = any(t.ndim == len(way) + 1 and t.shape[:-1] == way for way in ways)
         if not t.ndim or not fits or last not in (None, t.shape[-1]):
             allowed = [(*first, last or "n"), (b, *first, last or "n")][: 1 + by_row]
             said = " or ".join("(" + " ".join(map(str, one)) + ")" for one in allowed)
