@@ -363,9 +363,10 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
     Args:
         task: whose options are keys of the section ``task``.
     """
+    sections: dict[str, type[Section]] = {"": Config, **SECTIONS}
     found: dict[tuple[str, ...], Any] = {
         ((section, key) if section else (key,)): (field.annotation, *field.metadata)
-        for section, kind in [("", Config), *SECTIONS.items()]
+        for section, kind in sections.items()
         for key, field in kind.model_fields.items()
     }
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
