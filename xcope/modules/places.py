@@ -214,7 +214,7 @@ def check_masks(x: Tensor, arguments: dict[str, Any]) -> None:
                 "for a float mask of 0 and −inf give mask == 0",
             )
         rows, n = x.shape[:2]
-        fits, wanted = mask.ndim == 2 and len(mask) in (1, rows), f"({rows} j)"
+        fits, wanted = mask.ndim == 2 and mask.shape[0] in (rows, 1), f"({rows} j)"
         if name == "mask":
             fits, wanted = mask.shape == (rows, n), f"({rows} {n})"
         elif name == "context_mask" and arguments.get("context") is not None:
