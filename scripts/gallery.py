@@ -12,9 +12,11 @@ from pathlib import Path
 
 import click
 
-from xcope import cli
+from xcope import catalogue, cli
+from xcope.describe import described
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "schemes"
 sys.path.insert(0, str(ROOT / "docs"))  # before this folder, where `gallery` is this file
 from gallery import write_pages, write_pictures  # noqa: E402
 
@@ -26,7 +28,7 @@ python scripts/gallery.py --only cope,rotary --out /tmp/gallery
 
 
 @cli.command(EXAMPLES)
-@click.option("--out", type=cli.PATH, default=ROOT / "docs" / "schemes")
+@click.option("--out", type=cli.PATH, default=PAGES)
 @click.option(
     "--only",
     type=cli.NamesType(),
@@ -36,8 +38,14 @@ python scripts/gallery.py --only cope,rotary --out /tmp/gallery
 )
 @click.option("--pages", is_flag=True, help="only the Markdown")
 def command(out: Path, only: list[str], pages: bool) -> None:
-    """Draw what each positional scheme does to attention, and write its page."""
+    """Draw what each positional scheme does to attention, and write its page.
+
+    Also writes what xcope schemes and quick checks of configs read: xcope/catalogue.json.
+    """
     files = write_pages(out, ROOT, only)
+    if out == PAGES and not only:
+        catalogue.write(described())
+        files.append(catalogue.FILE)
     if not pages:
         files += write_pictures(out, ROOT, only)
     print(f"Written: {len(files)} files in {out}")

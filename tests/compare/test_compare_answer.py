@@ -14,7 +14,7 @@ from xcope.compare.report.answer import about_answers, answers, terminal_answer
 from xcope.compare.report.charts import charts
 from xcope.compare.report.findings import Findings
 from xcope.compare.report.tables import baseline, differences, results
-from xcope.compare.report.write import write
+from xcope.compare.report.write import write, write_results, write_summary, write_timings
 from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
 from xcope.training.metrics import METRICS, Metric, register
@@ -151,6 +151,19 @@ def test_among_equal_rates_the_lowest_loss_stands_for_the_scheme():
     assert [row.label for row in summarise(made)[0].best] == ["none, lr=0.2", "cope, lr=0.2"]
 
 
+def test_the_tables_of_other_metrics_show_the_same_rows():
+    made = swept(LR)
+    made = [
+        replace(one, metrics={s: m | {"sequence_error": 1 - m["error"]}
+                              for s, m in one.metrics.items()})
+        for one in made
+    ]  # fmt: skip
+    (summary,) = summarise(made, metrics=[METRICS["sequence_error"]])
+    (further,) = summary.further
+    assert [row.label for row in further.best] == [row.label for row in summary.best]
+    assert further.best[0].cells["sparse"].mean == pytest.approx(1 - 1.21 / 3)
+
+
 def test_one_scheme_alone_has_all_its_rates_compared():
     made = swept({"rotary": {"0.1": [0.5] * 3, "0.2": [0.4] * 3}})
     assert said(made) == (
@@ -227,7 +240,10 @@ def test_each_swept_key_is_a_column_of_every_file(tmp_path):
         "cope-max_pos=4-seed0-blanks=3-lr=0.001", "cope-max_pos=4-seed0-blanks=3-lr=0.01",
     ]  # fmt: skip
     made = [Outcome(run, reason="not run") for run in runs]
-    write(tmp_path, findings(made))
+    found = findings(made)
+    write_results(tmp_path / "results.csv", made, ())
+    write_timings(tmp_path / "timings.csv", made, found.timings)
+    write_summary(tmp_path / "summary.csv", found.summaries)
     for name in ("summary.csv", "results.csv", "timings.csv"):
         with (tmp_path / name).open() as opened:
             rows = list(csv.DictReader(opened))
@@ -242,7 +258,8 @@ def test_each_swept_key_is_a_column_of_every_file(tmp_path):
 
 def test_pandas_reads_the_summary_as_numbers_and_schemes_as_they_are_called(tmp_path):
     pandas = pytest.importorskip("pandas")
-    write(tmp_path, findings(swept(LR, "train.lr") + swept({"rotary": {"0.1": [None] * 3}})))
+    made = swept(LR) + swept({"rotary": {"0.1": [None] * 3}})
+    write_summary(tmp_path / "summary.csv", summarise(made))
     read = pandas.read_csv(tmp_path / "summary.csv")
     assert set(read["scheme"]) == {"none", "cope", "rotary"}
     for column in ("train.lr", "mean", "std", "difference", "p"):

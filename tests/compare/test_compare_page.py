@@ -13,6 +13,7 @@ from xcope.compare.report.findings import Findings
 from xcope.compare.report.page import breakable, page
 from xcope.compare.run.pool import Circumstances
 from xcope.config import load_config
+from xcope.plotting import COLOURS, DARK
 
 COMMAND = "python scripts/compare.py 'a & b.yaml' --out <here>"
 SPLITS = ("in_distribution", "dense", "longer_2x", "longer_4x")
@@ -227,6 +228,58 @@ def test_it_asks_for_nothing_from_elsewhere(report):
     files = r"(?:summary|results|timings)\.csv|config\.yaml|report\.md"
     assert re.findall(rf'(?:src|href)="(?!#|data:,|(?:{files})")', text) == []
     assert re.findall(r"https?://|url\(|@import", text) == []
+
+
+CONTRASTS = """(selectors) => {
+  const lum = (c) => {
+    const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (one) => {
+    for (let at = one; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$/.test(colour) && colour !== "transparent") return colour;
+    }
+  };
+  const found = [];
+  for (const [selector, property] of selectors) {
+    for (const one of document.querySelectorAll(selector)) {
+      const colour = getComputedStyle(one)[property];
+      if (colour === "none" || !one.getClientRects().length) continue;
+      const [a, b] = [lum(colour), lum(ground(one))].sort((x, y) => y - x);
+      found.push([selector, colour, (a + 0.05) / (b + 0.05)]);
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(report, open_page, scheme):
+    opened = open_page(report, color_scheme=scheme)
+    light = (
+        opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    assert light == (scheme == "light")
+    texts = ["p", "li", "th", "td span", "h1", "h2", "h4", "a", "summary", "button", "pre", "b",
+             "code", "del", "ins", ".diff"]  # fmt: skip
+    looked = [[one, "color"] for one in texts] + [[".chart text", "fill"]]
+    found = opened.evaluate(CONTRASTS, looked)
+    assert len(found) > 200
+    assert [one for one in found if one[2] < 4.5] == []
+    lines = opened.evaluate(CONTRASTS, [[".chart [data-series] path[fill=none]", "stroke"]])
+    assert len(lines) >= 4
+    # in the light, orange and sky blue are as Okabe and Ito have them: 2.1
+    assert [one for one in lines if one[2] < (2 if light else 4.5)] == []
+
+
+def test_every_colour_of_a_chart_has_one_for_the_dark(report):
+    charts = re.findall(r'<svg [^>]*role="img".*?</svg>', report.read_text(), re.DOTALL)
+    used = set(re.findall(r'(?:fill|stroke)="(#\w+)"', "".join(charts)))
+    assert len(used) > 4
+    assert {colour.upper() for colour in used} <= {colour.upper() for colour in DARK}
+    assert {*COLOURS} <= {*DARK}
 
 
 def test_labels_break_after_punctuation_and_are_escaped():

@@ -136,6 +136,8 @@ def test_reports_show_the_tuning_and_its_failures(tuned):
     text = (comparison.out / "report.md").read_text()
     assert "## What tuning picked" in text
     assert "| selective_copy | none | 1e+30 | failed |" in text
+    lr = {one.variant: one.picked.tried["train.lr"] for one in comparison.picks}
+    assert all(f"{scheme} at lr {lr[scheme]} (" in text for scheme in ("none", "rotary"))
     assert text.count("`none-seed7-lr=1e+30`: ") == 1
     assert "on training seeds 7 and data seed 2, none of which is of the test" in text
     assert "in runs of 3 steps" in text

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import xcope
 from xcope.compare import compare
-from xcope.config import load_config
+from xcope.config import ConfigError, load_config
 from xcope.training import RunError, train
 
 TINY = {
@@ -122,3 +122,35 @@ def test_without_pandas_it_says_what_to_install(swept, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match="pip install pandas"):
         xcope.results(swept)
+
+
+def test_a_sweep_over_what_runs_begin_with_is_checked_before_it_begins(swept, tmp_path):
+    begun = next((swept / "runs").glob("rotary*"))
+    alone = {key: value for key, value in TINY.items() if key != "sweep"}
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(alone))
+
+    def config(*sources):
+        given = f"sweep={{train.init_from: [{', '.join(map(str, sources))}]}}"
+        return load_config(
+            tmp_path / "next.yaml", [given, "model.position=cope"], sweep=True, data=False
+        )
+
+    with pytest.raises(ConfigError, match=r"train.init_from: there is no folder .*nowhere"):
+        compare(config("null", "nowhere"), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="is cleared for the new run"):
+        compare(config("null", begun), swept, jobs=1, overwrite=True)
+    assert begun.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xcope.compare.run.pool.run_all", train_all)
+        compare(config("null", begun), tmp_path / "out", console=Console(file=io.StringIO()))
+    frame = xcope.results(tmp_path / "out")
+    assert set(frame["train.init_from"].dropna()) == {str(begun)}
+    taken = list((tmp_path / "out" / "runs").glob("*/init_from.json"))
+    assert [json.loads(file.read_text())["run"] for file in taken] == [str(begun)]
+
+
+def train_all(runs, **_):
+    for run in runs:
+        train(run.config, run.folder)
+    return {}

@@ -40,7 +40,8 @@ EXACT = [
         "base.yaml:11: train.stesp: unknown key 'stesp'; allowed: 'steps', 'batch_size', 'lr', "
         "'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', "
         "'log_every', "
-        "'checkpoint_every', 'device', 'init_from' and 'longer'; did you mean 'steps'?",
+        "'checkpoint_every', 'device', 'track', 'track_project', 'init_from' and 'longer'; "
+        "did you mean 'steps'?",
         id="unknown train key",
     ),
     pytest.param(

@@ -80,8 +80,8 @@ def test_null_takes_a_flag_back(write, base):
             "train.sed=3",
             "command line: train.sed: unknown key 'sed'; allowed: 'steps', 'batch_size', 'lr', "
             "'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', 'precision', "
-            "'log_every', 'checkpoint_every', 'device', 'init_from' and 'longer'; did you mean "
-            "'seed'?",
+            "'log_every', 'checkpoint_every', 'device', 'track', 'track_project', 'init_from' and "
+            "'longer'; did you mean 'seed'?",
         ),
         (
             "train.seed.x=3",

@@ -92,7 +92,8 @@ def test_one_run_cannot_have_a_sweep(swept, error):
             "swept.yaml:6: sweep.train.sed: unknown key 'sed'; allowed: 'steps', 'batch_size', "
             "'lr', 'position_lr_scale', 'betas', 'weight_decay', 'warmup', 'clip', 'seed', "
             "'precision', 'log_every', "
-            "'checkpoint_every', 'device', 'init_from' and 'longer'; did you mean 'seed'?",
+            "'checkpoint_every', 'device', 'track', 'track_project', 'init_from' and 'longer'; "
+            "did you mean 'seed'?",
         ),
         (
             "  train.seed: [0, 1]",

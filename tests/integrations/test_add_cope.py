@@ -67,6 +67,7 @@ KINDS = {
     "phi": {"partial_rotary_factor": 0.5},
     "olmo2": {},
     "granite": {"attention_multiplier": 0.3},
+    "gemma2": {"head_dim": 8, "attn_logit_softcapping": None, "sliding_window": WINDOW},
     "cohere2": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma3_text": {
         "head_dim": 8,
@@ -82,7 +83,7 @@ KINDS = {
 """What tiny models of these types are made of, beside `SHARED`."""
 
 REFUSED = {
-    "gemma2": ({"head_dim": 8}, "caps its logits"),
+    "gemma2": ({"attn_logit_softcapping": 50.0}, "caps its logits"),
     "gpt_oss": ({"head_dim": 8, "num_local_experts": 2}, "sinks"),
     "bloom": ({}, "AttentionInterface"),
     "bert": ({}, "later ones"),
@@ -152,6 +153,7 @@ def near(got, wanted, atol=1e-5):
 def test_a_fresh_cope_leaves_the_outputs_of_a_model_as_they_are_and_can_be_taken_out(kind):
     model, ids = fresh(kind), tokens(n=14)
     before, keys = logits(model, ids), set(model.state_dict())
+    attention = model.config._attn_implementation
     assert add_cope(model) is model
     near(logits(model, ids), before)
     assert len(list(position_parameters(model))) == 2
@@ -161,7 +163,7 @@ def test_a_fresh_cope_leaves_the_outputs_of_a_model_as_they_are_and_can_be_taken
     assert torch.equal(logits(model, ids), before)
     assert set(model.state_dict()) == keys
     assert not hasattr(model.config, "xcope")
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,14 +280,35 @@ def test_alibi_is_the_papers_bias_and_nothing_else():
     near(got, logits(own, ids, attention_mask=bias))
 
 
-def test_without_positions_only_the_set_of_earlier_tokens_matters():
-    for kind in ("llama", "gpt2", "gptj", "deepseek_v3", "qwen3"):
-        model = set_position(fresh(kind, num_hidden_layers=1, first_k_dense_replace=1), "none")
-        ids = tokens(1, 8)
-        other = ids[:, [3, 0, 5, 1, 6, 2, 4, 7]]
-        near(logits(model, ids)[:, -1], logits(model, other)[:, -1])
-        remove_position(model)
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_positions_only_the_set_of_earlier_tokens_matters(kind):
+    wide = {"layer_types": ["full_attention"], "sliding_window": 64, "no_rope_layers": [1]}
+    known = config_of(kind).to_dict()
+    options = {name: value for name, value in wide.items() if name in known}
+    model = fresh(kind, num_hidden_layers=1, **options)
+    set_position(model, "none")
+    ids = tokens(1, 8)
+    other = ids[:, [3, 0, 5, 1, 6, 2, 4, 7]]
+    near(logits(model, ids)[:, -1], logits(model, other)[:, -1])
+    remove_position(model)
+    if kind != "cohere2":  # whose layers without a window have no positions of their own
         assert (logits(model, ids)[:, -1] - logits(model, other)[:, -1]).abs().max() > 1e-4
+
+
+def test_rotary_positions_go_from_the_chosen_layers_only():
+    model, ids = add_cope(fresh("llama"), layers=[1], keep_rotary=False), tokens()
+    got = logits(model, ids)
+    own = remove_position(model)
+
+    def still(module, args, kwargs):
+        cos, sin = kwargs["position_embeddings"]
+        kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
+        return args, kwargs
+
+    before = logits(own, ids)
+    own.model.layers[1].self_attn.register_forward_pre_hook(still, with_kwargs=True)
+    near(got, logits(own, ids))
+    assert (got - before).abs().max() > 1e-4
 
 
 # -- every scheme, in every way of transformers ----------------------------------------------------
@@ -589,11 +612,15 @@ def test_a_compiled_model_is_one_graph_and_gives_the_same():
     ids = tokens()
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    model = trained(set_position(fresh("llama", num_hidden_layers=1), ["cope", "alibi"]))
+    model = fresh("llama", num_hidden_layers=1, attention_dropout=0.1)
+    trained(set_position(model, ["cope", "alibi"]))
     torch._dynamo.reset()  # which counts the models that it has compiled
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got, wanted = (logits(one, ids, attention_mask=mask) for one in (compiled, model))
     near(got[mask.bool()], wanted[mask.bool()])
+    compiled.train()
+    compiled(ids, labels=ids, use_cache=False).loss.backward()
+    assert all(parameter.grad.any() for parameter in position_parameters(model))
 
 
 def test_generation_is_compiled_with_a_static_cache():

@@ -120,6 +120,7 @@ def test_cope_can_be_added_to_a_model_inside_peft_and_taken_out(tmp_path):
         near(logits(wrapped, ids), logits(llama(), ids))
     remove_position(wrapped)
     assert torch.equal(logits(wrapped, ids), before)
+    assert not wrapped.peft_config["default"].modules_to_save
 
 
 def test_lora_on_all_linear_layers_trains_forget_gates(tmp_path):

@@ -55,3 +55,39 @@ def test_lengths_that_a_learned_table_cannot_take(script, user_error, tiny_yaml,
     user_error(ended, "'sparse'", "47 tokens", "max_seq_len")
     short = script("evaluate", tmp_path / "x", "in_distribution", "task.sparse_blanks=40")
     assert short.code == 0
+
+
+@pytest.mark.parametrize("name", ["curve.svg", "deep/curve.PNG", "curve.pdf"])
+def test_a_picture_of_the_metric_by_position_and_length(script, run, tmp_path, name):
+    ended = script("evaluate", run, "--plot", tmp_path / name)
+    assert ended.code == 0
+    assert str(tmp_path / name) in ended.err
+    begins = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(begins[name[-3:].lower()])
+    if name.endswith("svg"):
+        for word in ("position in the sequence", "error, %", "in_distribution", "sparse"):
+            assert f">{word}<" in content.decode()
+
+
+def test_a_picture_beside_the_run_and_over_lengths(script, tiny_yaml, tmp_path):
+    task = "task={name: parity, length: 4, stretch: 4}"
+    assert script("train", tiny_yaml, task, "--out", tmp_path / "x").code == 0
+    assert script("evaluate", tmp_path / "x", "--plot").code == 0
+    assert (tmp_path / "x" / "evaluate.png").read_bytes().startswith(b"\x89PNG")
+    assert script("evaluate", tmp_path / "x", "--plot", tmp_path / "x.svg").code == 0
+    assert ">tokens in the sequence<" in (tmp_path / "x.svg").read_text()
+
+
+def test_one_scored_place_gives_bars(script, tiny_yaml, tmp_path):
+    task = "task={name: counting, length: 5}"
+    assert script("train", tiny_yaml, task, "--out", tmp_path / "x").code == 0
+    splits = ("in_distribution", "longer")
+    assert script("evaluate", tmp_path / "x", *splits, "--plot", tmp_path / "x.svg").code == 0
+    drawn = (tmp_path / "x.svg").read_text()
+    assert all(f">{split}<" in drawn for split in splits)
+    assert "position in the sequence" not in drawn
+
+
+def test_a_picture_that_cannot_be_is_told_before_anything_is_measured(script, user_error, run):
+    user_error(script("evaluate", run, "--plot", "sparse"), "--plot sparse", "'.png'", "last")

@@ -124,3 +124,29 @@ def test_a_diverging_run_says_so_and_ends_in_one(script, tiny_yaml, tmp_path):
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert "training stopped at step" in ended.err
+
+
+def test_a_finished_run_is_made_longer_and_says_what_may_change(
+    script, user_error, tiny_yaml, tmp_path
+):
+    run = tmp_path / "run"
+    assert script("train", tiny_yaml, "--out", run).code == 0
+    user_error(script("train", "--resume", run, "train.steps=9"), "train.longer=rewarm", "stretch")
+    user_error(script("train", "--resume", run, "train.lr=1"), "train.lr", "'train.steps'")
+    user_error(script("train", tiny_yaml, "--resume", run), "leave out the config")
+    ended = script("train", "--resume", run, "train.steps=9", "train.longer=rewarm")
+    assert ended.code == 0
+    assert "9 steps" in ended.out
+    assert (run / "results-6.json").is_file()
+    assert script("train", "--resume", run, "evaluate.batches=1").code == 0
+
+
+def test_a_warm_start_prints_what_is_taken_over(script, user_error, tiny_yaml, tmp_path):
+    assert script("train", tiny_yaml, "--out", tmp_path / "one").code == 0
+    init = f"train.init_from={tmp_path / 'one'}"
+    ended = script("train", tiny_yaml, init, "model.position=cope", "--out", tmp_path / "two")
+    assert ended.code == 0
+    assert f"begin as in {tmp_path / 'one'} after step 6" in ended.err
+    assert "new: attn_layers.layers.0.1.attend.cope.pos_emb (16 8)" in ended.err
+    ended = script("train", tiny_yaml, f"{init}x", "--out", tmp_path / "three")
+    user_error(ended, "train.init_from", "there is no folder")

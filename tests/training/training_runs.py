@@ -32,11 +32,15 @@ class At:
         self.at, self.action = step, action
         self.seen: list[int] = []
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.batches: list[tuple[str, int, int]] = []
         self.ended = False
 
     def note(self, line: str) -> None:
         self.notes.append(line)
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
 
     def measured(self, split: str, batch: int, batches: int) -> None:
         self.batches.append((split, batch, batches))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from xcope import lazy
 
 if TYPE_CHECKING:
-    from xcope.config.check import check_data
+    from xcope.config.check import check_data, check_trackers
     from xcope.config.errors import ConfigError, Mark
     from xcope.config.imports import copies_for
     from xcope.config.load import build_model, build_task, load_config, read_config
@@ -31,6 +31,7 @@ __all__ = [
     "build_model",
     "build_task",
     "check_data",
+    "check_trackers",
     "copies_for",
     "expand_sweep",
     "expand_tuning",

@@ -6,6 +6,7 @@ with the file, line and key where it was written.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Iterator
 
@@ -55,6 +56,17 @@ def checked(tree: Node, passed: set[str] | None = None, *, data: bool = True) ->
 def check_data(config: Config) -> None:
     """Raise `ConfigError` if the data of a config's task cannot be read, or do not suffice."""
     check_task(config.source or Node({}, Mark("config")), config)
+
+
+def check_trackers(config: Config) -> None:
+    """Raise `ConfigError` if a tracker of ``train.track`` is not installed."""
+    for name in config.train.track or ():
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f'{name} is not installed: pip install "xcope[track]", or leave it out',
+                "train.track",
+                config.source.mark_of(("train", "track")) if config.source else None,
+            )
 
 
 def check_task(tree: Node, config: Config, *, data: bool = True) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -45,11 +46,25 @@ Length = Annotated[Count, AfterValidator(_at_most(2**31))]
 Layers = Annotated[Count, AfterValidator(_at_most(1024))]
 Heads = Annotated[Count, AfterValidator(_at_most(4096))]
 Folder = Annotated[str, AfterValidator(lambda path: str(files.expanded(path)))]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Options = dict[str, Any]
 Position = Annotated[
     str | Options | list[Any] | None,
     Worded("a scheme's name, a mapping of name and options, or a list of these"),
 ]
+
+
+def _tracker_names(given: Any) -> Any:
+    """A list of the names, and their nearest ones where there is no such tracker."""
+    names = [given] if isinstance(given, str) else given
+    known = get_args(Tracker)
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name not in known:
+            raise ValueError(
+                f"there is no tracker {name!r}: choose among {listing(known)}"
+                f"{did_you_mean(name, known)}"
+            )
+    return names
 
 
 class Section(BaseModel):
@@ -164,6 +179,15 @@ class TrainConfig(Section):
     """Steps between two checkpoints; 0: only at the end."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
+    track: Annotated[
+        list[Tracker] | None,
+        BeforeValidator(_tracker_names),
+        Worded("a list of tensorboard, wandb and trackio, or one of them"),
+    ] = None
+    """Where a run is watched, besides its ``metrics.jsonl``; null: in TensorBoard, where it is
+    installed."""
+    track_project: Annotated[str, Field(min_length=1)] = "xcope"
+    """The project under which wandb and trackio show the run."""
     init_from: Annotated[str, files.IsPath()] | None = None
     """A run whose weights this one begins with, as far as they fit (`xcope.training.warm`); null:
     fresh weights."""
@@ -245,8 +269,8 @@ class Config(Section):
         """The keys and their values as a config file has them."""
         data = self.model_dump(mode=mode, by_alias=True)
         # a run of an earlier version has no such keys, and is the same run
-        for key in ("init_from", "longer"):
-            if not data["train"][key]:
+        for key in ("track", "track_project", "init_from", "longer"):
+            if data["train"][key] == TrainConfig.model_fields[key].default:
                 del data["train"][key]
         return data | {"import": [plugin.written for plugin in self.plugins]}
 

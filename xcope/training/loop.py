@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope import invocation, plugins
-from xcope.config import Config, build_task, check_data, copies_for
+from xcope.config import Config, build_task, check_data, check_trackers, copies_for
 from xcope.environment import noted
 from xcope.tasks import IGNORE, Task
 from xcope.training import checkpoint
@@ -30,6 +30,7 @@ from xcope.training.progress import Reporter, Silent
 from xcope.training.run import Result, RunFolder
 from xcope.training.schedule import learning_rate
 from xcope.training.state import TrainingState
+from xcope.training.trackers import Trackers
 from xcope.training.warm import check_start
 
 WHAT_HELPS = (
@@ -51,6 +52,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    group: str | None = None,
 ) -> Result:
     """Train the model of ``config`` on its task, measure it, and leave all of it in ``run_dir``.
 
@@ -61,6 +63,7 @@ def train(
             same numbers as a run that was never interrupted.
         overwrite: replace the run in ``run_dir``.
         reporter: is told of the progress; None for silence.
+        group: under which trackers (``train.track``) show this run and others together.
 
     Raises:
         RunError: ``run_dir`` is taken, another process writes to it, or its checkpoint is damaged
@@ -69,7 +72,7 @@ def train(
         RunDivergedError: the loss, a gradient or a weight became infinite or NaN.
         BrokenModelError: the loss on a test split is infinite or NaN.
         ConfigError: the data of the task cannot be read, or the run that this one is to begin
-            with (``train.init_from``).
+            with (``train.init_from``); a tracker that is not installed.
         FlagError: a device, precision or batch size that this machine cannot serve; a plugin that
             is missing.
     """
@@ -78,6 +81,8 @@ def train(
     begun = resume and checkpoint.exists(run.checkpoint)
     if not begun:
         check_start(config, run.path)
+    if not (resume and run.results.exists()):
+        check_trackers(config)
     reporter = reporter or Silent()
     with accelerated(config.train) as accelerator, ExitStack() as stack:
         writer = None
@@ -86,6 +91,12 @@ def train(
             writer = stack.enter_context(opened)
             plugins.keep(config.plugins, run.plugins)
         accelerator.wait_for_everyone()
+        step = checkpoint.load_state(run.checkpoint)["step"] if begun else 0
+        trackers = Trackers(config, run.path, step, group=group, warn=reporter.warn)
+        if step < config.train.steps or not run.results.exists():
+            check_data(config)
+            # before memory is measured: what a tracker takes is no scheme's
+            trackers = stack.enter_context(trackers) if accelerator.is_main_process else trackers
         memory = PeakMemory(accelerator.device)
         state = TrainingState.fresh(config, accelerator)
         if begun:
@@ -97,15 +108,13 @@ def train(
                 for line in taken.lines():
                     reporter.note(line)
         task = build_task(config)
-        if state.step < config.train.steps or not run.results.exists():
-            check_data(config)
         try:
             if state.step < config.train.steps:
                 if writer is not None:
                     describe(task, reporter)
-                run_steps(state, task, run, reporter, writer)
+                run_steps(state, task, run, reporter, writer, trackers)
                 state.peak_bytes = memory.bytes()
-            return finished(state, task, run, reporter)
+            return finished(state, task, run, reporter, trackers)
         except KeyboardInterrupt:
             raise RunInterruptedError(how_to_go_on(run)) from None
 
@@ -120,7 +129,12 @@ def describe(task: Task, reporter: Reporter) -> None:
 
 
 def run_steps(
-    state: TrainingState, task: Task, run: RunFolder, reporter: Reporter, writer: Writer | None
+    state: TrainingState,
+    task: Task,
+    run: RunFolder,
+    reporter: Reporter,
+    writer: Writer | None,
+    trackers: Trackers,
 ) -> None:
     """Update the weights until ``train.steps``; log, save, and stop politely when asked to.
 
@@ -134,7 +148,7 @@ def run_steps(
         stack.enter_context(deterministic(state.accelerator.device))
         interruption = stack.enter_context(Interruption())
         if main:
-            log = stack.enter_context(MetricsLog(run.metrics, run.events, state.step))
+            log = stack.enter_context(MetricsLog(run.metrics, state.step, trackers))
             stack.callback(reporter.end)
             reporter.start(state.config.label(), state.step, train.steps)
         while state.step < train.steps:
@@ -240,10 +254,12 @@ def how_to_go_on(run: RunFolder) -> str:
     )
 
 
-def finished(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> Result:
+def finished(
+    state: TrainingState, task: Task, run: RunFolder, reporter: Reporter, trackers: Trackers
+) -> Result:
     """Measure the trained model, or take the result that an earlier process wrote."""
     if state.accelerator.is_main_process and run.read_result() is None:
-        measure(state, task, run, reporter)
+        measure(state, task, run, reporter, trackers)
     state.accelerator.wait_for_everyone()
     result = run.read_result()
     if result is None:
@@ -251,7 +267,9 @@ def finished(state: TrainingState, task: Task, run: RunFolder, reporter: Reporte
     return result
 
 
-def measure(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter) -> None:
+def measure(
+    state: TrainingState, task: Task, run: RunFolder, reporter: Reporter, trackers: Trackers
+) -> None:
     """Evaluate the trained model in float32 and write the result."""
     model, how, began = state.bare, state.config.evaluate, time.perf_counter()
     tallies = tally(
@@ -275,6 +293,7 @@ def measure(state: TrainingState, task: Task, run: RunFolder, reporter: Reporter
         peak_bytes=state.peak_bytes,
         **noted(state.accelerator.device),
     )
+    trackers.results(splits, state.step)
 
 
 class Interruption:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +21,9 @@ class Reporter(Protocol):
 
     def note(self, line: str) -> None:
         """Something to know before the run begins."""
+
+    def warn(self, line: str) -> None:
+        """Something that went wrong, without which the run goes on."""
 
     def start(self, label: str, step: int, steps: int) -> None:
         """A run called ``label`` begins, or goes on, with ``step`` of ``steps`` updates done."""
@@ -39,6 +43,10 @@ class Silent:
 
     def note(self, line: str) -> None:
         """Nothing."""
+
+    def warn(self, line: str) -> None:
+        """A warning of Python's."""
+        warnings.warn(line, stacklevel=2)
 
     def start(self, label: str, step: int, steps: int) -> None:
         """Nothing."""
@@ -77,6 +85,10 @@ class Bar:
     def note(self, line: str) -> None:
         """Print it."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print it above the bar."""
+        self.note(f"warning: {line}")
 
     def start(self, label: str, step: int, steps: int) -> None:
         """Show the bar."""
@@ -124,6 +136,10 @@ class Lines:
     def note(self, line: str) -> None:
         """Print it."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print it."""
+        self.note(f"warning: {line}")
 
     def start(self, label: str, step: int, steps: int) -> None:
         """Print what begins."""

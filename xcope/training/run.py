@@ -18,11 +18,19 @@ from xcope.config import Config, TaskConfig, TrainConfig, build_task, load_confi
 from xcope.config.compose import parse_override
 from xcope.config.schema import Longer
 from xcope.errors import did_you_mean, listing
-from xcope.training import checkpoint, lock
+from xcope.training import checkpoint, lock, trackers
 from xcope.training.errors import NoRunError, RunError
 from xcope.training.lock import Writer
 
-FREE = frozenset({"train.device", "train.log_every", "train.checkpoint_every"})
+FREE = frozenset(
+    {
+        "train.device",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.track",
+        "train.track_project",
+    }
+)
 """Keys that do not touch the weights: a run may go on with others."""
 MAY_CHANGE = FREE | {"train.steps", "train.longer", "import"}
 """Keys that may be given when a run goes on, besides those of ``evaluate``."""
@@ -56,7 +64,8 @@ class RunFolder:
     """The folder of one run.
 
     ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoint/``, ``results.json`` (the same for
-    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``plugins/`` (copies of
+    identical runs), ``timing.json`` (never the same), ``tensorboard/``, ``wandb/`` and
+    ``tracked.json`` (`xcope.training.trackers`), ``plugins/`` (copies of
     those that the config names), ``init_from.json`` (what a warm start took over),
     ``results-<steps>.json`` and ``timing-<steps>.json`` (of a run that was made longer: what it had
     before), ``tokenizer.json`` where tokens are not bytes; ``.lock`` and, while it is written to,
@@ -70,7 +79,6 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
         self.results = path / "results.json"
         self.timing = path / "timing.json"
-        self.events = path / "tensorboard"
         self.plugins = path / "plugins"
         self.init_from = path / "init_from.json"
 
@@ -159,11 +167,11 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote, and nothing else that a person may have put there."""
         checkpoint.remove(self.checkpoint)
-        for folder in (self.events, self.plugins):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in (*trackers.FOLDERS, self.plugins.name):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         earlier = [*self.path.glob("results-*.json"), *self.path.glob("timing-*.json")]
         named = (self.results, self.timing, self.metrics, self.config, self.init_from)
-        for file in (*named, *earlier):
+        for file in (*named, *earlier, self.path / trackers.IDENTITY):
             file.unlink(missing_ok=True)
 
 

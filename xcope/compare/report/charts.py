@@ -212,7 +212,7 @@ def _swept(summary: Summary, style: Sequence[Look]) -> Iterator[Chart]:
     numbers = sorted({x for lines in found.values() for line in lines for x in line.x})
     low, high = numbers[0], numbers[-1]
     log = low > 0 and high / low > 3
-    room = (high / low) ** 0.06 if log else 0.06 * (high - low)
+    room = (high / low) ** 0.06 if log else 0.06 * (high - low) or abs(high) or 1.0
     ends = (low / room, high * room) if log else (low - room, high + room)
     x = Scale(*ends, tuple(numbers), "{:g}".format, summary.swept, log=log)
     y = _scale(values, summary.metric)

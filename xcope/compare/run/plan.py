@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xcope import invocation
@@ -46,6 +46,7 @@ class Run:
             of the scheme (``model.position.max_pos``) among them, although its label has them.
         splits: test splits that are measured, in the order of the task: in distribution first.
         metric: name of the task's headline metric.
+        picked: what ``tune`` picked, key → value as text.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Run:
     swept: Mapping[str, str]
     splits: tuple[str, ...]
     metric: str
+    picked: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headline(self) -> Metric:

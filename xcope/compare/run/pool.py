@@ -18,8 +18,8 @@ from rich.console import Console
 from xcope.compare.run.display import Lines, display
 from xcope.compare.run.plan import CompareInterruptedError, Run
 from xcope.compare.run.results import Outcome, outcome
-from xcope.compare.run.worker import Ended, Job, Message, Moved, serve
-from xcope.config import Config, check_data
+from xcope.compare.run.worker import Ended, Job, Message, Moved, Warned, serve
+from xcope.config import Config, check_data, check_trackers
 from xcope.environment import system
 from xcope.files import read_text
 from xcope.training import RunFolder
@@ -126,9 +126,11 @@ def failed_before(out: Path) -> set[str]:
 
 
 def check_tasks(configs: Sequence[Config]) -> None:
-    """Raise `ConfigError` if the data of a task cannot be read."""
+    """Raise `ConfigError` if the data of a task cannot be read, or a tracker is not installed."""
     for config in {repr(one.task): one for one in configs}.values():
         check_data(config)
+    for config in {repr(one.train.track): one for one in configs}.values():
+        check_trackers(config)
 
 
 def check_starts(runs: Sequence[Run], *cleared: Path) -> None:
@@ -187,6 +189,9 @@ def _listen(worker: Worker, failed: dict[str, str], display: Lines) -> bool:
     if isinstance(message, Moved):
         display.moved(worker.run, message)
         return False
+    if isinstance(message, Warned):
+        display.note(f"{worker.run.name}: warning: {message.line}")
+        return False
     worker.connection.close()
     worker.join()
     if message.reason:
@@ -224,7 +229,10 @@ class Worker:
         context = _context()
         self.connection, self._theirs = context.Pipe()
         # the process may have another working folder than this one has now
-        job = Job(run.config, run.folder.absolute(), (logs / f"{run.name}.log").absolute())
+        log = (logs / f"{run.name}.log").absolute()
+        tuning = "-tuning" if run.folder.parent.name == "tuning" else ""
+        group = f"{log.parent.parent.name}{tuning}"
+        job = Job(run.config, run.folder.absolute(), log, group)
         arguments = (self._theirs, job, threads)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self._failure = ""

@@ -164,7 +164,8 @@ def with_picks(runs: Sequence[Run], picks: Sequence[Pick]) -> tuple[list[Run], d
         pick = known.get((run.task, run.variant))
         if pick is not None and pick.picked is not None:
             train = run.config.train.model_copy(update=dict(pick.picked.values))
-            ready.append(replace(run, config=run.config.model_copy(update={"train": train})))
+            config = run.config.model_copy(update={"train": train})
+            ready.append(replace(run, config=config, picked=pick.picked.tried))
             continue
         ready.append(run)
         if pick is not None:

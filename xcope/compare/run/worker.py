@@ -29,11 +29,17 @@ PERIOD = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train or to go on with; ``log`` gets what it writes to stdout and stderr."""
+    """A run to train or to go on with.
+
+    Args:
+        log: gets what it writes to stdout and stderr.
+        group: under which trackers show it.
+    """
 
     config: Config
     folder: Path
     log: Path
+    group: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,14 @@ class Ended:
     reason: str = ""
 
 
-Message = Moved | Ended
+@dataclass(frozen=True)
+class Warned:
+    """Something that went wrong, without which the run goes on."""
+
+    line: str
+
+
+Message = Moved | Warned | Ended
 
 
 def serve(connection: Connection, job: Job, threads: int) -> None:
@@ -71,7 +84,8 @@ def serve(connection: Connection, job: Job, threads: int) -> None:
 
 def _run(job: Job, connection: Connection) -> Ended:
     try:
-        train(job.config, job.folder, resume=True, reporter=_Report(connection))
+        reporter = _Report(connection)
+        train(job.config, job.folder, resume=True, reporter=reporter, group=job.group)
     except RunInterruptedError:
         return Ended("stopped by a signal; the same command goes on with it")
     except Exception as error:
@@ -97,6 +111,11 @@ class _Report:
     def note(self, line: str) -> None:
         """Print it, into the run's log."""
         print(line)
+
+    def warn(self, line: str) -> None:
+        """Tell it, and print it into the run's log."""
+        self.note(f"warning: {line}")
+        self._send(Warned(_one_line(line)))
 
     def start(self, label: str, step: int, steps: int) -> None:
         """Tell where the run starts from."""

@@ -78,7 +78,8 @@ class Row:
     @property
     def spoken(self) -> str:
         """The row within a sentence: ``rotary at lr 0.001``."""
-        values = ", ".join(f"{last_word(key)} {value}" for key, value in self.others.items())
+        known = {**self.others, **self.outcomes[0].run.picked}
+        values = ", ".join(f"{last_word(key)} {value}" for key, value in known.items())
         return f"{self.scheme} at {values}" if values else self.scheme
 
     @property
@@ -108,6 +109,7 @@ class Summary:
         sequences: test sequences of a split, of each seed.
         baseline: label of a scheme or of a row; None: the first.
         further: the same of other metrics, where they were asked for.
+        headline: that of the headline metric, where this is one of its ``further``.
     """
 
     task: str
@@ -117,6 +119,7 @@ class Summary:
     sequences: int
     baseline: str | None = None
     further: tuple[Summary, ...] = ()
+    headline: Summary | None = None
 
     @property
     def is_headline(self) -> bool:
@@ -135,11 +138,15 @@ class Summary:
 
     @property
     def best(self) -> tuple[Row, ...]:
-        """Of each scheme the row with the best mean on the first split, in the order of the sweep.
+        """Of each scheme the row with the best headline metric on the first split, in the order of
+        the sweep.
 
         Among equal ones the lowest loss counts, as in `tune`; a row of which a seed failed is
         taken only where all of the scheme are so. All rows where one scheme alone is swept.
         """
+        if self.headline is not None:
+            chosen = {row.label for row in self.headline.best}
+            return tuple(row for row in self.rows if row.label in chosen)
         schemes = dict[str, list[Row]]()
         for row in self.rows:
             schemes.setdefault(row.scheme, []).append(row)
@@ -196,11 +203,12 @@ class Summary:
         """
         if self.seeds < LEAST_SEEDS:
             return {}
-        best, *others = self.ranked(split) or [None]
-        tied = [row for row in others if self.against(row, best, split).verdict != "worse"]
-        if best is None or len(tied) == len(others):
+        rows = self.ranked(split)
+        best, others = rows[:1], rows[1:]
+        tied = [row for row in others if self.against(row, best[0], split).verdict != "worse"]
+        if len(tied) == len(others):
             return {}
-        return {best.label: "best"} | {row.label: "tied" for row in tied}
+        return {best[0].label: "best"} | {row.label: "tied" for row in tied}
 
     def _of_test(self, cell: Cell) -> float:
         """Variance that the choice of test sequences adds to a cell's mean.
@@ -258,7 +266,7 @@ def _summary(
         Summary(name, one, run.splits, _rows(outcomes, run.splits, one), sequences, baseline)
         for one in (run.headline, *others)
     )
-    return replace(headline, further=tuple(further))
+    return replace(headline, further=tuple(replace(one, headline=headline) for one in further))
 
 
 def _rows(outcomes: Sequence[Outcome], splits: Sequence[str], metric: Metric) -> tuple[Row, ...]:

@@ -137,11 +137,9 @@ def remove_position(model: M, layers: Sequence[int] | None = None) -> M:
         return model
     if layers is not None:
         for name in _chosen(record, layers):
-            record["layers"][name] = record["layers"][name] | {
-                "position": None,
-                "keep_rotary": True,
-            }
-            _fill(base, name, LayerPosition(record["layers"][name]))
+            own = record["layers"][name] | {"position": None, "keep_rotary": True}
+            record["layers"][name] = own
+            _fill(base, name, LayerPosition(own), own)
         if any(entry["position"] is not None for entry in record["layers"].values()):
             return model
     for name in record["layers"]:
@@ -155,6 +153,8 @@ def remove_position(model: M, layers: Sequence[int] | None = None) -> M:
     del base.base_model._xcope_asked
     for name in (NAME, "attn_implementation"):
         delattr(base.config, name)
+    for config in getattr(model, "peft_config", {}).values():
+        config.modules_to_save = [name for name in config.modules_to_save or () if name != NAME]
     return model
 
 
@@ -412,12 +412,9 @@ def _attach(
     model.config.attn_implementation = NAME
 
 
-def _fill(
-    model: Any, name: str, position: LayerPosition, entry: dict[str, Any] | None = None
-) -> None:
+def _fill(model: Any, name: str, position: LayerPosition, entry: dict[str, Any]) -> None:
     """Put a layer's schemes into its attention module."""
     module = model.base_model.get_submodule(name)
-    entry = model.config.xcope["layers"][name] if entry is None else entry
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
     if weight is None:
         position.to(model.device, model.dtype)

@@ -511,10 +511,12 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__
 
 
-@cache
+_tell_once = cache(log.warning)
+
+
 def _tell(warning: str) -> None:
     """Log a warning, once."""
-    log.warning(warning)
+    _tell_once(warning)
 
 
 # logged while compiling, it cuts no graph in two
