@@ -84,7 +84,6 @@ def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:
 
     tree = override(compose(path), overrides)
     entries = {key: node for key, node in tree.children.items() if key == "task"}
-    from xcope.config.typed import typed
 
     anything = from_plain({"dim": 1, "depth": 1}, tree.mark)
     return typed(Node({**entries, "model": anything}, tree.mark)).task
