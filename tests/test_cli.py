@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from xcope import cli, errors
+from xcope import cli, errors, invocation
 from xcope.config import ConfigError
 from xcope.errors import FlagError
 from xcope.training import RunDivergedError, RunError, RunInterruptedError
@@ -221,6 +222,36 @@ def test_ctrl_c_and_sigterm_end_in_130(capsys):
         assert call(lambda number=number: signal.raise_signal(number)) == 130
         assert capsys.readouterr().err == "it.py: stopped\n"
     assert signal.getsignal(signal.SIGTERM) is usual
+
+
+def test_ctrl_c_that_a_library_makes_another_error_of_ends_in_130_too(capsys):
+    def body():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    assert call(body) == 130
+    assert capsys.readouterr().err == "it.py: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("started", "train", "gone_on"),
+    [
+        ("/env/bin/xcope", "xcope train", "xcope compare a.yaml"),
+        ("/x/site-packages/xcope/__main__.py", "python -m xcope train",
+         "python -m xcope compare a.yaml"),
+        ("SCRIPTS/compare.py", "python SCRIPTS/train.py",
+         "python SCRIPTS/compare.py compare a.yaml"),
+        ("/home/me/compare.py", "xcope train", "python /home/me/compare.py compare a.yaml"),
+    ],
+)  # fmt: skip
+def test_commands_are_named_as_this_one_was_started(monkeypatch, started, train, gone_on):
+    scripts = str(Path(__file__).parents[1] / "scripts")
+    monkeypatch.setattr(sys, "argv", [started.replace("SCRIPTS", scripts), "compare", "a.yaml"])
+    assert invocation.command("train") == train.replace("SCRIPTS", scripts)
+    assert shlex.join(invocation.typed()) == gone_on.replace("SCRIPTS", scripts)
+    assert invocation.command("schemes").endswith("xcope schemes")  # which is no script
 
 
 def test_help_ends_with_the_examples(capsys):

@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import click
 import plugin_files
 import pytest
 import torch
@@ -299,6 +300,7 @@ class Stop:
         self.after = after
 
     def note(self, line): ...
+    def warn(self, line): ...
     def start(self, label, step, steps): ...
     def end(self): ...
     def measured(self, split, batch, batches): ...
@@ -393,6 +395,34 @@ def test_a_stranger_cannot_pretend_that_the_user_wrote_the_entry(run, opening):
             OPENINGS[opening](run)
 
 
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_a_stranger_cannot_hide_the_entry_in_a_file_that_the_config_extends(run, opening):
+    strangers(run)
+    (run / "parts").mkdir()
+    config = (run / "config.yaml").read_text().splitlines()
+    rest = [line for line in config if not line.startswith(("import", "- {file"))]
+    (run / "parts" / "evil.py").write_text("raise RuntimeError('it ran')\n")
+    (run / "parts" / "base.yaml").write_text("import: evil.py\n")
+    (run / "config.yaml").write_text("\n".join([*rest, "extends: parts/base.yaml", ""]))
+    with pytest.raises(ConfigError, match="not named, or trained with, on this machine"):
+        OPENINGS[opening](run)
+
+
+def test_a_folder_that_only_says_it_is_a_run_is_asked_about_too(exp, tmp_path):
+    """It holds a config, and no checkpoint yet by which one could know it."""
+    shutil.copytree(exp.parent, tmp_path / "theirs")
+    (tmp_path / "theirs" / "exp.yaml").rename(tmp_path / "theirs" / "config.yaml")
+    for opening in (to_go_on, load_run):
+        with pytest.raises(ConfigError, match="not named"):
+            opening(tmp_path / "theirs")
+
+
+def test_ones_own_config_may_be_called_config_and_lie_beside_its_runs(exp):
+    exp.rename(exp.with_name("config.yaml"))
+    (exp.parent / "runs").mkdir()
+    assert load_config(exp.with_name("config.yaml")).label() == "recency(size=4)"
+
+
 def test_a_record_holds_for_a_file_at_its_place_with_its_content(run, tmp_path):
     """A copy of a plugin that is known may lie beside a helper that is not."""
     copied = tmp_path / "copied"
@@ -456,13 +486,17 @@ def test_the_commands_take_trust(run, monkeypatch):
         assert isinstance(refused.exception, ConfigError)
         assert CliRunner().invoke(cli.xcope, [*command, "--trust"]).exit_code == 0
         forget()
-    with_trust = {
-        name
-        for name in cli.xcope.list_commands(None)
-        for param in cli.xcope.get_command(None, name).params
-        if param.name == "trust"
+
+
+def test_every_command_that_reads_a_run_or_a_config_takes_trust():
+    ctx = click.Context(cli.xcope)
+    found = {
+        name: {param.name for param in cli.xcope.get_command(ctx, name).params}
+        for name in cli.xcope.list_commands(ctx)
     }
-    assert {"train", "compare", "evaluate", "sample", "gates"} <= with_trust
+    reading = {name for name, params in found.items() if {"run", "config", "resume"} & params}
+    assert {"train", "compare", "evaluate", "sample", "gates", "config", "export"} <= reading
+    assert all("trust" in found[name] for name in reading)
 
 
 def test_the_gates_page_shows_a_plugin(run, tmp_path):

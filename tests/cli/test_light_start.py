@@ -99,13 +99,13 @@ def test_what_is_wrong_is_told_without_torch(ended, arguments, words):
     assert err.count("\n") == 1
 
 
-def test_names_of_the_package_import_nothing_that_torch_and_x_transformers_do_not():
+def test_what_builds_models_imports_nothing_that_torch_and_x_transformers_do_not():
     code = """
 import sys
 import torch, x_transformers
 before = {name.partition(".")[0] for name in sys.modules}
 import xcope
-for name in xcope.__all__:
+for name in {*xcope.__all__} - {"load_run", "results"}:
     getattr(xcope, name)
 new = {name.partition(".")[0] for name in sys.modules} - before
 foreign = {n for n in new if n not in sys.stdlib_module_names and not n.startswith("_cython")}

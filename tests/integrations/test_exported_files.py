@@ -152,7 +152,7 @@ def test_what_x_transformers_lacks_is_refused_by_name(label, tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("name", ["absolute", "forgetting", "fire"])
+@pytest.mark.parametrize("name", ["absolute", "forgetting"])
 def test_programs_take_any_batch_and_length(name, tmp_path, monkeypatch):
     model, lines = written(export.to_torch_export, tmp_path, monkeypatch, **POSITIONS[name])
     program = torch.export.load(tmp_path / "model").module()
@@ -188,7 +188,7 @@ def test_the_command_writes_a_run_and_keeps_what_is_there(tmp_path, capsys):
     assert run_command(command.command, [*ask, "--overwrite"]) == 0
     assert path.read_bytes() == written
     assert run_command(command.command, [str(run), "--to", "onnx", str(path)]) == 2
-    assert "'onnx' is not one of 'x-transformers', 'torch-export'" in capsys.readouterr().err
+    assert "'onnx' is not one of 'hf', 'x-transformers', 'torch-export'" in capsys.readouterr().err
     assert run_command(command.command, [str(run), "--to", "torch-export", str(tmp_path)]) == 2
     assert "is a folder: name a file" in capsys.readouterr().err
     assert run_command(command.command, [str(tmp_path), "--to", "torch-export", "a.pt2"]) == 2

@@ -155,17 +155,17 @@ FUNCTIONS = {
     "Decoder": (LAYERS, lambda model, **call: model.attn_layers(randn(2, N, DIM), **call)),
     "TransformerWrapper": (LAYERS | WRAPPER, lambda model, **call: model(ids(), **call)),
     "AutoregressiveWrapper": (
-        LAYERS | WRAPPER | TRAINING,
+        WRAPPER | TRAINING,  # the rest goes on to the wrapper
         lambda model, **call: generator(model)(ids(), **call),
     ),
     "generate": (
-        GENERATION | LAYERS | WRAPPER,
+        LAYERS | WRAPPER | GENERATION,
         lambda model, **call: generator(model).generate(
             ids(), **{"seq_len": 4, "temperature": 0.0} | call
         ),
     ),
     "beam_search": (
-        GENERATION | SEARCH | LAYERS | WRAPPER,
+        GENERATION | SEARCH | {name: VALUES[name] for name in seam.REFUSED_HERE["beam_search"]},
         lambda model, **call: generator(model).beam_search(ids(), **{"seq_len": 4} | call),
     ),
 }
@@ -173,13 +173,11 @@ FUNCTIONS = {
 
 TAKEN_THERE = {
     *((function, "attn_mask") for function in ("Decoder", "TransformerWrapper")),
-    ("AutoregressiveWrapper", "attn_mask"),  # see `places`
     *((function, name) for function in FUNCTIONS for name in seam.PLACES_AS),
     *((function, "return_gumbel_log_probs") for function in FUNCTIONS),  # without such attention
     ("AutoregressiveWrapper", "return_embeddings"),  # a loss without meaning
     ("generate", "self_attn_kv_residuals"),  # a text without meaning
     ("generate", "causal"),  # another text than without the cache
-    ("beam_search", "causal"),
 }
 """What x-transformers takes and we do not."""
 

@@ -13,18 +13,18 @@ from xcope.cli import _complete, _show
 if TYPE_CHECKING:
     from xcope.config.yaml_tree import Node
 
+Path = tuple[str, ...]
+
 EXAMPLES = """
 xcope config configs/quickstart.yaml
 xcope config configs/experiments/text.yaml model.position=cope train.lr=3e-4
 xcope config runs/x/config.yaml
 """
-COMPUTED = {
+COMPUTED: dict[Path, str] = {
     ("model", "dim_head"): "dim / heads",
     ("model", "max_seq_len"): "the longest sequence of the task",
 }
 """Keys that are filled in where nobody wrote them."""
-
-Path = tuple[str, ...]
 
 
 @cli.command(EXAMPLES)

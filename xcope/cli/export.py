@@ -30,6 +30,7 @@ xcope export runs/cope --to torch-export cope.pt2
 @click.argument("path", type=cli.PATH)
 @click.option("--to", "kind", type=click.Choice([*WRITERS]), required=True, help="for whom")
 @click.option("--overwrite", is_flag=True, help="replace what is at PATH")
+@cli.trust_option
 def command(run: Path, path: Path, kind: str, overwrite: bool) -> None:
     """Write a trained model in the form of another library.
 

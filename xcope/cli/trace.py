@@ -125,7 +125,7 @@ def write(out: Path, found: Trace, chosen: list[tuple[int, int]]) -> None:
     if out.suffix == ".npz":
         import numpy
 
-        arrays = {
+        arrays: dict[str, Any] = {
             f"layer{layer}.head{head}.{name}": matrix.numpy()
             for layer, head in chosen
             for name, matrix in matrices(found.layers[layer], head).items()

@@ -13,7 +13,15 @@ from xcope.plugins import Plugin, PluginError
 
 KEY = "import"
 KEYS = ("file", "module", "folder", "sha256")
-RUNS = ("metrics.jsonl", "results.json", "checkpoint", ".checkpoint.old", ".lock", "runs")
+MADE = (
+    "metrics.jsonl",
+    "results.json",
+    "timing.json",
+    "checkpoint",
+    ".checkpoint.old",
+    "results.csv",
+    "report.md",
+)
 """What lies beside the ``config.yaml`` of a run or a comparison."""
 
 
@@ -24,7 +32,7 @@ def with_plugins(tree: Node, file: FilePath | None = None) -> Node:
     one of the same project that it extends. What else is named runs as `xcope.plugins.load` says.
 
     Args:
-        file: that the user named; None where there is none.
+        file: that the user named; None where there is none, or where it is that of a run.
 
     Raises:
         ConfigError: a plugin that is missing, fails, or may not run; not a list of texts.
@@ -76,13 +84,20 @@ def _plugin(path: tuple[str | int, ...], entry: Node) -> tuple[Plugin, bool]:
 
 def _is_own(mark: Mark, file: FilePath | None) -> bool:
     """Whether an entry stands in the file that the user named, or one of the same project."""
-    written = FilePath(mark.source).resolve()
-    beside = written.parent
-    if file is None or (
-        written.name == "config.yaml" and any((beside / name).exists() for name in RUNS)
-    ):
+    if file is None:
         return False
-    return written == file.resolve() or written.is_relative_to(_project(file.resolve()))
+    written, named = FilePath(mark.source).resolve(), file.resolve()
+    if _is_of_run(written) or _is_of_run(named):
+        return False
+    return written == named or written.is_relative_to(_project(named))
+
+
+def _is_of_run(file: FilePath) -> bool:
+    """Whether a file lies in the folder of a run or a comparison."""
+    return any(
+        (folder / "config.yaml").is_file() and any((folder / name).exists() for name in MADE)
+        for folder in file.parents
+    )
 
 
 def _project(file: FilePath) -> FilePath:

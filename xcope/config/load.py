@@ -62,13 +62,16 @@ def load_config(
     return config
 
 
-def read_config(path: str | Path) -> Config:
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """A resolved config, as a run folder holds it; neither task nor model is made.
 
+    What it imports is not taken for what its reader has named, see `xcope.plugins`.
+
     Raises:
-        ConfigError: a file that cannot be read, an unknown key, a wrong type.
+        ConfigError: a file that cannot be read, an unknown key, a wrong type; a plugin that may not
+            run.
     """
-    tree = with_plugins(compose(path), files.expanded(path))
+    tree = with_plugins(override(compose(path), overrides))
     from xcope.config.typed import typed
 
     return typed(tree)

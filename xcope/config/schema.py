@@ -246,7 +246,11 @@ class Config(Section):
     """Key → values to try; a run for each combination (``xcope compare``)."""
     tune: TuneConfig | None = None
     """What is picked for each scheme of a sweep before its runs."""
-    plugins: Annotated[list[Plugin], Field(alias="import")] = []
+    plugins: Annotated[
+        list[Plugin],
+        Field(alias="import"),
+        Worded("a Python file, the dotted name of a module, or a list of these"),
+    ] = []
     """Python files, or modules by their dotted names, that register schemes, tasks, metrics or
     columns; they are run before anything else is read (`xcope.plugins`)."""
     baseline: str | None = None
@@ -359,9 +363,10 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
     Args:
         task: whose options are keys of the section ``task``.
     """
+    sections: dict[str, type[Section]] = {"": Config, **SECTIONS}
     found: dict[tuple[str, ...], Any] = {
         ((section, key) if section else (key,)): (field.annotation, *field.metadata)
-        for section, kind in {"": Config, **SECTIONS}.items()
+        for section, kind in sections.items()
         for key, field in kind.model_fields.items()
     }
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
@@ -377,7 +382,7 @@ def _paths_of_task(task: str | None) -> dict[str, files.IsPath]:
         return {option: files.IsPath.from_plain(plain) for option, plain in said.items()}
     from xcope.tasks import tasks
 
-    return tasks()[task].paths() if task in tasks() else {}
+    return tasks()[task].paths() if task is not None and task in tasks() else {}
 
 
 GIVEN_BY_TASK = frozenset({"num_tokens", "attn_layers"})

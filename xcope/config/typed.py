@@ -54,8 +54,9 @@ def _with_paths(tree: Node) -> Any:
     plain = tree.plain()
     named = tree.get("task", "name") or tree.get("task")
     kinds = path_keys(named.value if named and isinstance(named.value, str) else None)
-    sweep = {("sweep", ".".join(path)): kind for path, kind in kinds.items()}
-    for path, kind in {**kinds, **sweep}.items():
+    for path, kind in [*kinds.items()]:
+        kinds["sweep", ".".join(path)] = kind
+    for path, kind in kinds.items():
         node = tree.get(*path)
         if node is not None:
             inner = plain

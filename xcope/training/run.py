@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xcope import files
-from xcope.config import Config, TaskConfig, TrainConfig, build_task, load_config
+from xcope.config import Config, TaskConfig, TrainConfig, build_task, load_config, read_config
 from xcope.config.compose import parse_override
 from xcope.config.schema import Longer
 from xcope.errors import did_you_mean, listing
@@ -234,7 +234,8 @@ def to_go_on(run_dir: Path | str, changes: Sequence[str] = ()) -> Config:
             )
     others = [text for text in changes if parse_override(text)[0] != ("train", "longer")]
     code = [text for text in others if parse_override(text)[0] == ("import",)]
-    before, config = (load_config(run.config, given, data=False) for given in (code, others))
+    before = read_config(run.config, code)  # first: it asks before a stranger's code is run
+    config = load_config(run.config, others, data=False)
     longer = _longer(run, before.train, config.train.steps, values.get("train.longer"))
     train = config.train.model_copy(update={"longer": longer})
     return config.model_copy(update={"train": train})
