@@ -42,7 +42,7 @@ class Shot:
 
 HEAD = ("#layers input >> nth=1", "#heads input >> nth=2")
 SHOTS = {
-    "report": Shot("results/selective_copy/report.html", (1100, 760)),
+    "report": Shot("runs/quickstart/report.html", (1100, 760)),
     "gates": Shot("results/selective_copy/gates.html", (1000, 560), choose=HEAD),
     "site": Shot("index.html", (1320, 760), of_site=True),
 }
@@ -80,7 +80,10 @@ def take(browser: Browser, shot: Shot, root: Path, out: Path) -> None:
         reduced_motion="reduce",
     )
     page = context.new_page()
-    page.goto((root / shot.page).as_uri())
+    file = root / shot.page
+    if not file.is_file():
+        raise click.UsageError(f"there is no {file}: run ./scripts/quickstart first")
+    page.goto(file.as_uri())
     page.wait_for_load_state("networkidle")
     for chosen in shot.choose:
         page.locator(chosen).check(force=True)

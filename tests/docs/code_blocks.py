@@ -114,6 +114,8 @@ class Reader:
         lacks = []
         if not {"dim", "depth"} <= (data.get("model") or {}).keys():
             lacks.append(str(ROOT / "configs/models/tiny.yaml"))
+        if "model" not in data:
+            lacks.append(str(ROOT / "configs/schemes/rotary.yaml"))
         if "task" not in data:
             lacks.append(str(ROOT / "configs/tasks/flip_flop.yaml"))
         around = self.folder / "around.yaml"
