@@ -31,7 +31,9 @@ RESULTS = LIBRARY.parent / "results"
 def texts(small_library: Path, tmp_path: Path) -> list[str]:
     """The configs that there are: the repository's, those of results, resolved ones of runs."""
     files = sorted([*LIBRARY.rglob("*.yaml"), *RESULTS.rglob("config.yaml")])
-    tasks = itertools.cycle(sorted((LIBRARY / "tasks").glob("*.yaml")))
+    # nothing is asked of the hub
+    files = [file for file in files if "dataset:" not in file.read_text()]
+    tasks = itertools.cycle(sorted(f for f in files if f.parent == LIBRARY / "tasks"))
     runs = []
     for scheme, task in zip(sorted((LIBRARY / "schemes").glob("*.yaml")), tasks, strict=False):
         (tmp_path / "run.yaml").write_text(f"extends: [models/tiny.yaml, {task}, {scheme}]\n")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from corpora import KINDS, write_files
 
-from xcope.config import Config, build_task, load_config
+from xcope.config import Config, ConfigError, build_task, load_config
 from xcope.data import Source, corpus, load_tokenizer, make_shards
 from xcope.data.tokenizer import _cached
 from xcope.inspect import trace
@@ -130,3 +130,15 @@ def test_results_of_tokens_say_bytes_per_token_and_those_of_bytes_are_as_ever(pr
         train(config_of(project, how), project / how)
         results = json.loads((project / how / "results.json").read_text())["splits"]["held_out"]
         assert ("bytes_per_token" in results) == (how == "files")
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_a_tokenizer_that_is_not_there_is_named_at_its_key(project: Path, data: bool):
+    (project / "run.yaml").write_text(
+        f"{MODEL}task:\n  name: text\n  corpus: books\n  tokenizer: deep/no.json\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(project / "run.yaml", data=data)
+    assert caught.value.key == "task.tokenizer"
+    assert caught.value.line == 5
+    assert f"there is no file '{project}/deep/no.json'" in str(caught.value)

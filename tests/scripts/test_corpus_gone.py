@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from xcope.tasks import corpus
+from xcope.data import corpus
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def run(script, tmp_path: Path) -> Path:
     ended = script("train", tmp_path / "text.yaml", "--out=~/runs/x")
     assert ended.code == 0, ended.err
     words.unlink()
-    corpus.read.cache_clear()  # as in a new process
+    corpus._OPENED.clear()  # as in a new process
     return tmp_path / "home" / "runs" / "x"
 
 

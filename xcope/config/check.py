@@ -75,6 +75,7 @@ def check_task(tree: Node, config: Config, *, data: bool = True) -> None:
         task = make_task(config.task)
         if data:
             task.check_data()
+        _ = task.num_tokens  # of a tokenizer, which a task needs without its data, too
     except FlagError as error:
         raise located_in_task(tree, error) from error
     except Exception as error:

@@ -25,7 +25,7 @@ from xcope.errors import FlagError, did_you_mean, listing
 
 TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 SIDES = (TRAIN, VALIDATION, HELD_OUT)
-PIECE = 2**20
+PIECE = 2**16
 """Bytes that are read at once."""
 LONGEST_ROW = 2**28
 """Bytes of a line of JSON, or of a text in a table."""

@@ -39,8 +39,8 @@ INDEX, PLAN, VERIFIED, LOCK = "index.json", "plan.json", ".verified.json", ".loc
 FORMAT = 1
 PART = 2**25
 """Bytes of text whose tokens are written at once; a shard of each side."""
-BATCH = 2**20
-"""Bytes of text that are tokenized at once."""
+BATCH = 2**18
+"""Bytes of text that are tokenized at once: a token takes hundreds of bytes in the meantime."""
 COUNTS, ENDS = np.dtype("<u2"), np.dtype("<u8")
 
 Array = NDArray[Any]
