@@ -328,10 +328,17 @@ PARTS = [
     ),
     pytest.param(
         "position: none",
+        "position: none\n  pre_norm: true\n  recycling: true",
+        "base.yaml:7: model.recycling: ",
+        ["x-transformers", "`recycle_steps` must be provided"],
+        id="what x-transformers refuses while running",
+    ),
+    pytest.param(
+        "position: none",
         "position: none\n  pre_norm: true\n  cross_attend: true",
         "base.yaml:7: model.cross_attend: ",
-        ["x-transformers", "context must be passed in"],
-        id="what x-transformers refuses while running",
+        ["a Decoder with cross_attend=True needs context: pass it to the call"],
+        id="what a config's model is never given",
     ),
     pytest.param(
         "position: none",

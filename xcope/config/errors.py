@@ -6,6 +6,7 @@ Also the words for it: types and values as they stand in a sentence.
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,7 @@ def near_choice(given: Any, kind: FieldInfo) -> str:
 
 def quotes_needed(written: str, wanted: str) -> str:
     """``; a text that looks like another value needs quotes: '08'``, where one lacks them."""
-    if not written or "text" not in wanted:
+    if not written or not re.search(r"\ba text\b", wanted):
         return ""
     return f"; a text that looks like another value needs quotes: '{written}'"
 
