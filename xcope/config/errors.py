@@ -160,7 +160,7 @@ def near_choice(given: Any, kind: FieldInfo) -> str:
 
 def quotes_needed(written: str, wanted: str) -> str:
     """``; a text that looks like another value needs quotes: '08'``, where one lacks them."""
-    if not written or not re.search(r"\ba text\b", wanted):
+    if not written or not re.search(r"\btext\b", wanted):
         return ""
     return f"; a text that looks like another value needs quotes: '{written}'"
 
