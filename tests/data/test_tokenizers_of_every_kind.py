@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +180,28 @@ def test_bits_per_byte_are_bits_over_bytes_of_the_text(tmp_path: Path):
         bits = len(held) * math.log2(one.num_tokens)
         expected = bits / (one.sizes()["held_out"]["bytes"] + one.sizes()["held_out"]["documents"])
         assert uniform_bits(options, tmp_path) == pytest.approx(expected, rel=0.1), name
+
+
+def test_training_a_tokenizer_is_stopped_by_a_signal():
+    released = threading.Event()
+
+    def texts():
+        yield prose(0, 500)
+        signal.raise_signal(signal.SIGINT)  # the main thread's, wherever it is raised
+        released.wait(30)
+        yield prose(1, 500)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(texts(), 300)
+    assert time.monotonic() - began < 10
+    released.set()
+
+
+def test_what_fails_while_texts_are_read_is_told():
+    def texts():
+        yield prose(0, 500)
+        raise FlagError("corpus", "line 2 is not UTF-8")
+
+    with pytest.raises(FlagError, match="line 2"):
+        train_tokenizer(texts(), 300)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -338,5 +339,19 @@ def train_tokenizer(texts: Iterable[str], size: int, *, progress: bool = False) 
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=progress,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            tokenizer.train_from_iterator(texts, trainer)
+        except BaseException as error:  # it is raised below
+            failed.append(error)
+
+    # the library's loops hear no Ctrl-C; this thread, which only waits, does
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+    if failed:
+        raise failed[0]
     return Tokenizer(tokenizer.to_str(pretty=True), END)
