@@ -161,7 +161,12 @@ def test_what_fails_in_a_plugin_is_one_line_with_its_file_and_line(tmp_path, cod
     ("file", "before", "after", "words"),
     [
         ("recency.py", "self.size > 0", "self.size > None", r"recency.py:44 fails with this: Type"),
-        ("again.py", "return 4", "return 1 // 0", r"task: the task fails .* ZeroDivisionError: .*again.py:22\)"),
+        (
+            "again.py",
+            "return 4",
+            "return 1 // 0",
+            r"task: the task fails .* ZeroDivisionError: .*again.py:22\)",
+        ),
     ],
 )
 def test_what_fails_when_it_is_used_names_the_line_of_the_plugin(exp, file, before, after, words):

@@ -161,6 +161,8 @@ class Reader:
                 self.script(ROOT / script, rest)
             case ["eval", inner] if re.fullmatch(r"\$\(.*\)", inner):
                 self.type(inner[2:-1])
+            case ["./scripts/test_oldest"]:
+                assert (ROOT / words[0]).stat().st_mode & 0o111, words[0]
             case ["python", "-m", "venv", _]:
                 pass
             case ["pip", "install", *rest] | ["python", "-m", "pip", "install", *rest]:
