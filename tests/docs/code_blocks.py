@@ -155,14 +155,17 @@ class Reader:
                 self.ours(cli.xcope, "xcope", rest)
             case ["./scripts/quickstart", *rest]:
                 self.ours(cli.xcope, "xcope", ["compare", "configs/quickstart.yaml", *rest])
-            case ["./scripts/test" | "pytest", *paths] | ["python", "-m", "pytest", *paths]:
+            case ["./scripts/test" | "./scripts/test_oldest" | "pytest", *paths] | [
+                "python",
+                "-m",
+                "pytest",
+                *paths,
+            ]:
                 self.tests(paths)
             case ["python", script, *rest] if script.startswith(("scripts/", "tests/")):
                 self.script(ROOT / script, rest)
             case ["eval", inner] if re.fullmatch(r"\$\(.*\)", inner):
                 self.type(inner[2:-1])
-            case ["./scripts/test_oldest"]:
-                assert (ROOT / words[0]).stat().st_mode & 0o111, words[0]
             case ["python", "-m", "venv", _]:
                 pass
             case ["pip", "install", *rest] | ["python", "-m", "pip", "install", *rest]:
