@@ -33,6 +33,7 @@ from xcope.integrations.transformers.masks import (
     xcope_mask,
 )
 from xcope.modules.attention import (
+    Gates,
     LayerCall,
     Part,
     added_by_modules,
@@ -232,16 +233,11 @@ class LayerPosition(nn.Module):
             call = replace(call, remembered=tuple(remembered))
         causal = aligned or q.shape[2] == j
         settings: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
-        if len(parts) > 1:
-            k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-        gates: dict[str | None, Tensor | None] = {None: None, "values": v}
         weights = None
         if given.maps or dropout > 0:
-            out, weights = _written_out(parts, call, q, k, v, gates, dropout, **settings)
-        elif len(parts) == 1:
-            out = attend(parts[0], call, q, k, v, gates, remembered[0], **settings)
+            out, weights = _written_out(parts, call, q, k, v, dropout, **settings)
         else:
-            out = attend_groups(parts, call, q, k, v, gates, **settings)
+            out = _fused(parts, call, q, k, v, **settings)
         if documents is not None and b > 1:
             out = out[0].view(h, b, i, -1).transpose(0, 1)
             if weights is not None:
@@ -297,13 +293,7 @@ class LayerPosition(nn.Module):
             left.append(whole if t.ndim == 4 else whole[..., 0])
         call = LayerCall(Places(places.clamp(min=0)), remembered=tuple(left))
         q, k, v = blocks(q), pairs(k), pairs(v)
-        settings: dict[str, Any] = {"scale": scale, "mask": mask, "causal": True}
-        if len(parts) > 1:
-            k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-            out = attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
-        else:
-            gates: dict[str | None, Tensor | None] = {None: None, "values": v}
-            out = attend(parts[0], call, q, k, v, gates, left[0], **settings)
+        out = _fused(parts, call, q, k, v, scale=scale, mask=mask, causal=True)
         out = out.view(b, -1, h, window, out.shape[3]).transpose(1, 2).flatten(2, 3)
         return out[:, :, :n]
 
@@ -387,13 +377,24 @@ def _in_a_row(t: Tensor) -> Tensor:
     return t.transpose(0, 1).flatten(1, 2)[None]
 
 
+def _fused(
+    parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
+) -> Tensor:
+    """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
+    if len(parts) > 1:
+        h = q.shape[1]
+        k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
+        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+    remembered = None if call.remembered is None else call.remembered[0]
+    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+
+
 def _written_out(
     parts: Sequence[Part],
     call: LayerCall,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: dict[str | None, Tensor | None],
     dropout: float,
     *,
     scale: float,
@@ -403,19 +404,24 @@ def _written_out(
     """Attention with all its weights held, (b h i dv) and (b h i j)."""
     dtype, (h, i), j = v.dtype, q.shape[1:3], k.shape[2]
     wide = torch.promote_types(dtype, torch.float32)
-    k, v = _for_each_query_head(k, h), _for_each_query_head(v, h).to(wide)
+    k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
+    gates: Gates = {None: None, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
     seen = visible(q, k, mask, causal)
-    queries, logits, inputs = [], [], []
-    for part, heads in with_heads(parts):
+    queries, logits = [], []
+    inputs: list[AttendInputs | None] = []
+    for index, (part, heads) in enumerate(with_heads(parts)):
         gate_k = None if part.attend is None else gates[part.attend.gate_keys]
-        gate_k = None if gate_k is None else _for_each_query_head(gate_k, h)[:, heads]
+        gate_k = None if gate_k is None else gate_k[:, heads]
         its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
-        told = part.attend is not None and not part.attend.gives_terms
-        inputs.append(AttendInputs(scale=scale, gate_k=gate_k) if told else None)
+        if part.attend is None or part.attend.gives_terms:
+            inputs.append(None)  # nothing, or a bias that is written out
+        else:
+            left = None if call.remembered is None else call.remembered[index]
+            inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
     s = torch.cat(logits, dim=1)
     bias = bias_of(parts, call, i, j)
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
@@ -425,7 +431,7 @@ def _written_out(
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)
-    return (weights @ v).to(dtype), weights.to(dtype)
+    return (weights @ v.to(wide)).to(dtype), weights.to(dtype)
 
 
 # -- what transformers calls -----------------------------------------------------------------------
