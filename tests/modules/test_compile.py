@@ -47,6 +47,12 @@ def test_one_graph(name):
     assert compiled_frames(model(position(name)), [(tokens(), {})] * 2) == 1
 
 
+@pytest.mark.parametrize("name", ["none", "rotary", "alibi", "cope", "forgetting"])
+def test_with_all_logits_held(name):
+    net = model(position(name), attn_softclamp_logits=True)
+    assert compiled_frames(net, [(tokens(), {})] * 2) == 1
+
+
 @pytest.mark.parametrize(
     "several",
     [["rotary", "none"], {"heads": ["cope", "alibi"]}, {"name": "rotary", "random_max": 60}],

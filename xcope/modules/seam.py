@@ -1256,7 +1256,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         scale: float,
     ) -> tuple[Tensor, Tensor, list[AttendInputs | None]]:
         """q and k for attention with all logits; for each part, what its module gets there."""
-        qs, ks, inputs = [], [], list[AttendInputs | None]()
+        qs, ks = [], []
+        inputs: list[AttendInputs | None] = []
         for index, (part, of_part) in enumerate(with_heads(parts)):
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
             gate_k = None if part.attend is None else gates[part.attend.gate_keys]
