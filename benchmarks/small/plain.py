@@ -24,8 +24,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b n dim) → (b n dim)."""
-        x = x + self.attend(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        attended = x + self.attend(self.attention_norm(x))
+        return attended + self.mlp(self.mlp_norm(attended))  # type: ignore[no-any-return]
 
     def attend(self, x: Tensor) -> Tensor:
         """Causal attention, (b n dim) → (b n dim)."""

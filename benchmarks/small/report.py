@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class Figures:
         """All bars."""
         return [*(bar for steps in self.steps for bar in steps.bars), *self.attention]
 
-    @property
-    def title(self) -> str:
-        return f"{self.threads} thread{'s' * (self.threads > 1)}"
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -69,10 +65,26 @@ class Measured:
     commands: Sequence[Bar]
     seconds: float
 
+    @property
+    def titles(self) -> list[str]:
+        """``1 thread``, ``2 threads``."""
+        return [f"{f.threads} thread{'s' * (f.threads > 1)}" for f in self.figures]
+
+    @property
+    def steps(self) -> list[tuple[Steps, ...]]:
+        """Of each size, with each number of threads."""
+        return list(zip(*(f.steps for f in self.figures), strict=True))
+
+    @property
+    def attention(self) -> list[tuple[Bar, ...]]:
+        """Each bar of attention, with each number of threads."""
+        return list(zip(*(f.attention for f in self.figures), strict=True))
+
 
 def write(folder: Path, measured: Measured) -> None:
     """Write bars, steps and breakdown (CSV), small.png and README.md."""
     folder.mkdir(parents=True, exist_ok=True)
+    bars: list[tuple[int | None, Bar]]
     bars = [(f.threads, bar) for f in measured.figures for bar in f.bars]
     bars += [(None, bar) for bar in measured.commands]
     write_csv(
@@ -91,7 +103,9 @@ def write(folder: Path, measured: Measured) -> None:
         ),
     )
     found = [
-        replace(b, case=f"{b.case}, {f.title}") for f in measured.figures for b in f.breakdowns
+        replace(b, case=f"{b.case}, {title}")
+        for f, title in zip(measured.figures, measured.titles, strict=True)
+        for b in f.breakdowns
     ]
     write_breakdowns(folder / "breakdown.csv", found, PARTS)
     plot(measured, folder / "small.png")
@@ -155,13 +169,12 @@ def _bars(measured: Measured) -> Iterator[str]:
     if measured.scale != FULL:
         yield QUICK_RUN
     yield "![Train steps, attention and commands, and their bars](small.png)"
-    titles = [figures.title for figures in measured.figures]
     rows = []
-    for at_once in zip(*(figures.steps for figures in measured.figures), strict=True):
+    for at_once in measured.steps:
         bars = list(zip(*(steps.bars for steps in at_once), strict=True))
         rows += [_row(bars[0]), _row(bars[1]), _others(at_once[0].size, bars[2:])]
-    rows += map(_row, zip(*(figures.attention for figures in measured.figures), strict=True))
-    yield table(("", *titles, "limit", "goal", ""), rows, "-r")
+    rows += map(_row, measured.attention)
+    yield table(("", *measured.titles, "limit", "goal", ""), rows, "-r")
     seconds = [
         (b.name, f"{b.ratio:.2f}", b.text(b.limit), b.text(b.goal), b.verdict)
         for b in measured.commands
@@ -199,14 +212,14 @@ def _scheme(bar: Bar) -> str:
 def _steps(measured: Measured) -> Iterator[str]:
     yield "## Train steps"
     yield "Time over the plain model's; last, ours over x-transformers' own."
-    titles = [figures.title for figures in measured.figures]
+    titles = measured.titles
     head = [
         "",
         *(f"ours, {title}" for title in titles),
         *(f"x-transformers, {title}" for title in titles),
         *(f"ours over x-transformers, {title}" for title in titles),
     ]
-    for at_once in zip(*(figures.steps for figures in measured.figures), strict=True):
+    for at_once in measured.steps:
         taken = ", ".join(
             f"{MILLISECONDS * steps.seconds(PLAIN):.3g} ms with {title}"
             for steps, title in zip(at_once, titles, strict=True)
@@ -238,10 +251,10 @@ def _missed(measured: Measured, found: Sequence[Breakdown]) -> Iterator[str]:
     )
     yield breakdown_table(found, PARTS)
     lines = []
-    for figures in measured.figures:
+    for figures, title in zip(measured.figures, measured.titles, strict=True):
         for bar in figures.bars:
             if not bar.met:
-                case = f"{bar.parts}, {figures.title}"
+                case = f"{bar.parts}, {title}"
                 pair = [b for b in found if b.case == case]
                 lines.append(f"- {case}: {missed(bar)}{_bound(pair)}")
     if lines:
@@ -256,12 +269,12 @@ def _bound(pair: Sequence[Breakdown]) -> str:
     mine, other = pair
     gaps = {part: (mine.parts[part] - other.parts[part]) / other.whole for part in PARTS}
     told = ", ".join(f"{part} {gap:+.2f}" for part, gap in gaps.items() if abs(gap) > 0.005)
-    return f" Over {other.what}'s time: {told}."
+    return f" Beyond that of {other.what}, over its whole: {told}."
 
 
 # -- the picture ---------------------------------------------------------------------------------
 
-Drawn = dict[str, Sequence[Bar]]
+Drawn = Mapping[str, Sequence[Bar]]
 """Label of a row → its bar with one thread, and with more."""
 
 
@@ -269,31 +282,23 @@ def plot(measured: Measured, path: Path) -> None:
     """Draw every bar: models by size and scheme, attention by length, commands."""
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     panels = figure.subplots(2, 3, height_ratios=(5, 4))
-    sizes = zip(*(figures.steps for figures in measured.figures), strict=True)
-    for panel, at_once in zip(panels[0], sizes, strict=True):
-        drawn = {
-            _pair_label(pair.top, pair.bottom): bars
-            for pair, bars in zip(
-                at_once[0].pairs, zip(*(steps.bars for steps in at_once), strict=True), strict=True
-            )
-        }
+    for panel, at_once in zip(panels[0], measured.steps, strict=True):
+        labels = [_pair_label(pair.top, pair.bottom) for pair in at_once[0].pairs]
+        bars = zip(*(steps.bars for steps in at_once), strict=True)
+        drawn: Drawn = dict(zip(labels, bars, strict=True))
         _draw(panel, f"train step, {at_once[0].size}", drawn, (0.7, 1.6))
         panel.set_xlabel("over x-transformers' own, unless the row says over what", fontsize=9)
-    attention = {
-        bars[0].name.removeprefix("attention, "): bars
-        for bars in zip(*(figures.attention for figures in measured.figures), strict=True)
-    }
+    named = {bars[0].name.removeprefix("attention, "): bars for bars in measured.attention}
     over_sdpa, over_cope = ": CoPE over SDPA", " over plain CoPE"
-    drawn = {
-        name.removesuffix(over_sdpa): bars for name, bars in attention.items() if over_sdpa in name
-    }
-    _draw(panels[1, 0], "attention, CoPE over SDPA", drawn, (0.9, 3.4))
-    drawn = {_variant_label(name): bars for name, bars in attention.items() if over_cope in name}
+    drawn = {name.removesuffix(over_sdpa): named[name] for name in named if over_sdpa in name}
+    _draw(panels[1, 0], "attention, CoPE over SDPA", drawn, (0.9, 4.2))
+    drawn = {_variant_label(name): named[name] for name in named if over_cope in name}
     _draw(panels[1, 1], "attention, variants over plain CoPE", drawn, (0.9, 2.0))
     drawn = {bar.name.partition(":")[0].replace(", ", "\n"): [bar] for bar in measured.commands}
     _draw(panels[1, 2], "commands, seconds", drawn, (0, 5))
-    titles = [figures.title for figures in measured.figures]
-    figure.legend(handles=_legend(titles), loc="outside upper center", ncols=5, frameon=False)
+    figure.legend(
+        handles=_legend(measured.titles), loc="outside upper center", ncols=5, frameon=False
+    )
     save_png(figure, path)
 
 

@@ -13,7 +13,7 @@ from benchmarks.small.plain import PlainDecoder
 from benchmarks.small.workloads import FULL, PLAIN, QUICK, called, contenders, theirs
 from xcope.config import build_model, build_task, expand_sweep, load_config
 
-TINY = replace(QUICK, sizes=tuple(replace(size, n=4) for size in QUICK.sizes), calls=1)
+TINY = replace(QUICK, sizes=tuple(replace(size, n=4) for size in QUICK.sizes))
 
 
 def ours(tokens, dim, depth, heads):

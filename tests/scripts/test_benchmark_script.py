@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import xcope
 from benchmarks.cope.workloads import QUICK
 from benchmarks.small.workloads import QUICK as QUICK_SMALL
 
@@ -104,12 +105,13 @@ def test_a_quick_run_of_small_models_writes_everything(script, tmp_path):
     assert ended.code == 0, ended.err
     bars = rows(out / "bars.csv")
     steps = [row for row in bars if row["bar"].startswith("train step")]
-    assert len(steps) == 3 * 15  # sizes; CoPE, none, and 13 schemes that x-transformers has
+    rivals = sum(one.counterpart() is not None for one in xcope.schemes().values())
+    assert len(steps) == 3 * (2 + rivals - 1)  # sizes; over rotary and plain; all but CoPE
     assert len(bars) == len(steps) + 9 + 2 * 4 + 2  # attention, variants of it, commands
     assert {row["threads"] for row in bars} == {"1", ""}
     assert all(float(row["ratio"]) > 0 and row["bar"] in ended.out for row in bars)
     models = rows(out / "steps.csv")
-    assert len(models) == 3 * (1 + 22 + 14)
+    assert len(models) == 3 * (1 + len(xcope.schemes()) + rivals)
     assert all(float(row["seconds"]) > 0 for row in models)
     assert (out / "small.png").read_bytes().startswith(b"\x89PNG")
 
