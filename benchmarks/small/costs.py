@@ -123,24 +123,20 @@ def train_steps(scale: Scale) -> Iterator[Steps]:
     The others are those that x-transformers lacks, and those under which it takes several times as
     long, as it holds (b h n n) tensors of CoPE's.
     """
-    switches = {name: (one.counterpart() or [{}])[0] for name, one in schemes().items()}
-    slow = [name for name, given in switches.items() if not given or "attn_use_cope" in given]
+    known = {name: one.counterpart() for name, one in schemes().items()}
+    slow = [name for name, its in known.items() if its is None or "attn_use_cope" in its[0]]
     first = ["none", "rotary", "cope"]
-    close = [*first, *(name for name in switches if name not in (*first, *slow))]
+    close = [*first, *(name for name in known if name not in (*first, *slow))]
+    shared = [name for name, its in known.items() if its is not None and name != "cope"]
     for size, limits in zip(scale.sizes, COPE_OVER_ROTARY, strict=True):
+        compared = [("cope", "rotary", limits), ("none", PLAIN, OVER_PLAIN)]
+        compared += [(name, theirs(name), OVER_THEIRS) for name in shared]
         works = contenders(size, close)
         del works[theirs("cope")]
         closely = rounds(works, size.repeats)
-        works = contenders(size, slow)
-        every = {**closely, **works}
-        compared = [("cope", "rotary", limits), ("none", PLAIN, OVER_PLAIN)]
-        compared += [
-            (name, theirs(name), OVER_THEIRS)
-            for name in switches
-            if theirs(name) in every and name != "cope"
-        ]
+        others = rounds(contenders(size, slow), size.slow)
         pairs = [_train_pair(size, *one) for one in compared]
-        yield Steps(size, [closely, rounds(works, size.slow)], pairs)
+        yield Steps(size, [closely, others], pairs)
 
 
 def _train_pair(size: Size, top: str, bottom: str, bounds: Bounds) -> Pair:

@@ -66,6 +66,10 @@ def test_every_scheme_trains_and_its_rival_beside_it():
     rivals = {name: theirs(name) for name, one in xcope.schemes().items() if one.counterpart()}
     assert set(steps.names) == {PLAIN, *xcope.schemes(), *rivals.values()}
     compared = {(pair.top, pair.bottom) for pair in steps.pairs}
+    closely, others = steps.rounds
+    close = {name for name in rivals if "cope" not in name}
+    assert set(closely) == {PLAIN, "cope", *close, *map(theirs, close)}
+    assert set(others) == {PLAIN, *steps.names} - set(closely) | {PLAIN, "cope"}
     del rivals["cope"]
     assert compared == {("cope", "rotary"), ("none", PLAIN), *rivals.items()}
     assert len(steps.bars) == len(compared)
