@@ -9,7 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from benchmarks.measure import Bar, Breakdown
 from xcope.environment import TIMED, memory, processor, versions
+from xcope.markdown import table, write_csv
 from xcope.plotting import BLUE, GREEN, GREY, INK, ORANGE, plain, save_png
 
 QUICK_RUN = "**A quick run: too short to judge the bars by.**"
@@ -53,3 +55,38 @@ def plot_lengths(curves: Mapping[str, Sequence[Point]], path: Path, memory_title
             panel.plot([n for n, _ in found], [y for _, y in found], **style)
     panels[0].legend(frameon=False, fontsize=10)
     save_png(figure, path)
+
+
+# -- where time goes -----------------------------------------------------------------------------
+
+
+def write_breakdowns(path: Path, found: Sequence[Breakdown], parts: Sequence[str]) -> None:
+    """Write profiles as CSV."""
+    write_csv(
+        path,
+        ("case", "what", "seconds", *parts),
+        (
+            (b.case, b.what, f"{b.whole:.5f}", *(f"{b.parts[part]:.5f}" for part in parts))
+            for b in found
+        ),
+    )
+
+
+def breakdown_table(found: Sequence[Breakdown], parts: Sequence[str]) -> str:
+    """Profiles in milliseconds, as Markdown."""
+    rows = [
+        (b.case, b.what, *(_milliseconds(seconds) for seconds in (b.whole, *b.parts.values())))
+        for b in found
+    ]
+    return table(("", "", "whole", *parts), rows, "-r")
+
+
+def _milliseconds(seconds: float) -> str:
+    if seconds == 0:
+        return "–"
+    return f"{MILLISECONDS * seconds:.3g}" if seconds < 0.1 else f"{MILLISECONDS * seconds:.0f}"
+
+
+def missed(bar: Bar) -> str:
+    """How far a bar was missed, or its goal, in words."""
+    return f"{bar.ratio:.2f}, to be {bar.text(bar.limit if not bar.met else bar.goal)}."

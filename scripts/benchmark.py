@@ -1,6 +1,7 @@
 """Measure what positions cost over what people know: bars, pictures, a report.
 
-``cope`` is about CoPE attention, ``schemes`` about every scheme.
+``cope`` is about CoPE attention, ``schemes`` about every scheme, both on long rows; ``small`` is
+about whole train steps, short rows and commands.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from benchmarks.report import machine
 from benchmarks.schemes import report as schemes_report
 from benchmarks.schemes import workloads as schemes_workloads
 from benchmarks.schemes.costs import costs
+from benchmarks.small import report as small_report
+from benchmarks.small import workloads as small_workloads
+from benchmarks.small.breakdown import breakdowns as small_breakdowns
+from benchmarks.small.costs import attention_bars, attention_pairs, command_bars, train_steps
 from xcope import cli
 from xcope.errors import FlagError
 from xcope.positions import parse, schemes
@@ -37,6 +42,7 @@ from xcope.positions import parse, schemes
 EXAMPLES = """
 python scripts/benchmark.py cope
 python scripts/benchmark.py schemes
+python scripts/benchmark.py small
 python scripts/benchmark.py cope --threads 1 --out /tmp/one-thread
 python scripts/benchmark.py schemes --only rotary,alibi --out /tmp/two
 python scripts/benchmark.py schemes --quick --out /tmp/quick
@@ -90,6 +96,30 @@ def measure_schemes(out: Path, threads: int, quick: bool, names: Sequence[str]) 
     schemes_report.write(out, measured)
 
 
+def measure_small(out: Path, threads: int, quick: bool) -> None:
+    """Measure train steps and short rows, with one thread and with more; commands; write it."""
+    scale = small_workloads.QUICK if quick else small_workloads.FULL
+    begun = time.perf_counter()
+    figures = []
+    for count in sorted({1, threads}):
+        announce(count)
+        steps = printed(train_steps(scale))
+        attention = list(attention_pairs(scale))
+        bars = printed(attention_bars(attention))
+        pairs = [*(pair for one in steps for pair in one.pairs), *attention]
+        every = [*(bar for one in steps for bar in one.bars), *bars]
+        profiles = printed(small_breakdowns(pairs, every, scale.profiles))
+        figures.append(small_report.Figures(count, steps, bars, profiles))
+    measured = small_report.Measured(
+        command=typed(),
+        scale=scale,
+        figures=figures,
+        commands=printed(command_bars(scale)),
+        seconds=time.perf_counter() - begun,
+    )
+    small_report.write(out, measured)
+
+
 def typed() -> str:
     """What was typed."""
     return shlex.join(["python", *sys.argv])
@@ -102,7 +132,7 @@ def announce(threads: int) -> None:
 
 
 @cli.command(EXAMPLES)
-@click.argument("what", type=click.Choice(["cope", "schemes"]))
+@click.argument("what", type=click.Choice(["cope", "schemes", "small"]))
 @click.option(
     "--only",
     type=cli.NamesType(),
@@ -117,17 +147,20 @@ def announce(threads: int) -> None:
 def command(what: str, only: list[str] | None, threads: int, out: Path | None, quick: bool) -> None:
     """Measure what positions cost over what people know: bars, pictures, a report.
 
-    ``cope`` is about CoPE attention, ``schemes`` about every scheme.
+    ``cope`` is about CoPE attention, ``schemes`` about every scheme, both on long rows; ``small``
+    is about whole train steps, short rows and commands, with one thread and with ``--threads``.
     """
     if threads < 1:
         raise FlagError("threads", f"--threads {threads} must be at least 1")
     if threads > MOST_THREADS:
         raise FlagError("threads", f"--threads {threads} must be at most {MOST_THREADS}")
-    if what == "cope" and only:
+    if what != "schemes" and only:
         raise FlagError("only", f"--only is for the benchmark of schemes, not of {what}")
     out = out or Path(f"results/{what}-cpu")
     if what == "cope":
         measure_cope(out, threads, quick)
+    elif what == "small":
+        measure_small(out, threads, quick)
     else:
         measure_schemes(out, threads, quick, only or list(schemes()))
     print(f"\nWritten: {out}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import profile, record_function
 
 from benchmarks.cope.costs import memory_name, train_name
 from benchmarks.cope.workloads import (
@@ -23,28 +20,12 @@ from benchmarks.cope.workloads import (
     tensors,
     train_step,
 )
-from benchmarks.measure import Work
+from benchmarks.measure import Breakdown, Work, profiled
 from xcope.ops.compiled.frames import VECTORS, size_of_frame
 
 PARTS = ("CoPE forward", "CoPE backward", "other attention", "outside attention")
 OPERATORS = {"xcope::cope": PARTS[0], "xcope::cope_backward": PARTS[1]}
 OTHERS = ("aten::_scaled_dot_product_", "xcope::biased_tiled")
-BESIDE = " | "  # in the name of a profiled run, between its case and what is run
-PROFILES = 3
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Seconds of one call, whole and by `PARTS`."""
-
-    case: str
-    what: str
-    whole: float
-    parts: dict[str, float]
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{part} {1000 * seconds:.1f}" for part, seconds in self.parts.items())
-        return f"{self.case}, {self.what}: {1000 * self.whole:.1f} ms: {parts}"
 
 
 Runner = Callable[[Attention, list[Tensor]], None]
@@ -52,17 +33,7 @@ Runner = Callable[[Attention, list[Tensor]], None]
 
 def breakdowns(scale: Scale) -> list[Breakdown]:
     """Profile what the bars of time measure, and what they measure it over."""
-    with profile() as profiled:
-        for case, what, work in _cases(scale):
-            work()
-            for _ in range(PROFILES):
-                with record_function(case + BESIDE + what):
-                    work()
-    runs: dict[str, list[Breakdown]] = {}
-    for event in profiled.events() or ():
-        if BESIDE in event.name:
-            runs.setdefault(event.name, []).append(_breakdown(event))
-    return [sorted(found, key=lambda b: b.whole)[len(found) // 2] for found in runs.values()]
+    return profiled(_cases(scale), PARTS, _part)
 
 
 def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
@@ -80,21 +51,6 @@ def _cases(scale: Scale) -> Iterator[tuple[str, str, Work]]:
     for model in (scale.large, scale.small):
         yield train_name(model), "CoPE", train_step(model, "cope")
         yield train_name(model), "rotary", train_step(model, "rotary")
-
-
-def _breakdown(event: FunctionEvent) -> Breakdown:
-    parts = dict.fromkeys(PARTS, 0.0)
-    _share_out(event, PARTS[-1], parts)
-    case, what = event.name.split(BESIDE)
-    return Breakdown(case, what, event.cpu_time_total / 1e6, parts)
-
-
-def _share_out(event: FunctionEvent, around: str, parts: dict[str, float]) -> None:
-    """Add an event's own time, and that of the events in it, to the parts they belong to."""
-    part = _part(event.name, around)
-    parts[part] += event.self_cpu_time_total / 1e6
-    for inner in event.cpu_children:
-        _share_out(inner, part, parts)
 
 
 def _part(name: str, around: str) -> str:

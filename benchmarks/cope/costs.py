@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.cope.workloads import (
-    DIM,
-    HEADS,
     MAX_POS,
     Attention,
     Model,
@@ -31,62 +29,9 @@ from benchmarks.cope.workloads import (
     train_step,
     upstream,
 )
-from benchmarks.measure import MEBIBYTE, medians, ratio
+from benchmarks.measure import LINEAR, MEBIBYTE, Bar, medians, ratio
 from xcope.ops.cope import CopeInputs, cope_attention
 from xcope.ops.cope.cpu import walk
-
-LINEAR = 0.1  # growth by the factor of the lengths, give or take
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A measured ratio and what it must keep to.
-
-    Args:
-        limit: what it must not exceed; with ``at_least``, not fall below.
-        goal: a better limit that is aimed at, if there is one.
-        parts: the case of `benchmarks.cope.breakdown` that says where its time
-            or memory goes.
-        growth: the ratio of the lengths, where the ratio is one of growth.
-    """
-
-    name: str
-    ratio: float
-    limit: float
-    goal: float | None = None
-    at_least: bool = False
-    parts: str | None = None
-    growth: int | None = None
-
-    def keeps_to(self, bound: float) -> bool:
-        return self.ratio >= bound if self.at_least else self.ratio <= bound
-
-    @property
-    def met(self) -> bool:
-        return self.keeps_to(self.limit)
-
-    @property
-    def goal_met(self) -> bool:
-        return self.goal is None or self.keeps_to(self.goal)
-
-    def text(self, bound: float | None) -> str:
-        """A limit or goal in words."""
-        if bound is None:
-            return "–"
-        return f"{'≥' if self.at_least else '≤'} {bound:g}"
-
-    @property
-    def verdict(self) -> str:
-        if not self.met:
-            return "NOT MET"
-        if self.growth:
-            linear = self.ratio >= (1 - LINEAR) * self.growth
-            return "met: linear" if linear else "met: sublinear"
-        return "met" if self.goal_met else "met, goal missed"
-
-    def __str__(self) -> str:
-        bounds = f"{self.text(self.limit):7} goal {self.text(self.goal):7}"
-        return f"{self.name:66} {self.ratio:6.2f}  {bounds} {self.verdict}"
 
 
 def bars(scale: Scale, threads: int) -> Iterator[Bar]:
@@ -244,7 +189,7 @@ def variants(scale: Scale) -> Iterator[Variant]:
     """Every variant, with max_pos 64 unless its name says otherwise."""
     usual = tensors(scale.n)
     plain = partial(forward_backward, ours, usual)
-    for name, attention, given in _variants(usual):
+    for name, attention, given in variants_of(usual):
         cost = ratio(partial(forward_backward, attention, given), plain, scale.slow)
         yield Variant(name, "plain CoPE", cost)
     cases = {
@@ -258,11 +203,17 @@ def variants(scale: Scale) -> Iterator[Variant]:
         yield Variant(f"without numba, {case}", "SDPA", cost)
 
 
-def _variants(usual: list[Tensor]) -> Iterator[tuple[str, Attention, list[Tensor]]]:
-    q, k, v, _ = usual
+def variants_of(usual: list[Tensor]) -> Iterator[tuple[str, Attention, list[Tensor]]]:
+    """Name, attention and its inputs of each variant of CoPE.
+
+    Args:
+        usual: q, k, v (b h n d) and the table (max_pos d) of plain CoPE.
+    """
+    q, k, v, table = usual
+    h = q.shape[1]
     gate_k = torch.randn_like(k).requires_grad_()
-    mix = (torch.eye(HEADS) + 0.1 * torch.randn(HEADS, HEADS)).requires_grad_()
-    tables = (0.1 * torch.randn(HEADS, MAX_POS, DIM)).requires_grad_()
+    mix = (torch.eye(h) + 0.1 * torch.randn(h, h)).requires_grad_()
+    tables = (0.1 * torch.randn(h, *table.shape)).requires_grad_()
     yield "gates from their own keys (cope_sep_keys)", _sep_keys, [*usual, gate_k]
     yield "gates from values (cope_val_gates)", _val_gates, usual
     yield "gates mixed across heads (cope_talking_heads)", _talking_heads, [*usual, mix]

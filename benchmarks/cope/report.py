@@ -8,11 +8,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.cope.breakdown import PARTS, Breakdown
-from benchmarks.cope.costs import Bar, Point, Saturation, Variant
+from benchmarks.cope.breakdown import PARTS
+from benchmarks.cope.costs import Point, Saturation, Variant
 from benchmarks.cope.workloads import DIM, FULL, HEADS, Scale
-from benchmarks.measure import MEBIBYTE
-from benchmarks.report import MILLISECONDS, QUICK_RUN, machine, plot_lengths
+from benchmarks.measure import MEBIBYTE, Bar, Breakdown
+from benchmarks.report import (
+    QUICK_RUN,
+    breakdown_table,
+    machine,
+    missed,
+    plot_lengths,
+    write_breakdowns,
+)
 from xcope.markdown import code_block, page, table, write_csv
 from xcope.plotting import BLUE, GREY, INK, plain, save_png
 
@@ -61,14 +68,7 @@ def write(folder: Path, measured: Measured) -> None:
         ("variant", "over", "ratio"),
         ((v.name, v.over, f"{v.ratio:.3f}") for v in measured.variants),
     )
-    write_csv(
-        folder / "breakdown.csv",
-        ("case", "what", "seconds", *PARTS),
-        (
-            (b.case, b.what, f"{b.whole:.5f}", *(f"{b.parts[part]:.5f}" for part in PARTS))
-            for b in measured.breakdowns
-        ),
-    )
+    write_breakdowns(folder / "breakdown.csv", measured.breakdowns, PARTS)
     names = dict.fromkeys(point.name for point in measured.points)
     curves = {
         name: [(p.n, p.seconds, p.mebibytes) for p in measured.points if p.name == name]
@@ -129,21 +129,16 @@ def _missed(measured: Measured) -> Iterator[str]:
         "torch's profiler, ms of one run (the median of 3): CoPE's kernels, which are one call; "
         "attention without CoPE, SDPA's or our own; everything else."
     )
-    rows = [
-        (b.case, b.what, *(_milliseconds(seconds) for seconds in (b.whole, *b.parts.values())))
-        for b in measured.breakdowns
-    ]
-    yield table(("", "", "whole", *PARTS), rows, "-r")
-    missed = [bar for bar in measured.bars if not bar.goal_met or not bar.met]
-    if missed:
+    yield breakdown_table(measured.breakdowns, PARTS)
+    short = [bar for bar in measured.bars if not bar.goal_met or not bar.met]
+    if short:
         yield "Bars or goals that are missed, and what bounds them:"
-        yield "\n".join(f"- {bar.name}: {_bound(bar, measured)}" for bar in missed)
+        yield "\n".join(f"- {bar.name}: {_bound(bar, measured)}" for bar in short)
 
 
 def _bound(bar: Bar, measured: Measured) -> str:
     """What the profile says bounds a bar."""
-    against = bar.text(bar.goal if bar.met and bar.goal is not None else bar.limit)
-    text = f"{bar.ratio:.2f}, to be {against}."
+    text = missed(bar)
     pair = [b for b in measured.breakdowns if b.case == bar.parts]
     if len(pair) == 2:
         mine, other = pair
@@ -191,12 +186,6 @@ def _variants(measured: Measured) -> Iterator[str]:
     yield "Forward and backward; max_pos 64 and gates about 0.5 unless said otherwise."
     rows = [(v.name, v.over, f"{v.ratio:.2f}") for v in measured.variants]
     yield table(("", "over", "ratio"), rows, "-r")
-
-
-def _milliseconds(seconds: float) -> str:
-    if seconds == 0:
-        return "–"
-    return f"{MILLISECONDS * seconds:.3g}" if seconds < 0.1 else f"{MILLISECONDS * seconds:.0f}"
 
 
 def plot_saturation(found: Sequence[Saturation], path: Path) -> None:

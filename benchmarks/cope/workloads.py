@@ -187,8 +187,15 @@ def train_step(
         compiled: by `torch.compile`, as one.
     """
     net = decoder(model, position, model.n).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), fused=device.type == "cuda")
     x = torch.randint(256, (model.batch, model.n + 1), device=device)
+    return training(net, x, dtype, compiled)
+
+
+def training(
+    net: nn.Module, x: Tensor, dtype: torch.dtype | None = None, compiled: bool = False
+) -> Work:
+    """A train step of any model on the same tokens (b n + 1); the others as of `train_step`."""
+    optimizer = torch.optim.AdamW(net.parameters(), fused=x.device.type == "cuda")
     return partial(_train_step, torch.compile(net) if compiled else net, optimizer, x, dtype)
 
 

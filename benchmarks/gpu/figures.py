@@ -9,10 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.cope.costs import Bar
 from benchmarks.cope.workloads import MAX_POS, Attention, forward, forward_backward, tensors
 from benchmarks.gpu.workloads import Scale, Shape
-from benchmarks.measure import Timing, Work, timings
+from benchmarks.measure import Bar, Timing, Work, timings
 from benchmarks.report import MILLISECONDS
 
 Figures = Iterator["Figure"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -186,6 +186,7 @@ def memory(name: str | None, n: int, threads: int) -> int:
 # -- models ------------------------------------------------------------------------------------
 
 TOKENS = 16
+"""Few kinds."""
 LAYER: dict[str, Any] = {
     "dim": DIM,
     "depth": 1,
@@ -194,13 +195,12 @@ LAYER: dict[str, Any] = {
     "custom_layers": ("a",),
     "verbose": False,
 }
+"""One of attention, no feed-forward."""
 
 
 @dataclass(frozen=True)
 class Rivals:
     """The same model of x-transformers and of ours, with the same parameters.
-
-    It has one layer of attention, no feed-forward, and few kinds of tokens.
 
     Args:
         flash: whether x-transformers computes it by flash attention; where it refuses, it holds
@@ -222,22 +222,38 @@ class Rivals:
         return partial(_train, self.theirs, x), partial(_train, self.ours, x)
 
 
-def rivals(name: str, n: int) -> Rivals | None:
-    """Models under a scheme for up to n tokens; None where x-transformers has no such scheme."""
+def rivals(
+    name: str,
+    n: int,
+    tokens: int = TOKENS,
+    layers: Mapping[str, Any] = LAYER,
+    max_pos: int | None = None,
+) -> Rivals | None:
+    """Models under a scheme for up to n tokens; None where x-transformers has no such scheme.
+
+    Args:
+        name: of the scheme.
+        n: tokens of a row.
+        tokens: how many kinds there are.
+        layers: keywords of both decoders.
+        max_pos: of CoPE's table, where a scheme has one; None: the default.
+    """
     counterpart = schemes()[name].counterpart()
     if counterpart is None:
         return None
-    layers, wrapper = counterpart
-    size: dict[str, Any] = {"num_tokens": TOKENS, "max_seq_len": n}
+    switches, wrapper = counterpart
+    size: dict[str, Any] = {"num_tokens": tokens, "max_seq_len": n}
+    longer = max_pos is not None and "attn_use_cope" in switches
+    flags: dict[str, Any] = {"attn_cope_max_pos": max_pos} if longer else {}
     torch.manual_seed(0)
     flash = True
     try:
-        decoder = UpstreamDecoder(**LAYER, **layers, attn_flash=True)
+        decoder = UpstreamDecoder(**layers, **switches, **flags, attn_flash=True)
     except AssertionError:  # its refusal
         flash = False
-        decoder = UpstreamDecoder(**LAYER, **layers)
+        decoder = UpstreamDecoder(**layers, **switches, **flags)
     theirs = UpstreamTransformerWrapper(**size, **wrapper, attn_layers=decoder)
-    ours = TransformerWrapper(**size, attn_layers=Decoder(**LAYER, position=name))
+    ours = TransformerWrapper(**size, attn_layers=Decoder(**layers, position=name, **flags))
     ours.load_state_dict(theirs.state_dict())
     return Rivals(theirs, ours, flash)
 

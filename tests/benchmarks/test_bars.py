@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.cope.costs import Bar
+from benchmarks.measure import Bar
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from benchmarks.cope.costs import Bar
         (Bar("x", 8.0, 8.8, growth=8), True, "met: linear"),
         (Bar("x", 7.1, 8.8, growth=8), True, "met: sublinear"),
         (Bar("x", 8.9, 8.8, growth=8), False, "NOT MET"),
+        (Bar("x", 1.4, None, 1.3), True, "goal missed"),
+        (Bar("x", 1.2, None, 1.3), True, ""),
     ],
 )
 def test_verdicts(bar, met, verdict):

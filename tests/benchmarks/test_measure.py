@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.measure import medians, peak_memory, ratio
+from benchmarks.measure import medians, paired, peak_memory, ratio
 
 MIB = 2**20
 
@@ -34,6 +34,11 @@ def test_medians_and_their_ratio(monkeypatch):
 
     assert medians(dict(zip("ab", works(), strict=True)), repeats=3) == {"a": 3.0, "b": 2.0}
     assert ratio(*works(), repeats=3) == 1.5
+
+
+def test_a_ratio_is_of_runs_in_the_same_round():
+    """What slows a round slows both; the ratio of the medians would be 1.9."""
+    assert paired([2.0, 20.0, 3.8], [1.0, 10.0, 2.0]) == 2.0
 
 
 def test_peak_memory_sees_what_is_allocated_and_freed_again():

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import xcope
 from benchmarks.cope.workloads import QUICK
+from benchmarks.small.workloads import QUICK as QUICK_SMALL
 
 
 @pytest.fixture
@@ -93,6 +96,38 @@ def test_a_quick_run_of_the_schemes_writes_everything(quick):
         assert part in readme
 
 
+def test_a_quick_run_of_small_models_writes_everything(script, tmp_path):
+    out, threads = tmp_path / "out", torch.get_num_threads()
+    try:
+        ended = script("benchmark", "small", "--quick", "--threads", 1, "--out", out)
+    finally:
+        torch.set_num_threads(threads)
+    assert ended.code == 0, ended.err
+    bars = rows(out / "bars.csv")
+    steps = [row for row in bars if row["bar"].startswith("train step")]
+    rivals = sum(one.counterpart() is not None for one in xcope.schemes().values())
+    assert len(steps) == 3 * (2 + rivals - 1)  # sizes; over rotary and plain; all but CoPE
+    assert len(bars) == len(steps) + 9 + 2 * 4 + 2  # attention, variants of it, commands
+    assert {row["threads"] for row in bars} == {"1", ""}
+    assert all(float(row["ratio"]) > 0 and row["bar"] in ended.out for row in bars)
+    models = rows(out / "steps.csv")
+    assert len(models) == 3 * (1 + len(xcope.schemes()) + rivals)
+    assert all(float(row["seconds"]) > 0 for row in models)
+    assert (out / "small.png").read_bytes().startswith(b"\x89PNG")
+
+    readme = (out / "README.md").read_text()
+    assert f"small --quick --threads 1 --out {out}" in readme
+    for part in ("threads: 1", "torch 2.", "float32", "small.png", "quick run"):
+        assert part in readme
+    missed = [row["bar"] for row in bars if row["met"] == "False" and row["threads"]]
+    for name in missed:
+        assert f"- {name}, 1 thread: " in readme
+    profiled = {row["case"] for row in rows(out / "breakdown.csv")}
+    assert profiled == {f"{name}, 1 thread" for name in missed[: QUICK_SMALL.profiles]}
+    for row in bars[-19:]:
+        assert f"| {row['bar']} | " in readme
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -100,6 +135,7 @@ def test_a_quick_run_of_the_schemes_writes_everything(quick):
         ("schemes", "--threads", -1),
         ("schemes", "--only", "rotary,rotery"),
         ("--only", "rotary", "--threads", 1, "cope"),
+        ("--only", "rotary", "--threads", 1, "small"),
         ("rope",),
     ],
 )
