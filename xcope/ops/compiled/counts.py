@@ -106,12 +106,23 @@ def enter_forward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def saturated(call: Any, frame: Frame, end: int) -> bool:
-    """Whether all rows are, from key ``end`` − 1 backwards; notes where that began."""
+def counting(call: Any, frame: Frame, end: int) -> bool:
+    """Whether gates of the keys before ``end`` are counted; notes where that ended.
+
+    Not once all rows are saturated.
+    """
+    if not call.table:
+        return False
     start = numbers(frame)
     if start[START] < 0 and smallest(load_integers(line(frame, FLOOR))) >= call.last:
         start[START] = end
-    return bool(start[START] >= 0)
+    return bool(start[START] < 0)
+
+
+@compiled
+def counted(call: Any, frame: Frame, end: int) -> bool:
+    """Whether the forward counted gates of keys before ``end``."""
+    return bool(call.table) and bool(numbers(frame)[START] < end)
 
 
 @compiled
@@ -181,10 +192,13 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def backward(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+def backward(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
     """Turn logits in ``s`` into prob, ``ds`` into the logits' gradients, ``a`` into the gates'.
 
-    Where ``a`` is ``s``, its gradient is added to ``ds``.
+    Where ``a`` is ``s``, its gradient is added to ``ds``. Without ``counting`` nothing is done with
+    ``a``: all rows are saturated, and those of the other heads if heads are mixed.
     """
     last, sharpness, apart = i32(call.last), f32(call.sharpness), frame.a != frame.s
     m, inverse, d = load(line(frame, M)), load(line(frame, INVERSE)), load(line(frame, D))
@@ -200,7 +214,8 @@ def backward(call: Any, place: Place, frame: Frame, first: int, keys: int) -> No
         d_low = d_low + ds
         store(frame.s + LINE * t, prob)
         store(frame.ds + LINE * t, ds)
-        if apart:
+    if apart and counting:
+        for t in range(saturated):
             store(frame.a + LINE * t, zero)
 
     for t in range(saturated, keys):

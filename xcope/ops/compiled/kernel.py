@@ -88,14 +88,16 @@ def row(
 
 
 @compiled
-def logits(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+def logits(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
     """Of the block: scaled and biased, and those of gates that have keys of their own."""
     k = row(call.k, call.k_b, call.k_h, call.k_n, place.batch, place.key_head, first)
     multiply(
         frame.s, LINE, k, call.k_n, 4, frame.q_beside, LINE, keys, LANES, call.d, False
     )  # fmt: skip
     forms.add(call, place, frame, first, keys)
-    if call.gate_k:
+    if counting and call.gate_k:
         k = row(
             call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
             first,
@@ -131,9 +133,10 @@ def mix_heads(call: Any, scratch: int, keys: int) -> None:
 
 
 @compiled
-def unmix_heads(call: Any, scratch: int, keys: int, dmix: Array) -> None:
+def unmix_heads(call: Any, scratch: int, keys: int) -> None:
     """Gradients of ``a`` before heads were mixed, and of the mixing."""
     mix = floats(call.mix, (call.h, call.h))
+    dmix = floats(call.dmix + 4 * this_thread() * call.h * call.h, (call.h, call.h))
     for g in range(call.h):
         da = frame_at(call, scratch, g).a
         for head in range(call.h):
@@ -198,13 +201,15 @@ def enter_forward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def attend(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+def attend(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
     """Bias the block's logits, take their softmax and add the values that they weigh."""
     hide(call, place, frame.s, first, keys)
-    if frame.a != frame.s:
+    if counting and frame.a != frame.s:
         hide(call, place, frame.a, first, keys)
     constant = spread(f32(0))
-    if call.table and not counts.saturated(call, frame, first + keys):
+    if counting:
         top = counts.forward(call, place, frame, keys)
     else:
         if call.table:
@@ -274,6 +279,22 @@ def leave_forward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
+def forward_mixed(call: Any, task: int, scratch: int, vector: int, first: int, end: int) -> None:
+    """A block of keys and the same queries of all heads, whose gates are mixed."""
+    counting = False
+    for n in range(call.h):
+        counting |= counts.counting(call, frame_at(call, scratch, n), end)
+    for n in range(call.h):
+        place = place_of(call, task, vector, n)
+        logits(call, place, frame_at(call, scratch, n), first, end - first, counting)
+    if counting:
+        mix_heads(call, scratch, end - first)
+    for n in range(call.h):
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        attend(call, place, frame, first, end - first, counts.counting(call, frame, end))
+
+
+@compiled
 def forward_task(call: Any, task: int, scratch: int) -> None:
     each = 1 if call.mix else max(1, VECTORS // call.heads)
     vectors = vectors_of(call)
@@ -287,19 +308,16 @@ def forward_task(call: Any, task: int, scratch: int) -> None:
         end = place_of(call, task, begin + some - 1, 0).seen
         while end > 0:
             first = max(0, end - KEYS)
-            for n in range(rows):
-                place = place_of(call, task, begin + n % some, n // some)
-                keys = min(end, place.seen) - first
-                if keys > 0:
-                    frame = frame_at(call, scratch, n)
-                    logits(call, place, frame, first, keys)
-                    if not call.mix:
-                        attend(call, place, frame, first, keys)
             if call.mix:
-                mix_heads(call, scratch, end - first)
+                forward_mixed(call, task, scratch, begin, first, end)
+            else:
                 for n in range(rows):
-                    place = place_of(call, task, begin, n)
-                    attend(call, place, frame_at(call, scratch, n), first, end - first)
+                    place = place_of(call, task, begin + n % some, n // some)
+                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
+                    if keys > 0:
+                        counting = counts.counting(call, frame, first + keys)
+                        logits(call, place, frame, first, keys, counting)
+                        attend(call, place, frame, first, keys, counting)
             end = first
         for n in range(rows):
             leave_forward(
@@ -346,17 +364,19 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def differentiate(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+def differentiate(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
     """Turn the block's logits into prob and their gradients ``ds`` (and the gates', ``a``)."""
     v = row(call.v, call.v_b, call.v_h, call.v_n, place.batch, place.key_head, first)
     multiply(
         frame.ds, LINE, v, call.v_n, 4, frame.dout_beside, LINE, keys, LANES, call.dv, False
     )  # fmt: skip
     hide(call, place, frame.s, first, keys)
-    if frame.a != frame.s:
+    if counting and frame.a != frame.s:
         hide(call, place, frame.a, first, keys)
     if call.table:
-        counts.backward(call, place, frame, first, keys)
+        counts.backward(call, place, frame, first, keys, counting)
         return
     m, inverse, d = load(line(frame, M)), load(line(frame, INVERSE)), load(line(frame, D))
     for t in range(keys):
@@ -366,7 +386,9 @@ def differentiate(call: Any, place: Place, frame: Frame, first: int, keys: int) 
 
 
 @compiled
-def gather_gradients(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+def gather_gradients(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
     """Add the block's share to the gradients of q, k, v, the gates' keys and the bias."""
     forms.back(call, place, frame, first, keys)
     dv = row(call.dv_, call.dv__b, call.dv__h, call.dv__n, place.batch, place.key_head, first)
@@ -384,7 +406,7 @@ def gather_gradients(call: Any, place: Place, frame: Frame, first: int, keys: in
     multiply(
         dk, call.dk_n, frame.ds, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
     )  # fmt: skip
-    if call.gate_k:
+    if counting and call.gate_k:
         scaled(frame.a, f32(call.scale), keys)
         k = row(
             call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
@@ -417,10 +439,30 @@ def leave_backward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
+def backward_mixed(call: Any, task: int, scratch: int, vector: int, first: int, keys: int) -> None:
+    """A block of keys and the same queries of all heads, whose gates are mixed."""
+    counting = False
+    for n in range(call.h):
+        counting |= counts.counted(call, frame_at(call, scratch, n), first + keys)
+    for n in range(call.h):
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        logits(call, place, frame, first, keys, counting)
+    if counting:
+        mix_heads(call, scratch, keys)
+    for n in range(call.h):
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        differentiate(call, place, frame, first, keys, counting)
+    if counting:
+        unmix_heads(call, scratch, keys)
+    for n in range(call.h):
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        gather_gradients(call, place, frame, first, keys, counting)
+
+
+@compiled
 def backward_task(call: Any, task: int, scratch: int) -> None:
     each = 1 if call.mix else max(1, VECTORS // call.heads)
     vectors = vectors_of(call)
-    dmix = floats(call.dmix + 4 * this_thread() * call.h * call.h, (call.h, call.h))
     for begin in range(task % call.chunks * each, vectors, each * call.chunks):
         some = min(each, vectors - begin)
         rows = some * call.heads
@@ -431,24 +473,17 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
         limit = place_of(call, task, begin + some - 1, 0).seen
         for first in range(0, limit, KEYS):
             end = min(limit, first + KEYS)
-            for n in range(rows):
-                place = place_of(call, task, begin + n % some, n // some)
-                keys = min(end, place.seen) - first
-                if keys > 0:
-                    frame = frame_at(call, scratch, n)
-                    logits(call, place, frame, first, keys)
-                    if not call.mix:
-                        differentiate(call, place, frame, first, keys)
-                        gather_gradients(call, place, frame, first, keys)
             if call.mix:
-                mix_heads(call, scratch, end - first)
+                backward_mixed(call, task, scratch, begin, first, end - first)
+            else:
                 for n in range(rows):
-                    place = place_of(call, task, begin, n)
-                    differentiate(call, place, frame_at(call, scratch, n), first, end - first)
-                unmix_heads(call, scratch, end - first, dmix)
-                for n in range(rows):
-                    place = place_of(call, task, begin, n)
-                    gather_gradients(call, place, frame_at(call, scratch, n), first, end - first)
+                    place = place_of(call, task, begin + n % some, n // some)
+                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
+                    if keys > 0:
+                        counting = counts.counted(call, frame, first + keys)
+                        logits(call, place, frame, first, keys, counting)
+                        differentiate(call, place, frame, first, keys, counting)
+                        gather_gradients(call, place, frame, first, keys, counting)
         for n in range(rows):
             leave_backward(
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
