@@ -159,19 +159,19 @@ def test_without_bias_pytorchs_flash_attention_does_each():
         biased_attention(q, k, v, None, cu_seqlens=edges(COUNTS["some"]))
     names = [event.name for event in profiled.events()]
     assert names.count("aten::_scaled_dot_product_flash_attention_for_cpu") == len(COUNTS["some"])
-    assert "xcope::biased_tiled" not in names
+    assert "xcope::attend" not in names
 
 
 def test_nothing_is_computed_between_documents(monkeypatch):
     """As many logits as the documents have alone."""
     seen = []
-    tiled = biased.biased_tiled
+    tiled = biased.attend
 
     def watched(q, k, *rest):
         seen.append((q.shape[2], k.shape[2]))
         return tiled(q, k, *rest)
 
-    monkeypatch.setattr(biased, "biased_tiled", watched)
+    monkeypatch.setattr(biased, "attend", watched)
     compare("tiled", "separable", COUNTS["empty ones"])
     assert seen == [(20, 20), (1, 1), (29, 29)]
 

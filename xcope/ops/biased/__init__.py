@@ -14,7 +14,7 @@ from torch import Tensor
 from xcope.ops.biased.cpu.few import biased_attention_few
 from xcope.ops.biased.gpu.flex import biased_attention_flex, refusal
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.operator import biased_tiled, repair
+from xcope.ops.biased.operator import attend, repair
 from xcope.ops.biased.reference import biased_attention_reference, definition, dense
 from xcope.ops.compiled import takes
 from xcope.ops.documents import one_by_one
@@ -120,14 +120,14 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
         out = biased_attention_few(inputs)
         if noticed(out):
 
-            def attend(given: Tensors) -> tuple[Tensor]:
+            def again(given: Tensors) -> tuple[Tensor]:
                 return (biased_attention_few(inputs.with_named(given)),)
 
-            (out,) = repair(inputs).forward(attend)
+            (out,) = repair(inputs).forward(again)
     else:
         form = "" if bias is None else type(bias).__name__
         q, k, v, *vectors = tensors.values()
-        out, *_ = biased_tiled(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
+        out, *_ = attend(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
     return out.to(dtype)
 
 

@@ -19,7 +19,7 @@ from xcope.ops.biased.reference import biased_attention_reference, definition
 from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
 from xcope.ops.terms import first_part, like_gradients, unflatten, with_gradient
-from xcope.ops.transforms import second_gradients
+from xcope.ops.transforms import recorded, second_gradients
 
 
 @torch.library.custom_op("xcope::biased_tiled", mutates_args=())
@@ -103,10 +103,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(True)
 
 
-def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, needed: Sequence[Any], dout: Tensor, *_: Any) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors  # to be asked for once: checkpointing counts
     saved, vectors = tensors[:7], tensors[7:]
-    *needed, _of_mask, of_vectors = ctx.needs_input_grad[:5]
+    *needed, _of_mask, of_vectors = needed[:5]
     of_vectors = with_gradient(ctx.options[0], of_vectors)
     grads = biased_tiled_backward(dout, *saved, vectors, *ctx.options, any(of_vectors))
     found = [
@@ -131,7 +131,7 @@ def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, .
     return ddout, None, None, None, *grads[:3], None, grads[3:], *(None,) * 4
 
 
-biased_tiled.register_autograd(_gradients, setup_context=_save)
+attend = recorded(biased_tiled, _save, _gradients, at=4)
 biased_tiled_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)
 
 

@@ -11,7 +11,7 @@ from xcope.errors import FlagError
 from xcope.ops.cope import gpu
 from xcope.ops.cope.cpu.few import cope_attention_few
 from xcope.ops.cope.inputs import MAX_TEMPERATURE, CopeInputs
-from xcope.ops.cope.operator import WHAT, cope, repair
+from xcope.ops.cope.operator import WHAT, attend, repair
 from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
 from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
@@ -138,12 +138,12 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
         out = cope_attention_few(inputs)
         if noticed(out):
 
-            def attend(given: Tensors) -> tuple[Tensor]:
+            def again(given: Tensors) -> tuple[Tensor]:
                 return (cope_attention_few(inputs.with_named(given)),)
 
-            (out,) = repair(inputs).forward(attend)
+            (out,) = repair(inputs).forward(again)
     else:
-        out, *_ = cope(*inputs.flat(), "tiled")
+        out, *_ = attend(*inputs.flat(), "tiled")
     return out.to(dtype)
 
 
@@ -171,7 +171,7 @@ def cope_attention_triton(inputs: CopeInputs) -> Tensor:
 
         few = few_queries(*inputs.named().values()) and not torch.compiler.is_compiling()
         try:
-            out, *_ = launch.forward(inputs) if few else cope(*inputs.flat(), "triton")
+            out, *_ = launch.forward(inputs) if few else attend(*inputs.flat(), "triton")
         except launch.OutOfResources as error:
             reason = f"no tiles fit: {error}"
         else:

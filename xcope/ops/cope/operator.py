@@ -22,7 +22,7 @@ from xcope.ops.fallback import warn
 from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
 from xcope.ops.terms import first_part, like_gradients, names, with_gradient
-from xcope.ops.transforms import second_gradients
+from xcope.ops.transforms import recorded, second_gradients
 
 SAVED = 5  # tensors that the forward gives
 VECTORS = len(TENSORS)  # where the bias' vectors come among the arguments
@@ -110,11 +110,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(True)
 
 
-def _gradients(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, needed: Sequence[Any], dout: Tensor, *_: Any) -> tuple[Any, ...]:
     kept = ctx.saved_tensors  # to be asked for once: checkpointing counts
     saved, tensors = kept[:SAVED], kept[SAVED : SAVED + VECTORS]
     vectors, options = kept[SAVED + VECTORS :], ctx.options
-    *needed, of_vectors = ctx.needs_input_grad[: VECTORS + 1]
+    *needed, of_vectors = needed[: VECTORS + 1]
     of_vectors = with_gradient(options[0], of_vectors)
     grads = cope_backward(dout, saved, *tensors, vectors, *options, any(of_vectors))
     wanted = [g if need else None for g, need in zip(grads, (*needed, *of_vectors), strict=True)]
@@ -139,7 +139,7 @@ def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, .
     return ddout, [None] * SAVED, *grads[:VECTORS], grads[VECTORS:], *(None,) * len(ctx.options)
 
 
-cope.register_autograd(_gradients, setup_context=_save)
+attend = recorded(cope, _save, _gradients, at=VECTORS)
 cope_backward.register_autograd(_second_gradients, setup_context=_save_of_backward)
 
 
