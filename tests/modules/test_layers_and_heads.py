@@ -5,7 +5,7 @@ import torch
 
 import xcope
 from xcope.errors import FlagError
-from xcope.modules import seam
+from xcope.modules import attention, seam
 from xcope.modules.places import Places
 
 SIZE = {"dim": 32, "depth": 4, "heads": 4, "attn_dim_head": 16}
@@ -23,7 +23,7 @@ def wrapped(position, **flags):
 
 
 def parts(model):
-    return [attention.attend.parts for attention in seam.self_attentions(model.attn_layers)]
+    return [its.attend.parts for its in seam.self_attentions(model.attn_layers)]
 
 
 def test_layers_are_repeated_over_the_depth():
@@ -140,3 +140,17 @@ def test_errors(position, said):
     with pytest.raises(FlagError) as caught:
         xcope.Decoder(**SIZE, position=position)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_wide_queries_held_all_at_once_or_made_again_in_the_backward(kv_heads, monkeypatch):
+    torch.manual_seed(0)
+    layers = xcope.Decoder(dim=32, depth=1, heads=4, attn_kv_heads=kv_heads, position="pope")
+    x = torch.randn(2, 20, 32)
+    found = []
+    for most in (attention.WIDE_AT_ONCE, 0):
+        monkeypatch.setattr(attention, "WIDE_AT_ONCE", most)
+        out = layers(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(layers.parameters()))])
+    for at_once, again in zip(*found, strict=True):
+        torch.testing.assert_close(at_once, again)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
 from xcope.ops.biased import biased_attention, dense
+from xcope.ops.inputs import exporting
 from xcope.ops.transforms import by_definition
 from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
 
@@ -211,12 +212,14 @@ def attend_groups(
 
 
 KEY_HEADS_AT_ONCE = 2
+WIDE_AT_ONCE = 2**21
+"""Numbers of wide queries that may be held for the backward: less than weights and activations."""
 
 
 def _attend_wide(
     part: Part, call: LayerCall, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs
 ) -> Tensor:
-    """A few key heads at a time, widened again in the backward.
+    """A few key heads at a time, widened again in the backward; short rows all at once.
 
     Held all at once, wide queries and keys and their gradients need twice the memory of attention.
     """
@@ -239,11 +242,13 @@ def _attend_wide(
         )
 
     outs = []
-    for first in range(0, k.shape[1], KEY_HEADS_AT_ONCE):
-        these = slice(first, min(first + KEY_HEADS_AT_ONCE, k.shape[1]))
+    short = not exporting() and 2 * q.numel() <= WIDE_AT_ONCE
+    at_once = k.shape[1] if short else KEY_HEADS_AT_ONCE
+    for first in range(0, k.shape[1], at_once):
+        these = slice(first, min(first + at_once, k.shape[1]))
         those = slice(these.start * groups, these.stop * groups)
         tensors = (q[:, those], k[:, these], v[:, these])
-        if by_definition(*tensors):  # which knows no checkpoints
+        if short or by_definition(*tensors):  # which knows no checkpoints
             outs.append(some(*tensors, those))
         else:  # nothing in it is random
             kept: Any = {"use_reentrant": False, "preserve_rng_state": False}
