@@ -188,7 +188,7 @@ def _row(bars: Sequence[Bar]) -> list[str]:
     worst = max(bars, key=lambda bar: bar.ratio)
     return [
         worst.name,
-        *(f"{bar.ratio:.2f}" for bar in bars),
+        *(f"{bar.ratio:.3f}" for bar in bars),
         *(worst.text(worst.limit), worst.text(worst.goal), worst.verdict),
     ]
 
