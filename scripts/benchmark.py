@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks
 
 from benchmarks.cope import report as cope_report
 from benchmarks.cope import workloads as cope_workloads
-from benchmarks.cope.breakdown import breakdowns, buffers
+from benchmarks.cope.breakdown import breakdowns, scratch
 from benchmarks.cope.costs import bars, curves, saturation, variants
 from benchmarks.report import machine
 from benchmarks.schemes import report as schemes_report
@@ -74,7 +74,7 @@ def measure_cope(out: Path, threads: int, quick: bool) -> None:
         variants=printed(variants(scale)),
         points=printed(curves(scale, threads)),
         breakdowns=printed(breakdowns(scale)),
-        buffers=buffers(scale),
+        scratch=scratch(scale),
         seconds=time.perf_counter() - begun,
     )
     cope_report.write(out, measured)

@@ -30,7 +30,7 @@ class Measured:
 
     Args:
         command: what to type to run it again.
-        buffers: see `breakdown.buffers`.
+        scratch: see `breakdown.scratch`.
         seconds: how long the run took.
     """
 
@@ -41,7 +41,7 @@ class Measured:
     saturation: Sequence[Saturation]
     variants: Sequence[Variant]
     breakdowns: Sequence[Breakdown]
-    buffers: Mapping[str, Mapping[str, int]]
+    scratch: Mapping[str, int]
     seconds: float
 
 
@@ -126,9 +126,8 @@ def _bars(measured: Measured) -> Iterator[str]:
 def _missed(measured: Measured) -> Iterator[str]:
     yield "## Where the time and the memory go"
     yield (
-        "torch's profiler, ms of one run (the median of 3): the matrix products of CoPE's tiles; "
-        "their elementwise passes (gates, count, table look-up, softmax and its backward); the "
-        "rest of the operator (table logits' memory, copies, the walk in Python); SDPA's kernel."
+        "torch's profiler, ms of one run (the median of 3): CoPE's kernels, which are one call; "
+        "attention without CoPE, SDPA's or our own; everything else."
     )
     yield breakdown_table(measured.breakdowns, PARTS)
     short = [bar for bar in measured.bars if not bar.goal_met or not bar.met]
@@ -149,14 +148,12 @@ def _bound(bar: Bar, measured: Measured) -> str:
             if mine.parts[part] > 0.005 * other.whole
         )
         text += f" Of {other.what}'s time: {shares}"
-        inside = other.parts["SDPA"] / other.whole
-        text += f" (its own SDPA {inside:.2f})." if inside < 0.9 else "."
-    elif sizes := measured.buffers.get(bar.parts or ""):
-        mib = {name: f"{size / MEBIBYTE:.1f}" for name, size in sizes.items()}
+        inside = other.parts["other attention"] / other.whole
+        text += f" (its own attention {inside:.2f})." if inside < 0.9 else "."
+    elif bar.parts in measured.scratch:
         text += (
-            f" MiB: the table logits of a tile of queries {mib['L']}, their gradient {mib['dL']}; "
-            f"a tile of logits {mib['s']}, its gradient {mib['dp']}; all of SDPA, inputs and "
-            f"gradients included, {_sdpa_mebibytes(measured):.1f}."
+            f" MiB: the memory of a thread {measured.scratch[bar.parts] / MEBIBYTE:.1f}; all of "
+            f"SDPA, inputs and gradients included, {_sdpa_mebibytes(measured):.1f}."
         )
     return text
 

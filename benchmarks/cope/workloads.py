@@ -137,7 +137,7 @@ def forward_backward(attention: Attention, given: list[Tensor]) -> None:
 
 def forward_backward_in_torch(attention: Attention, given: list[Tensor]) -> None:
     """`forward_backward` as it is where numba is missing: tiles by torch operations."""
-    with mock.patch.object(walk, "compiled_body", return_value=None):
+    with mock.patch.object(walk, "call_for", return_value=None):
         forward_backward(attention, given)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
 from xcope.ops.cope.inputs import CopeInputs
+from xcope.ops.tiling import tiles
 from xcope.ops.tiling.tiles import Tile
 from xcope.plotting import BLUE, FAINT, GREY, INK, ORANGE, plain, save_png
 
@@ -30,6 +31,7 @@ SIDE = 8
 MAX_POS = 3
 LOGIT = 8.0
 """q·k by hand, below zero where the key is no space: gates of 0.9997 and 0.0003."""
+FORWARD, BACKWARD = eager.forward, eager.backward
 COUNTING, PLAIN = "#CFE6F5", "#EFEFEF"
 
 
@@ -50,26 +52,23 @@ class Step:
 
 @dataclass
 class Recorder:
-    """The walk's elementwise work in small tiles, which notes each of them."""
+    """Notes each tile whose elementwise work is done."""
 
     forward_steps: list[Step] = field(default_factory=list)
     backward_steps: list[Step] = field(default_factory=list)
-
-    QUERIES = KEYS = SIDE
-    AREA, BY_KEY = eager.AREA, eager.BY_KEY
 
     def forward(
         self, s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float
     ) -> None:
         counted = bool((rows.start < 0).any())
-        eager.forward(s, a, rows, tile, sharpness)
+        FORWARD(s, a, rows, tile, sharpness)
         self.forward_steps.append(Step(tile, counted, rows.count[0].clone()))
 
     def backward(
         self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
     ) -> None:
         counted = not bool((rows.start >= tile.j1).all())
-        eager.backward(s, dp, a, rows, tile, sharpness)
+        BACKWARD(s, dp, a, rows, tile, sharpness)
         self.backward_steps.append(Step(tile, counted, rows.count[0].clone()))
 
 
@@ -89,7 +88,10 @@ def example() -> CopeInputs:
 def recorded(inputs: CopeInputs) -> Recorder:
     """Walk forward and backward, in small tiles."""
     recorder = Recorder()
-    with mock.patch.object(walk, "body_for", return_value=recorder):
+    with (
+        mock.patch.multiple(eager, forward=recorder.forward, backward=recorder.backward),
+        mock.patch.multiple(tiles, QUERIES=SIDE, KEYS=SIDE),
+    ):
         saved = walk.forward(inputs)
         walk.backward(torch.ones_like(saved.out), saved, inputs)
     return recorder

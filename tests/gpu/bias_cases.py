@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.compare import Compared, Named, held_to_float64, output_and_gradients
 from benchmarks.gpu.workloads import index_bias
 from xcope.ops.biased import Terms, biased_attention
-from xcope.ops.biased.terms import WITHOUT_GRADIENT, named, replaced
+from xcope.ops.terms import WITHOUT_GRADIENT, named, replaced
 
 
 @dataclass(frozen=True, kw_only=True)

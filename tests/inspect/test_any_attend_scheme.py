@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from torch import nn
 
 from xcope.inspect import page, picture, summary, trace
-from xcope.ops.biased.terms import Separable
+from xcope.ops.terms import Separable
 from xcope.positions import AttendModule, Scheme, Slot, registry
 
 

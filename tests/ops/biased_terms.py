@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from xcope.ops.biased import ByDistance, Piecewise, Separable
-from xcope.ops.biased.terms import WITHOUT_GRADIENT, named
+from xcope.ops.terms import WITHOUT_GRADIENT, named
 
 FORMS = ["separable", "by_distance", "piecewise"]
 

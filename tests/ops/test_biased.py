@@ -10,26 +10,15 @@ from biased_terms import FORMS, leaves, make_terms
 from by_rows import biased_by_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ways import WAYS, take
 
 from xcope.ops.biased import BiasedInputs, Piecewise, Separable, biased_attention, dense
-from xcope.ops.biased.cpu import eager, walk
 from xcope.ops.biased.reference import biased_attention_reference
 
-BODIES = [eager, walk.compiled_body()]
-NAMES = ["eager", "compiled"]
 
-
-@pytest.fixture(params=BODIES, ids=NAMES)
-def body(request, monkeypatch):
-    """One body for all dtypes that it can do, with tiles so small that little input needs many."""
-    if request.param is None:
-        pytest.skip("there are no compiled tiles on this machine")
-    for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
-        monkeypatch.setattr(request.param, name, small)
-    monkeypatch.setattr(
-        walk, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
-    )
-    return request.param
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    return take(request.param, monkeypatch)
 
 
 def inputs(b=1, h=2, hk=None, i=40, j=None, d=8, dv=None):
@@ -69,7 +58,7 @@ def at(t, dims, b, *index):
 
 
 def in_words(terms, b, h, i, j):
-    """b_ij of one row of the batch and head as `xcope.ops.biased.terms` has it."""
+    """b_ij of one row of the batch and head as `xcope.ops.terms` has it."""
     if isinstance(terms, Separable):
         return at(terms.row, 2, b, h, i) - at(terms.key, 2, b, h, j)
     table = terms.warp if isinstance(terms, Piecewise) else terms.table[h]
@@ -163,7 +152,7 @@ def test_gradcheck_of_the_reference(form):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_definition(
-    body, dtype, form, b, heads, i, extra, dv, free, batched, gaps, distances, masked, causal, seed
+    way, dtype, form, b, heads, i, extra, dv, free, batched, gaps, distances, masked, causal, seed
 ):
     torch.manual_seed(seed)
     (h, hk), j = heads, i + extra
@@ -181,7 +170,7 @@ def test_equals_the_definition(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fewer_keys_than_queries(body, form, dtype):
+def test_fewer_keys_than_queries(way, form, dtype):
     assert_exact(inputs(i=70, j=20), make_terms(form, i=70, j=20), dtype)
 
 
@@ -196,7 +185,7 @@ def test_tiles_of_the_usual_size(form, threads, batched):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_that_see_no_key_give_zeros(body, form):
+def test_rows_that_see_no_key_give_zeros(way, form):
     mask = torch.rand(2, 40) > 0.3
     mask[0, :20] = False
     found = run("tiled", torch.float32, inputs(b=2), make_terms(form, b=2), mask=mask)
@@ -206,7 +195,7 @@ def test_rows_that_see_no_key_give_zeros(body, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_large_logits(body, form):
+def test_large_logits(way, form):
     """Logits of ±1e3 and biases of as much: rows attend to a key or two."""
     q, k, v = inputs(i=90)
     terms = make_terms(form, i=90)
@@ -218,7 +207,7 @@ def test_large_logits(body, form):
         assert (ours[name] - true).norm() <= 1e-3 * (true.norm() + size), name
 
 
-def test_a_steep_separable_bias_keeps_its_differences(body):
+def test_a_steep_separable_bias_keeps_its_differences(way):
     """Row and key of 1e5, whose differences are small near the diagonal."""
     steep = 1024.0 * torch.arange(100, dtype=torch.float64).expand(2, 100)
     near = make_terms("separable", i=100, j=100)
@@ -227,7 +216,7 @@ def test_a_steep_separable_bias_keeps_its_differences(body):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_inputs_that_are_not_contiguous(body, form):
+def test_inputs_that_are_not_contiguous(way, form):
     tensors, terms = inputs(i=50), make_terms(form, i=50, j=50)
     strided = [t.mT.contiguous().mT for t in tensors]
     vectors = {
@@ -244,7 +233,7 @@ def test_inputs_that_are_not_contiguous(body, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("wanted", ["q", "v", "bias"])
-def test_gradient_of_one_input_alone(body, form, wanted):
+def test_gradient_of_one_input_alone(way, form, wanted):
     (q, k, v), terms = inputs(i=50), make_terms(form, i=50, j=50)
     truth = run("tiled", torch.float32, (q, k, v), terms)
     bias, vectors = leaves(terms, torch.float32)
@@ -260,7 +249,7 @@ def test_gradient_of_one_input_alone(body, form, wanted):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", FORMS)
-def test_low_precision_rounds_as_the_definition_does(body, form, dtype):
+def test_low_precision_rounds_as_the_definition_does(way, form, dtype):
     tensors, terms = [t.to(dtype) for t in inputs(i=60, d=16)], make_terms(form, i=60, j=60)
     truth = run("reference", torch.float64, tensors, terms)
     ours, reference = (run(backend, dtype, tensors, terms) for backend in ("tiled", "reference"))
@@ -270,7 +259,7 @@ def test_low_precision_rounds_as_the_definition_does(body, form, dtype):
         assert (ours[name] - true).norm() <= allowed, name
 
 
-def test_a_table_that_ends_early_is_not_looked_up_in_far_tiles(body):
+def test_a_table_that_ends_early_is_not_looked_up_in_far_tiles(way):
     """Past its end every entry but the last may be anything."""
     q, k, v = inputs(i=200)
     terms = make_terms("by_distance", i=200, j=200, distances=20)
@@ -286,7 +275,7 @@ def test_a_table_that_ends_early_is_not_looked_up_in_far_tiles(body):
     torch.testing.assert_close(short["table"], folded, rtol=1e-4, atol=1e-4)
 
 
-def test_cached_keys_give_the_last_rows_of_the_whole(body):
+def test_cached_keys_give_the_last_rows_of_the_whole(way):
     q, k, v = inputs(i=60)
     for form in FORMS:
         terms = make_terms(form, i=60, j=60)

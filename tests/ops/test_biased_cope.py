@@ -8,27 +8,17 @@ from biased_terms import FORMS, leaves, make_terms
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
+from ways import WAYS, take
 
 from xcope.errors import FlagError
 from xcope.ops.biased import dense
 from xcope.ops.cope import CopeInputs, cope_attention, position_bias
-from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.cope.operator import cope
 
-BODIES = [eager, walk.compiled_body()]
 
-
-@pytest.fixture(params=BODIES, ids=["eager", "compiled"])
-def body(request, monkeypatch):
-    """One body for all dtypes that it can do, with tiles so small that little input needs many."""
-    if request.param is None:
-        pytest.skip("there are no compiled tiles on this machine")
-    for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
-        monkeypatch.setattr(request.param, name, small)
-    monkeypatch.setattr(
-        walk, "body_for", lambda dtype, _: request.param if dtype == torch.float32 else eager
-    )
-    return request.param
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    return take(request.param, monkeypatch)
 
 
 def inputs(b=1, h=2, hk=None, i=40, j=None, d=8, p=8):
@@ -89,7 +79,7 @@ def test_gates_of_their_own_keys_are_not_biased():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiled_equals_the_definition(
-    body, dtype, form, b, heads, i, extra, p, free, batched, masked, causal, gates, mixed, seed
+    way, dtype, form, b, heads, i, extra, p, free, batched, masked, causal, gates, mixed, seed
 ):
     torch.manual_seed(seed)
     (h, hk), j = heads, i + extra

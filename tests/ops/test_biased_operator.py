@@ -1,9 +1,7 @@
 """Attention with an index bias as a PyTorch operator, the choice of a backend, bad input."""
 
 import dataclasses
-import logging
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +14,12 @@ from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from xcope.errors import FlagError
-from xcope.ops import biased, fallback
+from xcope.ops import biased, compiled, fallback
 from xcope.ops.biased import ByDistance, Piecewise, Separable, biased_attention, operator
-from xcope.ops.biased.cpu import eager, walk
 from xcope.ops.biased.gpu import flex, flex_tiles
-from xcope.ops.biased.terms import flatten
 from xcope.ops.inputs import FEW
+from xcope.ops.terms import flatten
+from xcope.ops.tiling import tiles
 
 
 def tensors(i=40, j=50, **options):
@@ -58,7 +56,7 @@ def test_opcheck(form, masked):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(form, monkeypatch):
-    monkeypatch.setattr(eager, "QUERIES", 16)
+    monkeypatch.setattr(tiles, "QUERIES", 16)
     attention, given = case(form, torch.float64, backend="tiled")
     assert torch.autograd.gradcheck(attention, given, fast_mode=True)
 
@@ -119,14 +117,34 @@ def test_a_few_queries_without_gradients(form, i, masked, backend):
     torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
 
 
+FLASH, COMPILED = "aten::_scaled_dot_product_flash_attention_for_cpu", "xcope::biased_tiled"
+
+
 @pytest.mark.parametrize("hk", [4, 2])
-def test_without_bias_pytorchs_flash_attention_does_it(hk):
-    q, k = torch.randn(1, 4, 64, 16), torch.randn(1, hk, 64, 16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_bias_and_without_kernels_pytorchs_flash_attention_does_it(hk, dtype):
+    q, k = torch.randn(1, 4, 64, 16, dtype=dtype), torch.randn(1, hk, 64, 16, dtype=dtype)
     with profile() as profiled:
         biased_attention(q, k, k, None)
     names = {event.name for event in profiled.events()}
-    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
-    assert "xcope::biased_tiled" not in names
+    kernels = compiled.takes(q)
+    assert kernels == (dtype == torch.float32)
+    assert (FLASH in names, COMPILED in names) == (not kernels, kernels)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_pytorchs_attention_and_ours_agree(causal, monkeypatch):
+    q, k, v = (torch.randn(2, 4, 100, 16, requires_grad=True) for _ in range(3))
+    found = []
+    for takes in (compiled.takes, lambda q: False):
+        monkeypatch.setattr(biased, "takes", takes)
+        with profile() as profiled:
+            out = biased_attention(q, k, v, None, causal=causal)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+        names = {event.name for event in profiled.events()}
+        assert (FLASH in names) != (COMPILED in names)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["mask", "cached keys", "narrow values"])
@@ -139,23 +157,6 @@ def test_without_bias_the_rest_is_tiled(change):
     assert "xcope::biased_tiled" in {event.name for event in profiled.events()}
     truth = biased_attention(q, k, v, None, mask=mask, backend="reference")
     torch.testing.assert_close(ours, truth)
-
-
-def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
-    walk.compiled_body.cache_clear()
-    monkeypatch.setitem(sys.modules, "xcope.ops.biased.cpu.numba", None)
-    try:
-        with caplog.at_level(logging.INFO, "xcope"):
-            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
-            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
-        assert len(caplog.records) == 1
-    finally:
-        walk.compiled_body.cache_clear()
-
-
-def test_float64_and_other_devices_are_eager():
-    assert walk.body_for(torch.float64, torch.device("cpu")) is eager
-    assert walk.body_for(torch.float32, torch.device("mps")) is eager
 
 
 # -- FlexAttention -------------------------------------------------------------------------------

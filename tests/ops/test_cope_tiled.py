@@ -1,35 +1,19 @@
-"""The tiled CoPE backend equals the definition, whichever body does the work of its tiles."""
-
-from types import ModuleType
+"""The tiled CoPE backend equals the definition, in torch operations and compiled."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ways import WAYS, take
 
 from xcope.errors import FlagError
 from xcope.ops.cope import CopeInputs, cope_attention
 from xcope.ops.cope.cpu import eager, walk
 
-BODIES = [eager, walk.compiled_body()]
-NAMES = ["eager", "compiled"]
 
-
-@pytest.fixture(params=BODIES, ids=NAMES)
-def body(request, monkeypatch):
-    """One body for all dtypes that it can do, with tiles so small that little input needs many."""
-    return use(request.param, monkeypatch)
-
-
-def use(body: ModuleType | None, monkeypatch) -> ModuleType:
-    if body is None:
-        pytest.skip("there are no compiled tiles on this machine")
-    for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
-        monkeypatch.setattr(body, name, small)
-    monkeypatch.setattr(
-        walk, "body_for", lambda dtype, _: body if dtype == torch.float32 else eager
-    )
-    return body
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    return take(request.param, monkeypatch)
 
 
 def inputs(b=1, h=2, hk=None, i=40, j=None, d=8, dv=None, p=8, tables=False, scale=1.0):
@@ -65,7 +49,7 @@ shapes = st.fixed_dictionaries(
     {
         "b": st.integers(1, 3),
         "h": st.sampled_from([1, 2, 4]),
-        "i": st.sampled_from([1, 2, 15, 16, 17, 50, 90]),
+        "i": st.sampled_from([1, 2, 15, 16, 17, 50, 65, 130]),
         "d": st.sampled_from([8, 16, 24, 128]),
         "p": st.sampled_from([1, 2, 5, 16, 64, 300]),
         "tables": st.booleans(),
@@ -86,7 +70,7 @@ shapes = st.fixed_dictionaries(
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_definition(
-    body, dtype, shape, single, extra, masked, causal, gates, mixed, seed
+    way, dtype, shape, single, extra, masked, causal, gates, mixed, seed
 ):
     torch.manual_seed(seed)
     hk = 1 if single else shape["h"]
@@ -105,11 +89,11 @@ def test_equals_the_definition(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fewer_keys_than_queries(body, dtype):
+def test_fewer_keys_than_queries(way, dtype):
     assert_exact(inputs(i=70, j=20), dtype)
 
 
-def test_rows_that_see_no_key_give_zeros(body):
+def test_rows_that_see_no_key_give_zeros(way):
     tensors = inputs(b=2, i=40)
     mask = torch.rand(2, 40) > 0.3
     mask[0, :20] = False
@@ -119,7 +103,7 @@ def test_rows_that_see_no_key_give_zeros(body):
     assert not grads[0][0, :, :20].any()
 
 
-def test_inputs_that_are_not_contiguous(body):
+def test_inputs_that_are_not_contiguous(way):
     tensors = inputs(i=50, d=16)
     strided = {n: t.mT.contiguous().mT for n, t in tensors.items()}
     strided["q"] = tensors["q"].repeat_interleave(2, dim=2)[:, :, ::2]
@@ -131,7 +115,7 @@ def test_inputs_that_are_not_contiguous(body):
 
 
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "pos_emb"])
-def test_gradient_of_one_input_alone(body, wanted):
+def test_gradient_of_one_input_alone(way, wanted):
     tensors = inputs(i=50)
     truth = dict(zip(["out", *tensors], run("tiled", torch.float32, tensors), strict=True))
     leaf = tensors[wanted].requires_grad_()
@@ -142,7 +126,7 @@ def test_gradient_of_one_input_alone(body, wanted):
 
 
 @pytest.mark.parametrize("size", [1e4, 1e2])
-def test_extreme_gates(body, size):
+def test_extreme_gates(way, size):
     """Gates of exactly 0 and 1: counts are integers, and stay so when they are taken back.
 
     A gate's logit near 0 is a difference of terms of this size, rounded to 2^−24 of them: for the
@@ -155,25 +139,25 @@ def test_extreme_gates(body, size):
 
 
 @pytest.mark.parametrize("name", ["q", "k"])
-def test_extreme_logits(body, name):
+def test_extreme_logits(way, name):
     """Logits of ±1e4: rows attend to one key, so that gradients of q and k cancel to nothing.
 
-    What is left of these is the rounding of 1e4 · ds, in the definition as here.
+    In tiles of torch operations the rounding of 1e4 · ds is left of them.
     """
     tensors = inputs(i=60, p=16)
     tensors[name] *= 1e4
     truth = run("reference", torch.float64, tensors)
+    rounded = run("reference", torch.float32, tensors)
     ours = run("tiled", torch.float32, tensors)
-    (out, dq, dk, dv, de), (true_out, true_dq, true_dk, true_dv, true_de) = ours, truth
-    slack = 1e-4 if body is not eager else 1e-3
-    torch.testing.assert_close(out, true_out, rtol=1e-4, atol=1e-4)
-    assert (dv - true_dv).norm() <= slack * true_dv.norm()
-    for mine, true in ((dq, true_dq), (dk, true_dk), (de, true_de)):
-        assert (mine - true).norm() <= 1e-3 * true.norm() + 1e4 * 1e-6 * true.numel() ** 0.5
+    for which, (mine, true, its) in enumerate(zip(ours, truth, rounded, strict=True)):
+        allowed = 1e-4 * true.norm() + 2 * (its - true).norm() + 1e-10
+        if way == "eager" and which in (1, 2, 4):  # q, k, table
+            allowed += 1e4 * 1e-6 * true.numel() ** 0.5
+        assert (mine - true).norm() <= allowed
 
 
 @pytest.mark.parametrize("p", [4, 16, 100])
-def test_counts_that_are_integers(body, p):
+def test_counts_that_are_integers(way, p):
     """No gate at all, or half a gate each: positions land on the table's integers."""
     tensors = inputs(i=60, p=p)
     tensors["gate_k"] = torch.zeros_like(tensors["k"])
@@ -182,7 +166,7 @@ def test_counts_that_are_integers(body, p):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_rounds_as_the_definition_does(body, dtype):
+def test_low_precision_rounds_as_the_definition_does(way, dtype):
     tensors = {n: t.to(dtype).float() for n, t in inputs(i=60, d=16, p=16).items()}
     truth = run("reference", torch.float64, tensors)
     ours, reference = (run(backend, dtype, tensors) for backend in ("tiled", "reference"))
@@ -191,7 +175,7 @@ def test_low_precision_rounds_as_the_definition_does(body, dtype):
 
 
 @pytest.mark.parametrize("temp", [0.03, 0.05])
-def test_soft_one_hot_equals_the_full_sum(body, temp):
+def test_soft_one_hot_equals_the_full_sum(way, temp):
     tensors = inputs(i=50, p=12)
     assert_exact(tensors, soft_onehot=True, soft_onehot_temp=temp)
 
@@ -203,32 +187,33 @@ def test_soft_one_hot_of_a_high_temperature_needs_the_reference():
     cope_attention(**tensors, soft_onehot=True, soft_onehot_temp=0.2)
 
 
-def tile_kinds(body, monkeypatch, tensors):
+@pytest.fixture
+def kinds(monkeypatch):
     """How many tiles the forward counts in, and how many are plain when it comes to them."""
+    take("eager", monkeypatch)
     kinds = {"counted": 0, "plain": 0}
-    work = body.forward
+    work = eager.forward
 
     def watched(s, a, rows, tile, sharpness):
         kinds["plain" if (rows.start >= 0).all() else "counted"] += 1
         work(s, a, rows, tile, sharpness)
 
-    monkeypatch.setattr(body, "forward", watched)
-    cope_attention(**{n: t.requires_grad_() for n, t in tensors.items()}, backend="tiled")
+    monkeypatch.setattr(eager, "forward", watched)
     return kinds
 
 
-def test_past_saturation_tiles_are_plain(body, monkeypatch):
+def test_past_saturation_tiles_are_plain(kinds):
     """Gates of one half fill eight positions with fourteen keys: one or two tiles of 64."""
     tensors = inputs(i=400, p=8)
     tensors["q"].zero_()
-    kinds = tile_kinds(body, monkeypatch, tensors)
+    run("tiled", torch.float32, tensors)
     query_tiles, tiles = 400 // 16, sum(-(-16 * t // 64) for t in range(1, 26))
     assert kinds["counted"] + kinds["plain"] == tiles
     assert query_tiles <= kinds["counted"] <= 2 * query_tiles
 
 
-def test_without_saturation_every_tile_counts(body, monkeypatch):
-    kinds = tile_kinds(body, monkeypatch, inputs(i=400, p=400))
+def test_without_saturation_every_tile_counts(kinds):
+    run("tiled", torch.float32, inputs(i=400, p=400))
     assert kinds["plain"] == 0
     assert kinds["counted"] > 50
 
@@ -240,20 +225,20 @@ def test_tiles_of_the_usual_size(n, p, threads):
     assert_exact(inputs(h=4, hk=2, i=n, j=n + 500, d=16, p=p))
 
 
-def test_saturated_rows_are_not_counted_further(body):
+def test_saturated_rows_are_not_counted_further(way):
     """Gates of one half fill eight positions with fourteen keys, of however many."""
     tensors = inputs(h=2, i=400, p=8)
     tensors["q"].zero_()
     q, k, v, e = tensors.values()
     *_, count, start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=1.0))
     counted = torch.arange(1, 401) - start
-    slack = 16 + 64 + 32  # the other rows of the tile, and what is looked at in one piece
+    slack = 16 + 64  # the other rows of the tile, and the keys of one
     assert (counted[..., 200:] <= 14 + slack).all()
     assert (count[..., 200:] >= 7).all()
     assert (counted[..., 200:] < 200).all()
 
 
-def test_without_saturation_every_key_is_counted(body):
+def test_without_saturation_every_key_is_counted(way):
     q, k, v, e = inputs(i=100, p=300).values()
     *_, start = walk.forward(CopeInputs(q=q, k=k, v=v, pos_emb=e, scale=1.0))
     assert not start.any()

@@ -1,7 +1,5 @@
 """The tiled CoPE backend as a PyTorch operator, and the choice of what computes it."""
 
-import logging
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +9,6 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from xcope.ops.cope import CopeInputs, cope_attention
-from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.cope.operator import cope
 from xcope.ops.inputs import FEW
 
@@ -108,21 +105,3 @@ def test_a_few_queries_without_gradients(i, p, options):
         torch.testing.assert_close(
             ours, cope_attention(q, k, v, e, **given, backend="reference"), rtol=1e-4, atol=1e-4
         )
-
-
-def test_without_numba_tiles_are_eager_and_it_is_said_once(monkeypatch, caplog):
-    walk.compiled_body.cache_clear()
-    monkeypatch.setitem(sys.modules, "xcope.ops.cope.cpu.numba", None)
-    monkeypatch.delattr("xcope.ops.cope.cpu.numba", raising=False)
-    try:
-        with caplog.at_level(logging.INFO, "xcope"):
-            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
-            assert walk.body_for(torch.float32, torch.device("cpu")) is eager
-        assert len(caplog.records) == 1
-    finally:
-        walk.compiled_body.cache_clear()
-
-
-def test_float64_and_other_devices_are_eager():
-    assert walk.body_for(torch.float64, torch.device("cpu")) is eager
-    assert walk.body_for(torch.float32, torch.device("meta")) is eager

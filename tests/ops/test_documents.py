@@ -154,7 +154,7 @@ def test_no_tokens(backend, counts):
 
 
 def test_without_bias_pytorchs_flash_attention_does_each():
-    q, k, v = (t.float() for t in tensors(dv=16).values())
+    q, k, v = (t.double() for t in tensors(dv=16).values())
     with profile() as profiled:
         biased_attention(q, k, v, None, cu_seqlens=edges(COUNTS["some"]))
     names = [event.name for event in profiled.events()]

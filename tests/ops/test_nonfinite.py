@@ -8,12 +8,10 @@ import pytest
 import torch
 from biased_terms import leaves, make_terms
 from by_rows import biased_by_rows, cope_by_rows
+from ways import small_tiles
 
 from xcope.ops.biased import biased_attention, dense
-from xcope.ops.biased.cpu import eager as biased_eager
-from xcope.ops.biased.cpu import walk as biased_walk
 from xcope.ops.cope import cope_attention
-from xcope.ops.cope.cpu import eager, walk
 from xcope.ops.nonfinite import scores, weighted_sums
 
 NAN, INF = float("nan"), float("inf")
@@ -28,12 +26,7 @@ BACKENDS = {
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    for body in filter(None, (eager, walk.compiled_body())):
-        for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
-            monkeypatch.setattr(body, name, small)
-    for body in filter(None, (biased_eager, biased_walk.compiled_body())):
-        for name, small in {"QUERIES": 16, "KEYS": 64, "AREA": 2**12}.items():
-            monkeypatch.setattr(body, name, small)
+    small_tiles(monkeypatch)
 
 
 def inputs(n, gates=False, mixed=False):

@@ -24,7 +24,7 @@ def slow_first_step(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reporter.start("cope", 0, 100)
-    logging.getLogger("xcope.ops.tiling.numba_runtime").info("compiling kernels, once")
+    logging.getLogger("xcope.ops.compiled.runtime").info("compiling kernels, once")
     for step in range(1, 11):
         now += 60.0 if step == 1 else 0.5
         reporter.step(step, 0.5)
@@ -67,7 +67,7 @@ def test_a_bar_says_that_kernels_are_compiled_while_they_are(monkeypatch):
     screen = io.StringIO()
     bar = Bar(Console(file=screen, force_terminal=True, width=160))
     bar.start("cope", 0, 100)
-    logging.getLogger("xcope.ops.tiling.numba_runtime").info("compiling kernels, once")
+    logging.getLogger("xcope.ops.compiled.runtime").info("compiling kernels, once")
     bar._progress.refresh()
     assert "compiling kernels, once" in screen.getvalue()
     bar.step(1, 0.5)
@@ -81,10 +81,10 @@ def test_a_bar_says_that_kernels_are_compiled_while_they_are(monkeypatch):
 def test_numba_tells_that_it_compiles_and_not_that_it_reads_its_cache(
     tmp_path, monkeypatch, caplog
 ):
-    runtime = pytest.importorskip("xcope.ops.tiling.numba_runtime")
+    runtime = pytest.importorskip("xcope.ops.compiled.runtime")
     monkeypatch.setattr(importlib.import_module("numba").config, "CACHE_DIR", str(tmp_path))
     (tmp_path / "twice.py").write_text("def twice(x):\n    return 2 * x\n")
-    caplog.set_level(logging.INFO, "xcope.ops.tiling.numba_runtime")
+    caplog.set_level(logging.INFO, "xcope.ops.compiled.runtime")
     for said in (["compiling kernels, once"], []):
         caplog.clear()
         monkeypatch.setattr(runtime._compiling, "told", False)

@@ -144,3 +144,19 @@ def _check_mask(mask: Tensor, whole: tuple[int, int, int, int]) -> None:
             f"mask {shape(mask)} must be ({b} {j}), or have 4 dimensions that broadcast to "
             f"({b} {h} {i} {j})",
         )
+
+
+# -- memory --------------------------------------------------------------------------------------
+#
+# What is computed in tiles lies as (b n h d), as the layers around attention have it: they take it
+# without a copy.
+
+
+def heads_last(like: Tensor, b: int, h: int, n: int, d: int) -> Tensor:
+    """New memory (b h n d) that lies as (b n h d)."""
+    return like.new_empty(b, n, h, d).transpose(1, 2)
+
+
+def to_heads_last(t: Tensor) -> Tensor:
+    """The same (b h n d), copied where it does not lie as (b n h d)."""
+    return t.transpose(1, 2).contiguous().transpose(1, 2)

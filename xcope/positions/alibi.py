@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.ops.biased.terms import Separable
+from xcope.ops.terms import Separable
 from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
 from xcope.positions.distances import distances, real
 from xcope.positions.registry import register

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference
-from xcope.ops.biased.terms import Terms
+from xcope.ops.terms import Terms
 from xcope.registry import Named, hints, is_a
 
 

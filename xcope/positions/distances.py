@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.terms import ByDistance
+from xcope.ops.terms import ByDistance
 from xcope.positions.base import IndexBias
 
 

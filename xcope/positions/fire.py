@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.ops.biased.terms import Piecewise
+from xcope.ops.terms import Piecewise
 from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
 from xcope.positions.distances import distances, real
 from xcope.positions.registry import register
@@ -93,7 +93,7 @@ def piecewise(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, T
 
     Returns:
         slope (h S), offset (h S) and knots (S − 1), ascending, where S = width + 1; see
-        `xcope.ops.biased.terms.Piecewise`. Hidden units without slope have their knot at infinity.
+        `xcope.ops.terms.Piecewise`. Hidden units without slope have their knot at infinity.
     """
     with torch.no_grad():
         knots, order = torch.where(w1 == 0, torch.inf, -b1 / w1).sort()

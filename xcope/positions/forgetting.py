@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.ops.biased import dense
-from xcope.ops.biased.terms import Separable
+from xcope.ops.terms import Separable
 from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
 

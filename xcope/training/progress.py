@@ -12,7 +12,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-COMPILING = logging.getLogger("xcope.ops.tiling.numba_runtime")
+COMPILING = logging.getLogger("xcope.ops.compiled.runtime")
 """Says that kernels are being compiled, when they are."""
 
 

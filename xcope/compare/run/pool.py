@@ -26,7 +26,7 @@ from xcope.training import RunFolder
 from xcope.training.checkpoint import exists
 from xcope.training.warm import check_start
 
-PRELOADED = ["xcope.compare.run.worker", "xcope.ops.cope.cpu.numba", "xcope.ops.biased.cpu.numba"]
+PRELOADED = ["xcope.compare.run.worker", "xcope.ops.compiled.kernel"]
 """What is slow to import and needed by most runs; those that cannot be imported are left out."""
 
 

@@ -16,11 +16,12 @@ from xcope.ops.biased.gpu.flex import biased_attention_flex, refusal
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.operator import biased_tiled, repair
 from xcope.ops.biased.reference import biased_attention_reference, definition, dense
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.compiled import takes
 from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
-from xcope.ops.inputs import few_queries, require_backend
+from xcope.ops.inputs import exporting, few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, all_finite, noticed
+from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms
 from xcope.ops.transforms import by_definition, differentiable_again
 
 Attention: TypeAlias = Callable[[BiasedInputs], Tensor]
@@ -49,7 +50,7 @@ def biased_attention(
         q: queries, (b h i d); float32, float64, float16 or bfloat16.
         k: keys, (b hk j d), dtype of ``q``.
         v: values, (b hk j dv), dtype of ``q``.
-        bias: one of the forms of `xcope.ops.biased.terms`, whose vectors get gradients, or None.
+        bias: one of the forms of `xcope.ops.terms`, whose vectors get gradients, or None.
             Vectors over keys may be shorter than ``k``: the keys before them have bias 0.
         scale: of the logits, before the bias; ``d ** -0.5`` if None.
         mask: bool, True where a key may be attended: (b j), or 4 dimensions that broadcast to
@@ -61,8 +62,8 @@ def biased_attention(
             not checked, and backend "tiled" waits for them.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n d) memory; "flex" is
             PyTorch's FlexAttention, compiled, for CUDA; "auto" takes "flex" on CUDA where it can,
-            "tiled" elsewhere, and PyTorch's own attention where there is no bias and nothing to
-            mask.
+            "tiled" elsewhere, and PyTorch's own attention where there is no bias, nothing to mask
+            and no compiled kernel.
 
     Under autocast q, k and v are cast as for matrix products. Second derivatives, forward-mode
     ones and the transforms of `torch.func` are answered by "reference" whatever the backend, in its
@@ -83,8 +84,11 @@ def biased_attention(
     if by_definition(*tensors):
         backend = "reference"
     if backend == "auto":
-        # what PyTorch's fast attention does, in O(n d) memory: it aligns no queries
-        plain = bias is None and mask is None and (not causal or q.shape[2] == k.shape[2])
+        # what PyTorch's fast attention does, in O(n d) memory: it aligns no queries. The compiled
+        # kernels are faster; an exported program is to run where they may be missing
+        plain = exporting() or not takes(inputs.q)
+        plain = plain and bias is None and mask is None
+        plain = plain and (not causal or q.shape[2] == k.shape[2])
         plain = plain and q.shape[-1] == v.shape[-1] and 0 not in k.shape
         if plain and cu_seqlens is None:
             return _plain(inputs)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from xcope.ops.biased.terms import Terms, check_bias, replaced
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention
+from xcope.ops.terms import Terms, check_bias, replaced
 
 
 @dataclass(frozen=True, kw_only=True)

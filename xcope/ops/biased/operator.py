@@ -16,8 +16,9 @@ from torch import Tensor
 from xcope.ops.biased.cpu import walk
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference, definition
-from xcope.ops.biased.terms import first_part, like_gradients, unflatten, with_gradient
+from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
+from xcope.ops.terms import first_part, like_gradients, unflatten, with_gradient
 from xcope.ops.transforms import second_gradients
 
 
@@ -28,13 +29,13 @@ def biased_tiled(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out (b h i dv), and for the backward m and 1 / Σ exp, (b h i).
 
-    float32 or float64; form and vectors as of `xcope.ops.biased.terms.flatten`. Rows that meet
+    float32 or float64; form and vectors as of `xcope.ops.terms.flatten`. Rows that meet
     numbers that are not finite have NaN for 1 / Σ exp, see `xcope.ops.nonfinite`.
     """
     bias = unflatten(form, vectors)
     inputs = BiasedInputs(q=q, k=k, v=v, bias=bias, mask=mask, scale=scale, causal=causal)
     waits = q.device.type != "cpu"  # if numbers are looked at
-    if waits or all_finite(q, k, v, *vectors):
+    if waits or all_finite(*vectors):  # whose NaN may be swallowed
         saved = walk.forward(inputs)
         # 1 / Σ exp is 0 in rows that see no key, and where all logits are −∞
         if waits or (
@@ -49,7 +50,7 @@ def biased_tiled(
 @biased_tiled.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows = q.shape[:3]
-    return q.new_empty(*rows, v.shape[-1]), q.new_empty(rows), q.new_empty(rows)
+    return heads_last(q, *rows, v.shape[-1]), q.new_empty(rows), q.new_empty(rows)
 
 
 @torch.library.custom_op(
@@ -72,9 +73,11 @@ def biased_tiled_backward(
     def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
         return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_vectors)
 
-    if q.device.type != "cpu" or all_finite(dout, inverse, q, k, v, *vectors):
+    waits = q.device.type != "cpu"  # if numbers are looked at
+    grads: Tensors = {}
+    if waits or all_finite(inverse, *vectors):
         grads = walk.backward(dout, saved, inputs, of_vectors)
-    else:
+    if not grads or not (waits or all_finite(*grads.values())):
         grads = repair(inputs).backward(dout, saved, tiled)
     return [grads[name] if name in grads else q.new_empty(0) for name in inputs.named()]
 
@@ -85,8 +88,11 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
     form: str, scale: float, causal: bool, of_vectors: bool,
 ) -> list[Tensor]:  # fmt: skip
-    likes = (q, k, v, *like_gradients(form, vectors, of_vectors))
-    return [q.new_empty(0 if t is None else t.shape) for t in likes]
+    vectors = like_gradients(form, vectors, of_vectors)
+    return [
+        *(heads_last(t, *t.shape) for t in (q, k, v)),
+        *(q.new_empty(0 if t is None else t.shape) for t in vectors),
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

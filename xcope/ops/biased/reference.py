@@ -2,7 +2,7 @@
 
     out_i = Σ_j softmax_j(scale · q_i·k_j + b_ij) v_j
 
-where b_ij is one of the forms of `xcope.ops.biased.terms`, and j are the keys that i sees: what it
+where b_ij is one of the forms of `xcope.ops.terms`, and j are the keys that i sees: what it
 does not see need not be finite.
 """
 
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, cast_to, placed
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 from xcope.ops.nonfinite import scores, weighted_sums
+from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms, cast_to, placed
 
 
 def distances(terms: ByDistance | Piecewise) -> Tensor:

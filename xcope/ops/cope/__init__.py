@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.ops.biased.terms import Terms
 from xcope.ops.cope import gpu
 from xcope.ops.cope.cpu.few import cope_attention_few
 from xcope.ops.cope.inputs import MAX_TEMPERATURE, CopeInputs
@@ -18,6 +17,7 @@ from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, noticed
+from xcope.ops.terms import Terms
 from xcope.ops.transforms import by_definition
 
 
@@ -66,7 +66,7 @@ def cope_attention(
             "sep-keys" of the paper, ``v`` for "val-gates".
         head_mix: (h h), mixes the gates' logits across heads before the sigmoid
             (x-transformers' ``cope_talking_heads``); row: the head that receives.
-        bias: of the logits, one of the forms of `xcope.ops.biased.terms`: ALiBi's, say. Gates made
+        bias: of the logits, one of the forms of `xcope.ops.terms`: ALiBi's, say. Gates made
             of the logits are made of the biased ones; those of ``gate_k`` are not biased.
         cu_seqlens: int32 or int64 (m + 1), where each of m documents that are packed in one row
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b

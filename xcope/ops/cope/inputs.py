@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError
-from xcope.ops.biased.terms import Terms, cast_to, check_bias, flatten, replaced, unflatten
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention, number, require_device, shape
+from xcope.ops.terms import Terms, cast_to, check_bias, flatten, replaced, unflatten
 
 # The soft one-hot of the tiles and kernels weighs the two nearest integers only, which is right to
 # float32's precision, e^(−1/τ), up to this temperature.

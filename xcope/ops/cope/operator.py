@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcope.ops.biased.terms import first_part, like_gradients, names, with_gradient
 from xcope.ops.cope.cpu import walk
 from xcope.ops.cope.inputs import DIFFERENTIABLE, SCHEMA, TENSORS, CopeInputs
 from xcope.ops.cope.reference import cope_attention_reference
 from xcope.ops.documents import within_documents
 from xcope.ops.fallback import warn
+from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
+from xcope.ops.terms import first_part, like_gradients, names, with_gradient
 from xcope.ops.transforms import second_gradients
 
 SAVED = 5  # tensors that the forward gives
@@ -44,7 +45,7 @@ def cope(*given: Any) -> tuple[Tensor, ...]:
             from xcope.ops.cope.gpu import launch  # noqa: PLC0415, Triton may be missing
 
             return tuple(launch.forward(inputs))
-        if all_finite(*inputs.named().values()):
+        if all_finite(*_swallowed(inputs)):
             saved = walk.forward(inputs)
             # 1 / Σ exp is 0 in rows that see no key, and where all logits are −∞
             if all_finite(saved.out) and (
@@ -84,9 +85,18 @@ def cope_backward(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Te
 @cope_backward.register_fake
 def _(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
     tensors, vectors, form = given[:VECTORS], *given[VECTORS : VECTORS + 2]
+    backend = given[-2]
     likes = [t if n in DIFFERENTIABLE else None for n, t in zip(TENSORS, tensors, strict=True)]
     likes += like_gradients(form, vectors, given[-1])
-    return [dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in likes]
+    lie = len(TENSORS) * [backend != "triton"] + len(vectors) * [False]
+    return [
+        dout.new_empty(0)
+        if t is None
+        else heads_last(t, *t.shape)
+        if by_token and t.ndim == 4
+        else t.new_empty(t.shape)
+        for t, by_token in zip(likes, lie, strict=True)
+    ]
 
 
 # -- autograd --------------------------------------------------------------------------------------
@@ -141,13 +151,24 @@ def _backward_in_tiles(
 ) -> Tensors:
     """By name."""
     kept = walk.Saved(*saved)
-    if all_finite(dout, kept.inverse, *inputs.named().values()):
-        return walk.backward(dout, kept, inputs, of_bias)
+    if all_finite(kept.inverse, *_swallowed(inputs)):
+        grads = walk.backward(dout, kept, inputs, of_bias)
+        if all_finite(*grads.values()):
+            return grads
 
     def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
         return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
 
     return repair(inputs).backward(dout, kept, tiled)
+
+
+def _swallowed(inputs: CopeInputs) -> list[Tensor]:
+    """Tensors whose NaN a count or a bias may swallow, so that what is computed is finite."""
+    named = inputs.named()
+    if inputs.gate_k is None and inputs.head_mix is None:
+        for name in ("q", "k", "v"):  # gates are made of the logits, which keep it
+            del named[name]
+    return list(named.values())
 
 
 def repair(inputs: CopeInputs) -> Repair:

@@ -1,1 +1,1 @@
-"""What tiled attention shares: tiles, products, the running softmax, numba and its threads."""
+"""What attention in tiles of torch operations shares: tiles, products, the running softmax."""

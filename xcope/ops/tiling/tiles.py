@@ -6,20 +6,17 @@ inside a tile K keys and R = r·(queries of the tile) rows. Tiles of logits are 
 
 from __future__ import annotations
 
-import importlib
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
-SMALLEST = 32  # queries of a unit of work, at least, where many threads share a tile
+QUERIES = 128  # queries in a tile
+KEYS = 512  # keys in a tile, at most
+AREA = 2**18  # logits in a tile, all heads together
 
 
 class Tile(NamedTuple):
@@ -27,7 +24,7 @@ class Tile(NamedTuple):
 
     Query i0 + n sees the tile's keys up to diagonal + n. ``keys`` are the same keys as a slice;
     ``width`` is how many there would be if the diagonal cut none off; ``batch0`` is the tile's
-    first row of the batch. Threads share it in units of work, ``unit`` queries of one head.
+    first row of the batch.
     """
 
     i0: int
@@ -38,7 +35,6 @@ class Tile(NamedTuple):
     width: int
     diagonal: int
     batch0: int
-    unit: int
 
 
 @dataclass
@@ -59,15 +55,6 @@ class BackwardRows:
     D: Tensor  # (u R), Σ dout·out
 
 
-class Sizes(Protocol):
-    """The part of a body that says how large its tiles are and how they lie in memory."""
-
-    QUERIES: int  # queries in a tile
-    AREA: int  # logits in a tile, all heads together
-    KEYS: int  # keys in a tile, at most
-    BY_KEY: bool  # a tile of logits lies in memory key by key, else row by row
-
-
 @dataclass(frozen=True, kw_only=True)
 class Heads:
     """q, k and v sorted by key head, and how they are cut into tiles.
@@ -80,7 +67,6 @@ class Heads:
         scale: of the logits.
         causal: query i sees keys up to its own place.
         heads: h.
-        body: who does the elementwise work, and says how large tiles are.
         batch0: the first row of the batch, where this is a part of it.
         buffers: of the tiles, by name.
     """
@@ -92,7 +78,6 @@ class Heads:
     scale: float
     causal: bool
     heads: int
-    body: Sizes
     batch0: int = 0
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -105,9 +90,9 @@ class Heads:
             Which key heads a part has, of the u; the part.
         """
         r, i, j = self.q.shape[1], self.q.shape[2], self.k.shape[1]
-        hk, sizes = self.heads // r, self.body
-        one = self.heads * min(i, sizes.QUERIES) * min(j, sizes.KEYS)
-        batch, size = len(self.q) // hk, max(1, sizes.AREA // max(1, one))
+        hk = self.heads // r
+        one = self.heads * min(i, QUERIES) * min(j, KEYS)
+        batch, size = len(self.q) // hk, max(1, AREA // max(1, one))
         for first in range(0, batch, size):
             key_heads = slice(first * hk, (first + size) * hk)
             cut: dict[str, Any] = {"batch0": first}
@@ -123,26 +108,21 @@ class Heads:
         Yields:
             i0 and i1; the tiles of these queries, from the first keys to the diagonal.
         """
-        (u, r, i, _), j, sizes = self.q.shape, self.k.shape[1], self.body
-        width = sizes.AREA // max(1, u * r * min(i, sizes.QUERIES)) // 64 * 64
-        width = min(max(width, 64), sizes.KEYS)
-        for i0 in range(0, i, sizes.QUERIES):
-            i1 = min(i, i0 + sizes.QUERIES)
+        (u, r, i, _), j = self.q.shape, self.k.shape[1]
+        width = AREA // max(1, u * r * min(i, QUERIES)) // 64 * 64
+        width = min(max(width, 64), KEYS)
+        for i0 in range(0, i, QUERIES):
+            i1 = min(i, i0 + QUERIES)
             seen, place = (max(0, j - i + i1), j - i + i0) if self.causal else (j, j)
-            share = -(-u * r * (i1 - i0) // torch.get_num_threads())
-            unit, tiles = min(i1 - i0, max(SMALLEST, share)), []
+            tiles = []
             for j0 in range(0, seen, width):
                 j1, uncut = min(seen, j0 + width), min(j, j0 + width) - j0
-                tiles.append(
-                    Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0, unit)
-                )
+                tiles.append(Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0))
             yield i0, i1, tiles
 
     def product(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """x yᵀ for each key head, (u K R) from (u K d) and (u R d), in the buffer of this name."""
         u, K, R = len(x), x.shape[1], y.shape[1]
-        if self.body.BY_KEY:
-            return torch.bmm(x, y.mT, out=self.buffer(name, u, K, R))
         return torch.bmm(y, x.mT, out=self.buffer(name, u, R, K)).mT
 
     def buffer(self, name: str, *shape: int) -> Tensor:
@@ -226,15 +206,3 @@ def finish(rows: ForwardRows) -> Tensor:
     inverse = rows.total.reciprocal_().masked_fill_(none, 0.0)
     rows.out.mul_(inverse[..., None])
     return inverse
-
-
-# -- whether there are compiled bodies -----------------------------------------------------------
-
-
-def compiled_or_none(module: str, what: str) -> ModuleType | None:
-    """A body compiled by numba, or None where it cannot be had; says so."""
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        log.info("%s runs without compiled tiles, several times slower: %s", what, error)
-        return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xcope.ops.biased.reference import curve, dense, distances, of_heads
-from xcope.ops.biased.terms import (
+from xcope.ops.terms import (
     WITHOUT_GRADIENT,
     ByDistance,
     Piecewise,
@@ -19,11 +19,6 @@ from xcope.ops.biased.terms import (
 )
 from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import BackwardRows, ForwardRows, Heads, Tile
-
-QUERIES = 128
-KEYS = 512
-AREA = 2**18
-BY_KEY = False
 
 
 class Bias:
@@ -101,7 +96,7 @@ def _scatter(x: Tensor, index: Tensor, sums: Tensor) -> None:
 
 
 def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Bias) -> None:
-    """See `xcope.ops.biased.cpu.walk.Body`."""
+    """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m."""
     bias.add(heads.by_head(s), tile)
     s = s.mT
     hide(s, tile)
@@ -111,13 +106,10 @@ def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Bias) 
 def backward(
     s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, heads: Heads, bias: Bias
 ) -> None:
-    """See `xcope.ops.biased.cpu.walk.Body`."""
+    """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, and gather the gradient of b."""
     bias.add(heads.by_head(s), tile)
     prob = s.mT
     hide(prob, tile)
     prob.sub_(rows.m[..., None]).exp_().mul_(rows.inverse[..., None])
     dp.mT.sub_(rows.D[..., None]).mul_(prob)
     bias.accumulate(heads.by_head(dp), tile)
-
-
-__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Bias", "backward", "forward"]

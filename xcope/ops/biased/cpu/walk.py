@@ -9,62 +9,37 @@ Backward, with D = Σ dout·out and prob_ij = exp(y_ij − m) / Σ:
     ds_ij = prob_ij (dout_i·v_j − D_i)             of the biased logit, so of b_ij, too
     dq += scale ds k,  dk += scale dsᵀ q,  dv += probᵀ dout
 
-No pass keeps anything larger than a tile. What is elementwise is the *body*'s work (`Body`):
-`xcope.ops.biased.cpu.eager` or `xcope.ops.biased.cpu.numba`.
+No pass keeps anything larger than a tile. What is elementwise is in `xcope.ops.biased.cpu.eager`.
+float32 on CPUs is computed by `xcope.ops.compiled`, which takes the same steps.
 
 Shape notation: (b h i d) of the call, and as in `xcope.ops.tiling.tiles`.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from xcope.ops.biased.cpu import eager
+from xcope.ops.biased.cpu.eager import Bias
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.terms import Terms
+from xcope.ops.compiled import call_for
+from xcope.ops.inputs import to_heads_last
 from xcope.ops.tiling.tiles import (
     BackwardRows,
     ForwardRows,
     Heads,
     KeySums,
-    Sizes,
     Tile,
-    compiled_or_none,
     finish,
     rows_of,
     sorted_by_key_head,
 )
 
-
-class Bias(Protocol):
-    """A bias as a body reads it, see `xcope.ops.biased.cpu.eager.Bias`."""
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradients of the vectors, by name; empty if they were not gathered."""
-
-
-class Body(Sizes, Protocol):
-    """The elementwise work of a tile."""
-
-    @staticmethod
-    def Bias(  # noqa: N802
-        terms: Terms | None, size: tuple[int, int, int, int], differentiated: bool = False
-    ) -> Bias:
-        """The terms as the functions below read them."""
-
-    @staticmethod
-    def forward(s: Tensor, rows: ForwardRows, tile: Tile, heads: Heads, bias: Any) -> None:
-        """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m."""
-
-    @staticmethod
-    def backward(
-        s: Tensor, dp: Tensor, rows: BackwardRows, tile: Tile, heads: Heads, bias: Any
-    ) -> None:
-        """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, and gather the gradient of b."""
+if TYPE_CHECKING:
+    from xcope.ops.compiled.call import Call
 
 
 class Saved(NamedTuple):
@@ -75,41 +50,42 @@ class Saved(NamedTuple):
     inverse: Tensor  # (b h i), 1 / Σ exp(y − m); 0 in rows that see no key
 
 
-def body_for(dtype: torch.dtype, device: torch.device) -> Body:
-    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return compiled_body() or cast(Body, eager)
-    return cast(Body, eager)
-
-
-@cache
-def compiled_body() -> Body | None:
-    """The body compiled by numba, or None where it cannot be had; says so once."""
-    what = "attention with an index bias"
-    return cast(Body | None, compiled_or_none("xcope.ops.biased.cpu.numba", what))
+def compiled(inputs: BiasedInputs, of_bias: bool = False) -> Call | None:
+    """The same attention compiled, where that can be had."""
+    call = call_for(inputs.q)
+    return call and call(
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        scale=inputs.scale,
+        causal=inputs.causal,
+        mask=inputs.mask,
+        bias=inputs.bias,
+        of_bias=of_bias,
+    )
 
 
 def forward(inputs: BiasedInputs) -> Saved:
     """All tiles of queries; inputs are float32 or float64, finite, their mask has 4 dimensions."""
+    call = compiled(inputs)
+    if call:
+        return Saved(*call.forward()[:3])
     (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
-    body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
-    bias = body.Bias(inputs.bias, (b, h, i, j))
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h)
+    bias = Bias(inputs.bias, (b, h, i, j))
     saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
     for units, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
-            of_rows = _forward_rows(part, body, bias, i0, i1, tiles)
+            of_rows = _forward_rows(part, bias, i0, i1, tiles)
             for whole, value in zip(saved, of_rows, strict=True):
                 place = whole.view(*q.shape[:3], *whole.shape[3:])[units, :, i0:i1]
                 place.copy_(value.view(place.shape))
-    return saved
+    return saved._replace(out=to_heads_last(saved.out))
 
 
-def _forward_rows(
-    heads: Heads, body: Body, bias: Bias, i0: int, i1: int, tiles: list[Tile]
-) -> Saved:
+def _forward_rows(heads: Heads, bias: Bias, i0: int, i1: int, tiles: list[Tile]) -> Saved:
     """One tile of queries against all the keys it sees, from the diagonal to the start; (u R …)."""
     q = rows_of(heads.q, i0, i1).mul_(heads.scale)
     rows = ForwardRows(
@@ -121,7 +97,7 @@ def _forward_rows(
         s = heads.product("s", heads.k[:, tile.keys], q)
         if heads.hidden is not None:
             heads.mask(tile, s)
-        body.forward(s, rows, tile, heads, bias)
+        eager.forward(s, rows, tile, heads, bias)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     inverse = finish(rows)
     return Saved(rows.out, rows.m, inverse)
@@ -129,29 +105,33 @@ def _forward_rows(
 
 def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) -> dict[str, Tensor]:
     """Gradients by name; those of the bias' vectors only ``of_bias``."""
+    call = compiled(inputs, of_bias)
+    if call:
+        return call.backward(dout, *saved)
     (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
-    body = body_for(inputs.q.dtype, inputs.q.device)
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h, body=body)
-    bias = body.Bias(inputs.bias, (b, h, i, j), of_bias)
-    kept = [t.view(*q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h)
+    bias = Bias(inputs.bias, (b, h, i, j), of_bias)
+    kept = [t.contiguous().view(*q.shape[:3], *t.shape[3:]) for t in (dout, *saved)]
     grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
     for units, part in heads.parts():
         dk, dv = KeySums(part), KeySums(part)
         dout, *its = (t[units] for t in kept)
         for i0, i1, tiles in part.query_tiles():
-            dq = _backward_rows(part, body, bias, dout, Saved(*its), dk, dv, i0, i1, tiles)
+            dq = _backward_rows(part, bias, dout, Saved(*its), dk, dv, i0, i1, tiles)
             place = grads["q"][units, :, i0:i1]
             place.copy_(dq.view(place.shape))
         dk.move_to(grads["k"][units])
         dv.move_to(grads["v"][units])
-    found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+    found = {
+        name: to_heads_last(grad.view(getattr(inputs, name).shape)) for name, grad in grads.items()
+    }
     return found | bias.gradients()
 
 
 def _backward_rows(
-    heads: Heads, body: Body, bias: Bias, dout: Tensor, saved: Saved, dk: KeySums, dv: KeySums,
+    heads: Heads, bias: Bias, dout: Tensor, saved: Saved, dk: KeySums, dv: KeySums,
     i0: int, i1: int, tiles: list[Tile],
 ) -> Tensor:  # fmt: skip
     """One tile of queries against all the keys it sees, from the start to the diagonal.
@@ -177,7 +157,7 @@ def _backward_rows(
         s, dp = heads.product("s", k, q), heads.product("dp", v, dout)
         if heads.hidden is not None:
             heads.mask(tile, s)
-        body.backward(s, dp, rows, tile, heads, bias)
+        eager.backward(s, dp, rows, tile, heads, bias)
         dv.add(tile, s, dout)
         dk.add(tile, dp, q)
         dq.baddbmm_(dp.mT, k)

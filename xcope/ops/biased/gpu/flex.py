@@ -27,9 +27,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from xcope.ops.biased.gpu.flex_tiles import Options, block_mask, options
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import definition
-from xcope.ops.biased.terms import ByDistance, Piecewise, Separable, Terms, named, placed
 from xcope.ops.fallback import capability, first_reason
 from xcope.ops.inputs import differentiated, require
+from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms, named, placed
 from xcope.ops.transforms import differentiable_again
 
 Vectors = dict[str, Tensor]

@@ -170,7 +170,7 @@ def options(dtype: torch.dtype, dim: int, bare: bool, heavy: bool, gpu: tuple[in
         dtype: of queries.
         dim: of a head, of keys or values, whichever is more.
         bare: no bias and no mask are looked up.
-        heavy: the bias is `xcope.ops.biased.terms.Piecewise`.
+        heavy: the bias is `xcope.ops.terms.Piecewise`.
         gpu: its compute capability.
     """
     # its kernels for a few queries are of no use to training, and would be compiled too

@@ -12,11 +12,6 @@ from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
 from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import Tile
 
-QUERIES = 128  # queries in a tile
-KEYS = 512  # keys in a tile, at most
-AREA = 2**18  # logits in a tile, all heads together
-BY_KEY = False
-
 
 class Interpolation:
     """b = (1 − u) L[f] + u L[f + 1] at positions p, and its derivatives.
@@ -50,6 +45,10 @@ class Interpolation:
 
 
 def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
+    """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m.
+
+    ``a`` is what gates are made of: ``s`` itself or its like.
+    """
     s, a = s.mT, a.mT
     hide(s, tile)
     last = rows.last
@@ -72,6 +71,10 @@ def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: floa
 def backward(
     s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
 ) -> None:
+    """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, ``a`` into da and move the rows on.
+
+    Where ``a`` is ``s``, ds + da is left in ``dp``.
+    """
     own_gates = a.data_ptr() != s.data_ptr()
     s, dp, a = s.mT, dp.mT, a.mT
     hide(s, tile)
@@ -101,6 +104,3 @@ def backward(
         a.copy_(da)
     else:
         ds += da
-
-
-__all__ = ["AREA", "BY_KEY", "KEYS", "QUERIES", "Interpolation", "backward", "forward"]

@@ -6,13 +6,13 @@ Shape notation as in `xcope.ops.tiling.tiles`, and p = max_pos.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
 from xcope.ops.biased.cpu.eager import Bias
 from xcope.ops.tiling import tiles
-from xcope.ops.tiling.tiles import Heads, Sizes, Tile
+from xcope.ops.tiling.tiles import Heads
 
 
 @dataclass
@@ -37,29 +37,11 @@ class BackwardRows(tiles.BackwardRows):
     start: Tensor  # (u R), int32
 
 
-class Body(Sizes, Protocol):
-    """The elementwise work of a tile. ``a`` is what gates are made of: ``s`` itself or its like."""
-
-    @staticmethod
-    def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
-        """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m."""
-
-    @staticmethod
-    def backward(
-        s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
-    ) -> None:
-        """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, ``a`` into da and move the rows on.
-
-        Where ``a`` is ``s``, ds + da is left in ``dp``.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class CopeHeads(Heads):
     """The tensors of CoPE attention sorted by key head, and its options.
 
     Args:
-        body: who does the elementwise work.
         e: the table (p+… d), or one per head (h p+… d), with rows of zeros at the end.
         max_pos: p.
         gate_k: (u j d), or None.
@@ -68,7 +50,6 @@ class CopeHeads(Heads):
         bias: of the logits, or None.
     """
 
-    body: Body
     e: Tensor
     max_pos: int
     gate_k: Tensor | None

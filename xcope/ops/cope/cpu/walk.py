@@ -16,7 +16,8 @@ D = Σ dout·out and ds_ij = prob_ij (dout_i·v_j − D_i), the gradient of the 
     dq += scale (ds + da) k,  dk += scale (ds + da)ᵀ q,  dv += probᵀ dout
 
 Each pass sees a tile once and nothing larger than a tile is kept: memory O(n (d + P)). What is
-elementwise is the *body*'s work (`Body`): `xcope.ops.cope.cpu.eager` or `xcope.ops.cope.cpu.numba`.
+elementwise is in `xcope.ops.cope.cpu.eager`. float32 on CPUs is computed by `xcope.ops.compiled`,
+which takes the same steps.
 
 A bias of the logits is added to a tile before its gates are made, in torch operations. Numbers are
 float32 or float64, all of them finite; documents are run one by one, elsewhere.
@@ -24,26 +25,30 @@ float32 or float64, all of them finite; documents are run one by one, elsewhere.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.biased.cpu.eager import Bias
+from xcope.ops.compiled import call_for
 from xcope.ops.cope.cpu import eager
-from xcope.ops.cope.cpu.tiles import BackwardRows, Body, CopeHeads, ForwardRows
+from xcope.ops.cope.cpu.tiles import BackwardRows, CopeHeads, ForwardRows
 from xcope.ops.cope.inputs import CopeInputs
+from xcope.ops.inputs import heads_last, to_heads_last
 from xcope.ops.tiling.tiles import (
     KeySums,
     Tile,
-    compiled_or_none,
     finish,
     rows_of,
     sorted_by_key_head,
 )
 
+if TYPE_CHECKING:
+    from xcope.ops.compiled.call import Call
+
+HEADS = ("q", "k", "v", "gate_k")
 SPARE = 33  # rows of zeros that a table may be read beyond its end, see `_table_logits`
 
 
@@ -65,17 +70,23 @@ class Saved(NamedTuple):
     start: Tensor
 
 
-def body_for(dtype: torch.dtype, device: torch.device) -> Body:
-    """The fastest body there is: compiled for float32 on CPUs that numba knows, else eager."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return compiled_body() or cast(Body, eager)
-    return cast(Body, eager)
-
-
-@cache
-def compiled_body() -> Body | None:
-    """The body compiled by numba, or None where it cannot be had; says so once."""
-    return cast(Body | None, compiled_or_none("xcope.ops.cope.cpu.numba", "CoPE"))
+def compiled(inputs: CopeInputs, of_bias: bool = False) -> Call | None:
+    """The same attention compiled, where that can be had."""
+    call = call_for(inputs.q)
+    return call and call(
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        scale=inputs.scale,
+        causal=inputs.causal,
+        mask=inputs.mask,
+        bias=inputs.bias,
+        of_bias=of_bias,
+        table=inputs.pos_emb,
+        gate_k=inputs.gate_k,
+        head_mix=inputs.head_mix,
+        sharpness=inputs.sharpness,
+    )
 
 
 def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
@@ -92,7 +103,6 @@ def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
         scale=inputs.scale,
         causal=inputs.causal,
         heads=inputs.q.shape[1],
-        body=body_for(q.dtype, q.device),
         e=F.pad(inputs.pos_emb, (0, 0, 0, SPARE)),
         max_pos=inputs.pos_emb.shape[-2],
         gate_k=None if gate_k is None else gate_k.contiguous().flatten(0, 1),
@@ -106,7 +116,7 @@ def empty(inputs: CopeInputs) -> Saved:
     """Memory for what `forward` gives."""
     q, rows = inputs.q, inputs.q.shape[:3]
     return Saved(
-        out=q.new_empty(*rows, inputs.v.shape[-1]),
+        out=heads_last(q, *rows, inputs.v.shape[-1]),
         m=q.new_empty(rows),
         inverse=q.new_empty(rows),
         counted=q.new_empty(rows, dtype=torch.float64),
@@ -116,13 +126,17 @@ def empty(inputs: CopeInputs) -> Saved:
 
 def forward(inputs: CopeInputs) -> Saved:
     """Attention, and what the backward needs of it."""
+    call = compiled(inputs)
+    if call:
+        return Saved(*call.forward())
     heads, saved = sorted_heads(inputs), empty(inputs)
+    saved = saved._replace(out=saved.out.contiguous())
     for key_heads, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
             for whole, value in zip(saved, _forward_rows(part, i0, i1, tiles), strict=True):
                 place = whole.view(*heads.q.shape[:3], *whole.shape[3:])[key_heads, :, i0:i1]
                 place.copy_(value.view(place.shape))
-    return saved
+    return saved._replace(out=to_heads_last(saved.out))
 
 
 def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Saved:
@@ -143,7 +157,7 @@ def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Save
         s, _, a = _logits(heads, q, tile)
         if heads.hidden is not None:
             heads.mask(tile, s, a)
-        heads.body.forward(s, a, rows, tile, heads.sharpness)
+        eager.forward(s, a, rows, tile, heads.sharpness)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     inverse = finish(rows)
     return Saved(rows.out, rows.m, inverse, rows.count, rows.start.clamp_(min=0))
@@ -153,8 +167,11 @@ def backward(
     dout: Tensor, saved: Saved, inputs: CopeInputs, of_bias: bool = False
 ) -> dict[str, Tensor]:
     """Gradients by name; those of the bias' vectors only ``of_bias``."""
+    call = compiled(inputs, of_bias)
+    if call:
+        return call.backward(dout, *saved)
     heads = sorted_heads(inputs, of_bias)
-    kept = [t.view(*heads.q.shape[:3], *t.shape[3:]) for t in (dout.contiguous(), *saved)]
+    kept = [t.contiguous().view(*heads.q.shape[:3], *t.shape[3:]) for t in (dout, *saved)]
     grads = {"q": torch.empty_like(heads.q), "pos_emb": torch.zeros_like(heads.e)}
     for name, t in (("k", heads.k), ("v", heads.v), ("gate_k", heads.gate_k)):
         if t is not None:
@@ -173,6 +190,7 @@ def backward(
             of_keys.move_to(grads[name][key_heads])
     grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
     found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+    found |= {name: to_heads_last(found[name]) for name in HEADS if name in found}
     return found if heads.bias is None else found | heads.bias.gradients()
 
 
@@ -213,7 +231,7 @@ def _backward_rows(
         if heads.hidden is not None:
             heads.mask(tile, s, a)
         dp = heads.product("dp", heads.v[:, tile.keys], dout)
-        heads.body.backward(s, dp, a, rows, tile, heads.sharpness)
+        eager.backward(s, dp, a, rows, tile, heads.sharpness)
         sums["v"].add(tile, s, dout)
         if a is not s:
             if heads.head_mix is not None:

@@ -5,8 +5,10 @@ Importing this module fails where numba or torch's OpenMP runtime is missing.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
@@ -16,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, event
 
-from xcope.ops.tiling import threads
+from xcope.ops.compiled import threads
 
 log = logging.getLogger(__name__)
 Array = Any  # a numba array; of float32 unless said otherwise
@@ -25,7 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 f32, i32 = np.float32, np.int32
 
 # Everything but the assumption that there are no infinities and NaNs: masked logits are −∞.
-_OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+FAST = {"contract", "nsz", "arcp"}
+_OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
 
 
 class _Compiling(event.Listener):  # type: ignore[misc]
@@ -47,8 +50,15 @@ _compiling = _Compiling()
 event.register("numba:run_pass", _compiling)
 
 
+# numba takes compiled code from its cache if the function's own file has not changed, whatever
+# became of the functions that it calls: so their files are in its name
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+_STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
+
+
 def _cached(decorator: Callable[..., Any], function: F, **options: Any) -> Any:
     """Compiles with a cache on disk, where the disk can be written."""
+    function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
     try:
         return decorator(cache=True, **(_OPTIONS | options))(function)
     except RuntimeError:
@@ -124,6 +134,11 @@ def doubles(address: int, shape: Any) -> Array:
 @compiled
 def integers(address: int, shape: Any) -> Array:
     return numba.carray(pointer(address), shape, dtype=np.int32)
+
+
+@compiled
+def booleans(address: int, shape: Any) -> Array:
+    return numba.carray(pointer(address), shape, dtype=np.bool_)
 
 
 # -- arithmetic ----------------------------------------------------------------------------------

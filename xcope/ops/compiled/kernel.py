@@ -1,0 +1,486 @@
+"""Attention compiled: all of a call's rows in one go, forward or backward, on torch's threads.
+
+Memory O(n (d + p)), and the steps of the walks over tiles (`xcope.ops.biased.cpu.walk`,
+`xcope.ops.cope.cpu.walk`): keys are met block by block, from the last one backwards, with a running
+softmax; the backward goes the other way round. But here a tile is so small (`LANES` queries, `KEYS`
+keys) that it stays in the nearest cache, between its products too, which `xcope.ops.compiled.simd`
+makes. float32, finite numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xcope.ops.compiled import counts, forms
+from xcope.ops.compiled.frames import (
+    FLOOR,
+    FRACTION,
+    INVERSE,
+    KEYS,
+    LOW,
+    START,
+    TOP,
+    TOTAL,
+    VECTORS,
+    D,
+    Frame,
+    M,
+    Place,
+    call_at,
+    frame_at,
+    line,
+    numbers,
+    place_of,
+    read_line,
+    read_rows,
+    row_address,
+    vectors_of,
+    write_line,
+)
+from xcope.ops.compiled.runtime import (
+    Array,
+    all_threads,
+    booleans,
+    compiled,
+    doubles,
+    f32,
+    floats,
+    i32,
+    integers,
+    kernel,
+    this_thread,
+)
+from xcope.ops.compiled.simd import (
+    LANES,
+    LINE,
+    any_of,
+    exp,
+    lane_numbers,
+    load,
+    multiply,
+    spread,
+    store,
+    total,
+    where,
+)
+
+HEADROOM = f32(30.0)  # how far above m a biased logit may be before m is moved
+
+
+@compiled
+def mine(tasks: int) -> Any:
+    """The tasks of this thread."""
+    return range(
+        tasks * this_thread() // all_threads(), tasks * (this_thread() + 1) // all_threads()
+    )
+
+
+@compiled
+def row(
+    address: int, of_batch: int, of_head: int, of_token: int, batch: int, head: int, token: int
+) -> int:
+    return address + batch * of_batch + head * of_head + token * of_token
+
+
+# -- one block -----------------------------------------------------------------------------------
+
+
+@compiled
+def logits(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+    """Of the block: scaled and biased, and those of gates that have keys of their own."""
+    k = row(call.k, call.k_b, call.k_h, call.k_n, place.batch, place.key_head, first)
+    multiply(
+        frame.s, LINE, k, call.k_n, 4, frame.q_beside, LINE, keys, LANES, call.d, False
+    )  # fmt: skip
+    forms.add(call, place, frame, first, keys)
+    if call.gate_k:
+        k = row(
+            call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
+            first,
+        )  # fmt: skip
+        multiply(
+            frame.a, LINE, k, call.gate_k_n, 4, frame.q_beside, LINE, keys, LANES, call.d, False
+        )  # fmt: skip
+        scaled(frame.a, f32(call.scale), keys)
+
+
+@compiled
+def scaled(lines: int, scale: Any, keys: int) -> None:
+    for t in range(keys):
+        store(lines + LINE * t, load(lines + LINE * t) * scale)
+
+
+@compiled
+def mix_heads(call: Any, scratch: int, keys: int) -> None:
+    """Gates' logits ``a`` of each head, of those of all heads."""
+    mix = floats(call.mix, (call.h, call.h))
+    for head in range(call.h):
+        frame = frame_at(call, scratch, head)
+        source = frame.a if call.gate_k else frame.s
+        for t in range(keys):
+            store(frame.raw + LINE * t, load(source + LINE * t))
+    for g in range(call.h):
+        a = frame_at(call, scratch, g).a
+        for t in range(keys):
+            x = spread(f32(0))
+            for head in range(call.h):
+                x = x + load(frame_at(call, scratch, head).raw + LINE * t) * mix[g, head]
+            store(a + LINE * t, x)
+
+
+@compiled
+def unmix_heads(call: Any, scratch: int, keys: int, dmix: Array) -> None:
+    """Gradients of ``a`` before heads were mixed, and of the mixing."""
+    mix = floats(call.mix, (call.h, call.h))
+    for g in range(call.h):
+        da = frame_at(call, scratch, g).a
+        for head in range(call.h):
+            raw, x = frame_at(call, scratch, head).raw, spread(f32(0))
+            for t in range(keys):
+                x = x + load(da + LINE * t) * load(raw + LINE * t)
+            dmix[g, head] += total(x)
+    for head in range(call.h):
+        out = frame_at(call, scratch, head).raw
+        for t in range(keys):
+            x = spread(f32(0))
+            for g in range(call.h):
+                x = x + load(frame_at(call, scratch, g).a + LINE * t) * mix[g, head]
+            store(out + LINE * t, x)
+    for head in range(call.h):
+        frame = frame_at(call, scratch, head)
+        for t in range(keys):
+            x = load(frame.raw + LINE * t)
+            if call.gate_k:
+                store(frame.a + LINE * t, x)
+            else:
+                store(frame.ds + LINE * t, load(frame.ds + LINE * t) + x)
+
+
+@compiled
+def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
+    """Set −∞ where a key may not be attended."""
+    infinity = spread(f32(-np.inf))
+    if call.causal:
+        ahead = place.query + call.j - call.i  # the last key that the first lane sees
+        for t in range(max(0, ahead + 1 - first), keys):
+            seen = lane_numbers() >= i32(first + t - ahead)
+            store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
+    if call.mask:
+        mask = call.mask + place.batch * call.mask_b + place.head * call.mask_h
+        for t in range(keys):
+            key = mask + (first + t) * call.mask_j
+            if call.mask_i == 0:
+                if not booleans(key, (1,))[0]:
+                    store(lines + LINE * t, infinity)
+                continue
+            lanes = floats(lines + LINE * t, (LANES,))
+            for r in range(LANES):
+                if not booleans(key + max(0, place.query + r) * call.mask_i, (1,))[0]:
+                    lanes[r] = f32(-np.inf)
+
+
+# -- forward -------------------------------------------------------------------------------------
+
+
+@compiled
+def enter_forward(call: Any, place: Place, frame: Frame) -> None:
+    q = row(call.q, call.q_b, call.q_h, call.q_n, place.batch, place.head, max(0, place.query))
+    read_rows(q, call.q_n, max(0, -place.query), call.d, frame.q, frame.q_beside)
+    store(line(frame, M), spread(f32(-np.inf)))
+    store(line(frame, TOTAL), spread(f32(0)))
+    for column in range(0, LINE * call.dv, LINE):
+        store(frame.sums + column, spread(f32(0)))
+    forms.enter(call, place, frame)
+    if call.table:
+        counts.enter_forward(call, place, frame)
+
+
+@compiled
+def attend(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+    """Bias the block's logits, take their softmax and add the values that they weigh."""
+    hide(call, place, frame.s, first, keys)
+    if frame.a != frame.s:
+        hide(call, place, frame.a, first, keys)
+    constant = spread(f32(0))
+    if call.table and not counts.saturated(call, frame, first + keys):
+        top = counts.forward(call, place, frame, keys)
+    else:
+        if call.table:
+            constant = load(line(frame, LOW))
+        top = spread(f32(-np.inf))
+        for t in range(keys):
+            x = load(frame.s + LINE * t)
+            top = where(x > top, x, top)
+        top = top + constant
+    m = load(line(frame, M))
+    if any_of(top > m + HEADROOM):
+        m = moved(call, frame, m, top)
+    sums, infinity = load(line(frame, TOTAL)), spread(f32(-np.inf))
+    # rows that have seen no key yet have no m
+    shift = constant - where(m > infinity, m, spread(f32(0)))
+    for t in range(keys):
+        x = exp(load(frame.s + LINE * t) + shift)
+        store(frame.s + LINE * t, x)
+        sums = sums + x
+    store(line(frame, TOTAL), sums)
+    v = row(call.v, call.v_b, call.v_h, call.v_n, place.batch, place.key_head, first)
+    multiply(
+        frame.sums, 4 * call.dv, frame.s, 4, LINE, v, call.v_n, LANES, call.dv, keys, True
+    )  # fmt: skip
+
+
+@compiled
+def moved(call: Any, frame: Frame, m: Any, top: Any) -> Any:
+    """m raised, and what was summed up with the old one rescaled."""
+    higher = where(top > m, top, m)
+    # where both are −∞ nothing has been summed up
+    keep = where(higher > m, exp(m - higher), spread(f32(1)))
+    store(line(frame, M), higher)
+    store(line(frame, TOP), keep)
+    store(line(frame, TOTAL), load(line(frame, TOTAL)) * keep)
+    lanes = floats(line(frame, TOP), (LANES,))
+    for r in range(LANES):
+        scaled(frame.sums + 4 * call.dv * r, lanes[r], call.dv // LANES)
+    return higher
+
+
+@compiled
+def leave_forward(call: Any, place: Place, frame: Frame) -> None:
+    before, zero = -place.query, spread(f32(0))
+    sums, m = load(line(frame, TOTAL)), load(line(frame, M))
+    seen = sums > zero
+    store(line(frame, INVERSE), where(seen, f32(1) / sums, zero))
+    store(line(frame, M), where(seen, m, zero))
+    write_line(line(frame, INVERSE), before, row_address(call.inverse, call, place))
+    write_line(line(frame, M), before, row_address(call.m, call, place))
+    inverse = floats(line(frame, INVERSE), (LANES,))
+    for r in range(max(0, before), LANES):
+        out = row(
+            call.out, call.out_b, call.out_h, call.out_n, place.batch, place.head, place.query + r
+        )  # fmt: skip
+        for column in range(0, 4 * call.dv, LINE):
+            store(out + column, load(frame.sums + 4 * call.dv * r + column) * inverse[r])
+    if call.table:
+        which = (place.batch * call.h + place.head) * call.i + place.query
+        counted = doubles(call.counted + 8 * which, (LANES,))
+        start = integers(call.start + 4 * which, (LANES,))
+        f = integers(line(frame, FLOOR), (LANES,))
+        w = integers(line(frame, FRACTION), (LANES,))
+        for r in range(max(0, before), LANES):
+            counted[r] = np.float64(f[r]) + np.float64(w[r]) / counts.ONE
+            start[r] = max(i32(0), numbers(frame)[START])
+
+
+@compiled
+def forward_task(call: Any, task: int, scratch: int) -> None:
+    each = 1 if call.mix else max(1, VECTORS // call.heads)
+    vectors = vectors_of(call)
+    for begin in range(task % call.chunks * each, vectors, each * call.chunks):
+        some = min(each, vectors - begin)
+        rows = some * call.heads
+        for n in range(rows):
+            enter_forward(
+                call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
+            )
+        end = place_of(call, task, begin + some - 1, 0).seen
+        while end > 0:
+            first = max(0, end - KEYS)
+            for n in range(rows):
+                place = place_of(call, task, begin + n % some, n // some)
+                keys = min(end, place.seen) - first
+                if keys > 0:
+                    frame = frame_at(call, scratch, n)
+                    logits(call, place, frame, first, keys)
+                    if not call.mix:
+                        attend(call, place, frame, first, keys)
+            if call.mix:
+                mix_heads(call, scratch, end - first)
+                for n in range(rows):
+                    place = place_of(call, task, begin, n)
+                    attend(call, place, frame_at(call, scratch, n), first, end - first)
+            end = first
+        for n in range(rows):
+            leave_forward(
+                call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
+            )
+
+
+# -- backward ------------------------------------------------------------------------------------
+
+
+@compiled
+def enter_backward(call: Any, place: Place, frame: Frame) -> None:
+    before, token = max(0, -place.query), max(0, place.query)
+    q = row(call.q, call.q_b, call.q_h, call.q_n, place.batch, place.head, token)
+    read_rows(q, call.q_n, before, call.d, frame.q, frame.q_beside)
+    out = row(call.out, call.out_b, call.out_h, call.out_n, place.batch, place.head, token)
+    read_rows(out, call.out_n, before, call.dv, frame.dout, frame.sums)
+    dout = row(call.dout, call.dout_b, call.dout_h, call.dout_n, place.batch, place.head, token)
+    read_rows(dout, call.dout_n, before, call.dv, frame.dout, frame.dout_beside)
+    # summed in the order of v dout: where a row attends to one key, its ds are exactly 0
+    d = spread(f32(0))
+    for column in range(0, LINE * call.dv, LINE):
+        d = d + load(frame.sums + column) * load(frame.dout_beside + column)
+    store(line(frame, D), d)
+    read_line(row_address(call.m, call, place), before, line(frame, M))
+    read_line(row_address(call.inverse, call, place), before, line(frame, INVERSE))
+    # lanes before query 0 have no weights, and no large numbers either
+    floats(line(frame, INVERSE), (LANES,))[:before] = f32(0)
+    floats(line(frame, M), (LANES,))[:before] = f32(np.inf)
+    for column in range(0, LINE * call.d, LINE):
+        store(frame.sums + column, spread(f32(0)))
+    forms.enter(call, place, frame)
+    if call.table:
+        which = (place.batch * call.h + place.head) * call.i + place.query
+        counted = doubles(call.counted + 8 * which, (LANES,))
+        f = integers(line(frame, FLOOR), (LANES,))
+        w = integers(line(frame, FRACTION), (LANES,))
+        for r in range(LANES):
+            count = counted[max(r, before)]
+            f[r] = i32(np.floor(count))
+            w[r] = i32((count - np.floor(count)) * counts.ONE)
+        numbers(frame)[START] = integers(call.start + 4 * which, (LANES,))[LANES - 1]
+        counts.enter_backward(call, place, frame)
+
+
+@compiled
+def differentiate(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+    """Turn the block's logits into prob and their gradients ``ds`` (and the gates', ``a``)."""
+    v = row(call.v, call.v_b, call.v_h, call.v_n, place.batch, place.key_head, first)
+    multiply(
+        frame.ds, LINE, v, call.v_n, 4, frame.dout_beside, LINE, keys, LANES, call.dv, False
+    )  # fmt: skip
+    hide(call, place, frame.s, first, keys)
+    if frame.a != frame.s:
+        hide(call, place, frame.a, first, keys)
+    if call.table:
+        counts.backward(call, place, frame, first, keys)
+        return
+    m, inverse, d = load(line(frame, M)), load(line(frame, INVERSE)), load(line(frame, D))
+    for t in range(keys):
+        prob = exp(load(frame.s + LINE * t) - m) * inverse
+        store(frame.s + LINE * t, prob)
+        store(frame.ds + LINE * t, prob * (load(frame.ds + LINE * t) - d))
+
+
+@compiled
+def gather_gradients(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+    """Add the block's share to the gradients of q, k, v, the gates' keys and the bias."""
+    forms.back(call, place, frame, first, keys)
+    dv = row(call.dv_, call.dv__b, call.dv__h, call.dv__n, place.batch, place.key_head, first)
+    dv += place.chunk * call.dv__c
+    multiply(
+        dv, call.dv__n, frame.s, LINE, 4, frame.dout, 4 * call.dv, keys, call.dv, LANES, True
+    )  # fmt: skip
+    scaled(frame.ds, f32(call.scale), keys)
+    k = row(call.k, call.k_b, call.k_h, call.k_n, place.batch, place.key_head, first)
+    multiply(
+        frame.sums, 4 * call.d, frame.ds, 4, LINE, k, call.k_n, LANES, call.d, keys, True
+    )  # fmt: skip
+    dk = row(call.dk, call.dk_b, call.dk_h, call.dk_n, place.batch, place.key_head, first)
+    dk += place.chunk * call.dk_c
+    multiply(
+        dk, call.dk_n, frame.ds, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
+    )  # fmt: skip
+    if call.gate_k:
+        scaled(frame.a, f32(call.scale), keys)
+        k = row(
+            call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
+            first,
+        )  # fmt: skip
+        multiply(
+            frame.sums, 4 * call.d, frame.a, 4, LINE, k, call.gate_k_n, LANES, call.d, keys, True
+        )  # fmt: skip
+        dk = row(
+            call.dgate_k, call.dgate_k_b, call.dgate_k_h, call.dgate_k_n, place.batch,
+            place.key_head, first,
+        )  # fmt: skip
+        dk += place.chunk * call.dgate_k_c
+        multiply(
+            dk, call.dgate_k_n, frame.a, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
+        )  # fmt: skip
+
+
+@compiled
+def leave_backward(call: Any, place: Place, frame: Frame) -> None:
+    if call.table:
+        counts.leave_backward(call, place, frame, call.dtable + this_thread() * call.dtable_step)
+    forms.leave(call, place, frame)
+    for r in range(max(0, -place.query), LANES):
+        dq = row(
+            call.dq, call.dq_b, call.dq_h, call.dq_n, place.batch, place.head, place.query + r
+        )  # fmt: skip
+        for column in range(0, 4 * call.d, LINE):
+            store(dq + column, load(frame.sums + 4 * call.d * r + column))
+
+
+@compiled
+def backward_task(call: Any, task: int, scratch: int) -> None:
+    each = 1 if call.mix else max(1, VECTORS // call.heads)
+    vectors = vectors_of(call)
+    dmix = floats(call.dmix + 4 * this_thread() * call.h * call.h, (call.h, call.h))
+    for begin in range(task % call.chunks * each, vectors, each * call.chunks):
+        some = min(each, vectors - begin)
+        rows = some * call.heads
+        for n in range(rows):
+            enter_backward(
+                call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
+            )
+        limit = place_of(call, task, begin + some - 1, 0).seen
+        for first in range(0, limit, KEYS):
+            end = min(limit, first + KEYS)
+            for n in range(rows):
+                place = place_of(call, task, begin + n % some, n // some)
+                keys = min(end, place.seen) - first
+                if keys > 0:
+                    frame = frame_at(call, scratch, n)
+                    logits(call, place, frame, first, keys)
+                    if not call.mix:
+                        differentiate(call, place, frame, first, keys)
+                        gather_gradients(call, place, frame, first, keys)
+            if call.mix:
+                mix_heads(call, scratch, end - first)
+                for n in range(rows):
+                    place = place_of(call, task, begin, n)
+                    differentiate(call, place, frame_at(call, scratch, n), first, end - first)
+                unmix_heads(call, scratch, end - first, dmix)
+                for n in range(rows):
+                    place = place_of(call, task, begin, n)
+                    gather_gradients(call, place, frame_at(call, scratch, n), first, end - first)
+        for n in range(rows):
+            leave_backward(
+                call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
+            )
+
+
+# -- all tasks, shared out among the threads -----------------------------------------------------
+
+
+@compiled
+def scratch_of(call: Any) -> Array:
+    """A thread's memory."""
+    return np.empty(max(VECTORS, call.heads) * call.frame // 4 + 16, np.float32)
+
+
+@compiled
+def aligned(address: int) -> int:
+    """At the beginning of a cache line."""
+    return (address + 63) // 64 * 64
+
+
+@kernel
+def forward(given: Any) -> None:
+    call = call_at(given[0])
+    scratch = scratch_of(call)
+    for task in mine(call.tasks):
+        forward_task(call, task, aligned(scratch.ctypes.data))
+
+
+@kernel
+def backward(given: Any) -> None:
+    call = call_at(given[0])
+    scratch = scratch_of(call)
+    for task in mine(call.tasks):
+        backward_task(call, task, aligned(scratch.ctypes.data))
