@@ -131,9 +131,7 @@ def train_steps(scale: Scale) -> Iterator[Steps]:
     for size, limits in zip(scale.sizes, COPE_OVER_ROTARY, strict=True):
         compared = [("cope", "rotary", limits), ("none", PLAIN, OVER_PLAIN)]
         compared += [(name, theirs(name), OVER_THEIRS) for name in shared]
-        works = contenders(size, close)
-        del works[theirs("cope")]
-        closely = rounds(works, size.repeats)
+        closely = rounds(contenders(size, close, without=theirs("cope")), size.repeats)
         others = rounds(contenders(size, slow), size.slow)
         pairs = [_train_pair(size, *one) for one in compared]
         yield Steps(size, [closely, others], pairs)

@@ -244,10 +244,10 @@ def _over(at_once: Sequence[Steps], name: str) -> Iterator[str]:
 def _missed(measured: Measured, found: Sequence[Breakdown]) -> Iterator[str]:
     yield "## Where the time of missed bars goes"
     yield (
-        "torch's profiler, ms of one run (the median of 3): products within CoPE's operator; "
-        "its rest (gates, count, table look-up, softmax, copies); the operator of index biases; "
-        "SDPA's kernel; the model's other matrix products; layer norms; AdamW; the rest "
-        "(activations, copies, sums, what Python does between)."
+        "torch's profiler, ms of one run (the median of 3): CoPE's operator; that of attention "
+        "with index biases, which also serves schemes without any; SDPA's kernel; "
+        "turning q and k; the model's matrix products; layer norms; AdamW; the rest (activations, "
+        "copies, sums, what Python does between)."
     )
     yield breakdown_table(found, PARTS)
     lines = []

@@ -121,7 +121,7 @@ def theirs(name: str) -> str:
     return f"{name}, x-transformers"
 
 
-def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
+def contenders(size: Size, names: Iterable[str], without: str = "") -> dict[str, Work]:
     """A train step of each model: forward, cross-entropy, backward, AdamW.
 
     All train on the same random tokens. Under a scheme that x-transformers has, its model and ours
@@ -130,6 +130,7 @@ def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
     Args:
         size: of all models.
         names: of schemes, each of which gives ours and, if there is one, x-transformers'.
+        without: a contender that is left out.
     """
     torch.manual_seed(0)
     x = torch.randint(size.tokens, (size.batch, size.n + 1))
@@ -152,7 +153,7 @@ def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
             )
         else:
             nets[name], nets[theirs(name)] = pair.ours, pair.theirs
-    return {name: cope.training(net, x) for name, net in nets.items()}
+    return {name: cope.training(net, x) for name, net in nets.items() if name != without}
 
 
 # -- commands ------------------------------------------------------------------------------------

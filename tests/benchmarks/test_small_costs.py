@@ -112,9 +112,10 @@ def test_the_parts_of_a_step_add_up_and_are_its_own():
     found = profiled([("x", name, works[name]) for name in works], PARTS, part_of)
     parts = {one.what: {part for part, taken in one.parts.items() if taken > 0} for one in found}
     common = {"products", "layer norms", "optimizer", "rest"}
-    assert parts["cope"] == common | {"CoPE's products", "rest of CoPE"}
-    assert parts["alibi"] - {"SDPA"} == common | {"index biases"}
-    assert parts["rotary"] == parts[PLAIN] == common | {"SDPA"}
+    assert parts["cope"] == common | {"CoPE forward", "CoPE backward"}
+    assert parts["alibi"] == common | {"other attention of ours"}
+    assert parts["rotary"] - {"other attention of ours", "SDPA"} == common | {"rotations"}
+    assert parts[PLAIN] == parts[theirs("alibi")] == common | {"SDPA"}
     for one in found:
         assert sum(one.parts.values()) == pytest.approx(one.whole, rel=0.05)
 
