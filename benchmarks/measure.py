@@ -331,4 +331,4 @@ class Bar:
 
     def __str__(self) -> str:
         bounds = f"{self.text(self.limit):7} goal {self.text(self.goal):7}"
-        return f"{self.name:66} {self.ratio:6.2f}  {bounds} {self.verdict}".rstrip()
+        return f"{self.name:66} {self.ratio:7.3f}  {bounds} {self.verdict}".rstrip()

@@ -89,4 +89,4 @@ def _milliseconds(seconds: float) -> str:
 
 def missed(bar: Bar) -> str:
     """How far a bar was missed, or its goal, in words."""
-    return f"{bar.ratio:.2f}, to be {bar.text(bar.limit if not bar.met else bar.goal)}."
+    return f"{bar.ratio:.3f}, to be {bar.text(bar.limit if not bar.met else bar.goal)}."

@@ -150,7 +150,7 @@ def _bound(bar: Bar, measured: Measured) -> str:
         text += f" Of {other.what}'s time: {shares}"
         inside = other.parts["other attention"] / other.whole
         text += f" (its own attention {inside:.2f})." if inside < 0.9 else "."
-    elif bar.parts in measured.scratch:
+    elif bar.parts is not None and bar.parts in measured.scratch:
         text += (
             f" MiB: the memory of a thread {measured.scratch[bar.parts] / MEBIBYTE:.1f}; all of "
             f"SDPA, inputs and gradients included, {_sdpa_mebibytes(measured):.1f}."

@@ -8,39 +8,33 @@ from itertools import islice
 from benchmarks.measure import Bar, Breakdown, profiled
 from benchmarks.small.costs import Pair
 
-OPERATORS = {
-    "xcope::cope": "rest of CoPE",
-    "GeneratedBackwardFor_xcope_cope": "rest of CoPE",
-    "xcope::biased": "index biases",
-    "GeneratedBackwardFor_xcope_biased": "index biases",
+BEGINNINGS = {
+    "xcope::cope_backward": "CoPE backward",
+    "GeneratedBackwardFor_xcope_cope": "CoPE backward",
+    "xcope::cope": "CoPE forward",
+    "xcope::biased": "other attention of ours",
+    "GeneratedBackwardFor_xcope_biased": "other attention of ours",
     "aten::_scaled_dot_product": "SDPA",
     "aten::scaled_dot_product": "SDPA",
-    "Optimizer.step": "optimizer",
-}
-"""How the name of an event begins → the part that it and all in it belong to."""
-OPERATIONS = {
+    "xcope::turn_pairs": "rotations",
+    "xcope::to_polar": "rotations",
+    "GeneratedBackwardFor_xcope_t": "rotations",
     "aten::mm": "products",
     "aten::addmm": "products",
     "aten::bmm": "products",
-    "aten::baddbmm": "products",
     "aten::native_layer_norm": "layer norms",
+    "Optimizer.step": "optimizer",
 }
-"""The same of single operations."""
-PARTS = (
-    *("CoPE's products", "rest of CoPE", "index biases", "SDPA"),
-    *("products", "layer norms", "optimizer", "rest"),
-)
+"""How the name of an event begins → the part that it and all in it belong to."""
+PARTS = (*dict.fromkeys(BEGINNINGS.values()), "rest")
 
 
 def part_of(name: str, around: str) -> str:
     """The part that an event belongs to; ``around`` is the part of the event that it is in."""
-    if around == PARTS[-1]:
-        for begin, part in (OPERATORS | OPERATIONS).items():
-            if name.startswith(begin):
-                return part
-    if around == "rest of CoPE" and OPERATIONS.get(name.rstrip("_")) == "products":
-        return "CoPE's products"
-    return around
+    if around != PARTS[-1]:
+        return around
+    found = (part for beginning, part in BEGINNINGS.items() if name.startswith(beginning))
+    return next(found, around)
 
 
 def breakdowns(pairs: Iterable[Pair], bars: Iterable[Bar], most: int) -> list[Breakdown]:

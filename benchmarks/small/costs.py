@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.cope.costs import variants_of
 from benchmarks.cope.workloads import Attention, forward, forward_backward, ours, sdpa
-from benchmarks.measure import Bar, Work, paired, ratio, rounds
+from benchmarks.measure import CPU, Bar, Work, paired, ratio, rounds, seconds
 from benchmarks.small.workloads import (
     PLAIN,
     REPO,
@@ -80,28 +80,29 @@ class Steps:
 
     Args:
         size: of the models.
-        rounds: name among the contenders → seconds of each run; what ran side by side, in a
-            dictionary of its own.
+        groups: of what ran side by side; name among the contenders → seconds of each run.
         pairs: that have bars.
     """
 
     size: Size
-    rounds: Sequence[Mapping[str, Sequence[float]]]
+    groups: Sequence[Mapping[str, Sequence[float]]]
     pairs: Sequence[Pair]
 
     @property
     def names(self) -> list[str]:
         """All contenders."""
-        return list(dict.fromkeys(name for taken in self.rounds for name in taken))
+        return list(dict.fromkeys(name for taken in self.groups for name in taken))
 
     def seconds(self, name: str) -> float:
         """Median of a contender."""
-        return statistics.median(next(taken[name] for taken in self.rounds if name in taken))
+        return statistics.median(next(taken[name] for taken in self.groups if name in taken))
 
     def over(self, top: str, bottom: str = PLAIN) -> float:
-        """How many times as long the one takes as the other."""
-        taken = next(taken for taken in self.rounds if top in taken and bottom in taken)
-        return paired(taken[top], taken[bottom])
+        """How many times as long the one takes as the other, side by side where they ran so."""
+        for taken in self.groups:
+            if top in taken and bottom in taken:
+                return paired(taken[top], taken[bottom])
+        return self.seconds(top) / self.seconds(bottom)
 
     @property
     def bars(self) -> list[Bar]:
@@ -118,30 +119,36 @@ class Steps:
 
 
 def train_steps(scale: Scale) -> Iterator[Steps]:
-    """For each size, the schemes that are compared closely, then all others.
+    """For each size, models under all schemes.
 
-    The others are those that x-transformers lacks, and those under which it takes several times as
-    long, as it holds (b h n n) tensors of CoPE's.
+    Four groups run side by side: what CoPE and no positions are held to; ours and x-transformers'
+    under the schemes that it has; ours under the others; and, once, x-transformers' CoPE, which
+    holds (b h n n) tensors and takes up to ten times as long as the rest.
     """
     known = {name: one.counterpart() for name, one in schemes().items()}
-    slow = [name for name, its in known.items() if its is None or "attn_use_cope" in its[0]]
-    first = ["none", "rotary", "cope"]
-    close = [*first, *(name for name in known if name not in (*first, *slow))]
-    shared = [name for name, its in known.items() if its is not None and name != "cope"]
-    for size, limits in zip(scale.sizes, COPE_OVER_ROTARY, strict=True):
-        compared = [("cope", "rotary", limits), ("none", PLAIN, OVER_PLAIN)]
-        compared += [(name, theirs(name), OVER_THEIRS) for name in shared]
-        works = contenders(size, close)
-        del works[theirs("cope")]
-        closely = rounds(works, size.repeats)
-        others = rounds(contenders(size, slow), size.slow)
-        pairs = [_train_pair(size, *one) for one in compared]
-        yield Steps(size, [closely, others], pairs)
+    contextual = [name for name, its in known.items() if its and "attn_use_cope" in its[0]]
+    shared = [name for name, its in known.items() if its is not None and name not in contextual]
+    close = [PLAIN, "none", "rotary", "cope"]
+    beside = [PLAIN, *(one for name in shared for one in (name, theirs(name)))]
+    others = [PLAIN, *(name for name in known if name not in (*shared, "cope"))]
+    compared = [("none", PLAIN, OVER_PLAIN)]
+    compared += [
+        (name, theirs(name), OVER_THEIRS) for name in (*shared, *contextual) if name != "cope"
+    ]
+    for size, bounds in zip(scale.sizes, COPE_OVER_ROTARY, strict=True):
+        groups = [
+            rounds(contenders(size, names), repeats)
+            for names, repeats in ((close, size.repeats), (beside, size.slow), (others, size.slow))
+        ]
+        far = contenders(size, [theirs(name) for name in contextual])
+        groups.append({name: [seconds(CPU, work)] for name, work in far.items()})
+        pairs = [_train_pair(size, *one) for one in (("cope", "rotary", bounds), *compared)]
+        yield Steps(size, groups, pairs)
 
 
 def _train_pair(size: Size, top: str, bottom: str, bounds: Bounds) -> Pair:
     def make() -> tuple[Work, Work]:
-        works = contenders(size, [name for name in schemes() if name in (top, bottom)])
+        works = contenders(size, (top, bottom))
         return works[top], works[bottom]
 
     titles = {"cope": "CoPE", PLAIN: "the plain model", theirs(top): "x-transformers' own"}

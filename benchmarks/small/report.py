@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -188,7 +189,7 @@ def _row(bars: Sequence[Bar]) -> list[str]:
     worst = max(bars, key=lambda bar: bar.ratio)
     return [
         worst.name,
-        *(f"{bar.ratio:.2f}" for bar in bars),
+        *(f"{bar.ratio:.3f}" for bar in bars),
         *(worst.text(worst.limit), worst.text(worst.goal), worst.verdict),
     ]
 
@@ -244,10 +245,10 @@ def _over(at_once: Sequence[Steps], name: str) -> Iterator[str]:
 def _missed(measured: Measured, found: Sequence[Breakdown]) -> Iterator[str]:
     yield "## Where the time of missed bars goes"
     yield (
-        "torch's profiler, ms of one run (the median of 3): products within CoPE's operator; "
-        "its rest (gates, count, table look-up, softmax, copies); the operator of index biases; "
-        "SDPA's kernel; the model's other matrix products; layer norms; AdamW; the rest "
-        "(activations, copies, sums, what Python does between)."
+        "torch's profiler, ms of one run (the median of 3): CoPE's operator; that of attention "
+        "with index biases, which also serves schemes without any; SDPA's kernel; "
+        "turning q and k; the model's matrix products; layer norms; AdamW; the rest (activations, "
+        "copies, sums, what Python does between)."
     )
     yield breakdown_table(found, PARTS)
     lines = []
@@ -276,6 +277,8 @@ def _bound(pair: Sequence[Breakdown]) -> str:
 
 Drawn = Mapping[str, Sequence[Bar]]
 """Label of a row → its bar with one thread, and with more."""
+FARTHEST = 2.4
+"""What is more is written at the end of the axis."""
 
 
 def plot(measured: Measured, path: Path) -> None:
@@ -286,16 +289,16 @@ def plot(measured: Measured, path: Path) -> None:
         labels = [_pair_label(pair.top, pair.bottom) for pair in at_once[0].pairs]
         bars = zip(*(steps.bars for steps in at_once), strict=True)
         drawn: Drawn = dict(zip(labels, bars, strict=True))
-        _draw(panel, f"train step, {at_once[0].size}", drawn, (0.7, 1.6))
-        panel.set_xlabel("over x-transformers' own, unless the row says over what", fontsize=9)
+        _draw(panel, f"train step, {at_once[0].size}", drawn)
+        panel.set_xlabel("over x-transformers' own, or as said", fontsize=9)
     named = {bars[0].name.removeprefix("attention, "): bars for bars in measured.attention}
     over_sdpa, over_cope = ": CoPE over SDPA", " over plain CoPE"
     drawn = {name.removesuffix(over_sdpa): named[name] for name in named if over_sdpa in name}
-    _draw(panels[1, 0], "attention, CoPE over SDPA", drawn, (0.9, 4.2))
+    _draw(panels[1, 0], "attention, CoPE over SDPA", drawn)
     drawn = {_variant_label(name): named[name] for name in named if over_cope in name}
-    _draw(panels[1, 1], "attention, variants over plain CoPE", drawn, (0.9, 2.0))
-    drawn = {bar.name.partition(":")[0].replace(", ", "\n"): [bar] for bar in measured.commands}
-    _draw(panels[1, 2], "commands, seconds", drawn, (0, 5))
+    _draw(panels[1, 1], "attention, variants over plain CoPE", drawn)
+    drawn = {fill(bar.name.partition(":")[0], width=16): [bar] for bar in measured.commands}
+    _draw(panels[1, 2], "commands, seconds", drawn)
     figure.legend(
         handles=_legend(measured.titles), loc="outside upper center", ncols=5, frameon=False
     )
@@ -312,31 +315,24 @@ def _variant_label(name: str) -> str:
     return f"{rows}, {title.partition('(')[2].partition(')')[0]}"
 
 
-def _draw(panel: Axes, title: str, drawn: Drawn, limits: tuple[float, float]) -> None:
-    """A row for each bar, a dot for each number of threads, a tick for the limit.
-
-    Args:
-        limits: of the axis; what lies outside is written at its end.
-    """
-    low, high = limits
+def _draw(panel: Axes, title: str, drawn: Drawn) -> None:
+    """A row for each bar, a dot for each number of threads, a tick for the limit."""
+    found = [value for bars in drawn.values() for b in bars for value in (b.ratio, b.limit or 1)]
+    high = min(FARTHEST, 1.08 * max(found))
     for y, bars in enumerate(drawn.values()):
         for index, bar in enumerate(bars):
             colour = GREY if bar.limit is None else BLUE if bar.met else ORANGE
             filled = colour if index + 1 == len(bars) else "white"
-            if low <= bar.ratio <= high:
+            if bar.ratio <= high:
                 panel.plot(bar.ratio, y, "o", color=colour, markerfacecolor=filled, markersize=7)
-        outside = [bar.ratio for bar in bars if not low <= bar.ratio <= high]
-        if outside:
-            below = outside[0] < low
-            text = ", ".join(f"{ratio:.2g}" for ratio in outside)
-            panel.annotate(f"← {text}" if below else f"{text} →", (low if below else high, y),
-                           ha="left" if below else "right", va="center", fontsize=8.5,
-                           color=BLUE if below else ORANGE)  # fmt: skip
+        beyond = ", ".join(f"{bar.ratio:.3g}" for bar in bars if bar.ratio > high)
+        if beyond:
+            panel.annotate(f"{beyond} →", (high, y), color=ORANGE, ha="right", va="center")
         if bars[0].limit is not None:
             panel.plot(bars[0].limit, y, "|", color=INK, markersize=12, markeredgewidth=2)
     panel.set_yticks(range(len(drawn)), list(drawn))
     panel.set_ylim(len(drawn) - 0.4, -0.6)
-    panel.set_xlim(low, high)
+    panel.set_xlim(0, high)
     panel.axvline(1, color=GREY, linewidth=1, zorder=0)
     panel.set_title(title, color=INK, fontsize=11)
     plain(panel)

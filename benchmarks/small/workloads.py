@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from benchmarks.measure import Work
 from benchmarks.schemes.workloads import position, rivals
 from benchmarks.small.plain import PlainDecoder
 from xcope.modules import Decoder, TransformerWrapper
+from xcope.positions import schemes
 
 REPO = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ class Size(cope.Model):
     Args:
         tokens: how many kinds there are.
         max_pos: of CoPE's table.
-        repeats: of the measurement; fewer, ``slow``, of what takes long or has no bars.
+        repeats: of what needs the closest look; fewer, ``slow``, of the many other models.
     """
 
     tokens: int = 256
@@ -84,9 +85,9 @@ class Scale:
     """
 
     sizes: tuple[Size, ...] = (
-        Size(depth=2, dim=64, heads=4, n=49, batch=64, tokens=18, max_pos=32, repeats=31, slow=9),
-        Size(depth=4, dim=128, heads=4, n=256, batch=16, repeats=7, slow=2),
-        Size(depth=6, dim=256, heads=8, n=512, batch=4, repeats=4),
+        Size(depth=2, dim=64, heads=4, n=49, batch=64, tokens=18, max_pos=32, repeats=31, slow=15),
+        Size(depth=4, dim=128, heads=4, n=256, batch=16, repeats=9, slow=3),
+        Size(depth=6, dim=256, heads=8, n=512, batch=4, repeats=9, slow=2),
     )
     rows: tuple[Rows, ...] = (
         Rows(n=48, b=64, h=4, d=16, max_pos=32, repeats=51),
@@ -121,7 +122,7 @@ def theirs(name: str) -> str:
     return f"{name}, x-transformers"
 
 
-def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
+def contenders(size: Size, names: Sequence[str]) -> dict[str, Work]:
     """A train step of each model: forward, cross-entropy, backward, AdamW.
 
     All train on the same random tokens. Under a scheme that x-transformers has, its model and ours
@@ -129,7 +130,7 @@ def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
 
     Args:
         size: of all models.
-        names: of schemes, each of which gives ours and, if there is one, x-transformers'.
+        names: `PLAIN`, schemes for ours under them, and what `theirs` makes of them.
     """
     torch.manual_seed(0)
     x = torch.randint(size.tokens, (size.batch, size.n + 1))
@@ -143,7 +144,9 @@ def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
         "attn_dim_head": size.dim // size.heads,
         "verbose": False,
     }
-    for name in names:
+    for name in schemes():
+        if name not in names and theirs(name) not in names:
+            continue
         pair = rivals(name, size.n, size.tokens, layers, size.max_pos)
         if pair is None:
             decoder = Decoder(**layers, position=position(name))
@@ -152,7 +155,7 @@ def contenders(size: Size, names: Iterable[str]) -> dict[str, Work]:
             )
         else:
             nets[name], nets[theirs(name)] = pair.ours, pair.theirs
-    return {name: cope.training(net, x) for name, net in nets.items()}
+    return {name: cope.training(nets[name], x) for name in names}
 
 
 # -- commands ------------------------------------------------------------------------------------
