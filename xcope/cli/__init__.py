@@ -12,6 +12,7 @@ line.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -271,10 +272,13 @@ def main(name: str | None = None) -> int:
 
         return complete(completing)
     if name is None:
-        return run(xcope, prog=invocation.program())
-    one = xcope.get_command(click.Context(xcope), name)
+        one: click.Command | None = xcope
+    else:
+        one = xcope.get_command(click.Context(xcope), name)
     assert one is not None, name  # the scripts are ours
-    return run(one)
+    code = run(one, prog=invocation.program() if name is None else None)
+    gc.freeze()  # Python would look through all objects of torch once more, for most of a second
+    return code
 
 
 def run(

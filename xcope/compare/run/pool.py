@@ -16,6 +16,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from xcope.compare.run import server
 from xcope.compare.run.display import Lines, display
 from xcope.compare.run.plan import CompareInterruptedError, Run
 from xcope.compare.run.results import Outcome, outcome
@@ -37,9 +38,6 @@ from xcope.files import read_text
 from xcope.training import RunFolder
 from xcope.training.checkpoint import exists
 from xcope.training.warm import check_start
-
-PRELOADED = ["xcope.compare.run.worker", "xcope.ops.cope.cpu.numba", "xcope.ops.biased.cpu.numba"]
-"""What is slow to import and needed by most runs; those that cannot be imported are left out."""
 
 
 @dataclass(frozen=True)
@@ -258,21 +256,18 @@ class Worker:
         group = f"{log.parent.parent.name}{tuning}"
         job = Job(run.config, run.folder.absolute(), log, group)
         arguments = (self._theirs, job, threads)
-        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process = context.Process(name=run.name, target=serve, args=arguments, daemon=True)
         self._failure = ""
         self._asked = False
 
     def start(self) -> None:
         """Start the process."""
-        # a terminal's Ctrl-C goes to every process: the worker must not die of it while it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self.process.start()
+            with server.uninterrupted():
+                self.process.start()
         except (EOFError, OSError) as error:  # no memory for it, or no file left to open
             reason = str(error) or type(error).__name__
             self._failure = f"its process cannot start ({reason}), perhaps out of memory"
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._theirs.close()
 
     def receive(self) -> Message:
@@ -321,11 +316,7 @@ def _context() -> SpawnContext | ForkServerContext:
     Where there is a GPU each is spawned: a fork of a process that has initialised CUDA cannot use
     it.
     """
-    if torch.cuda.is_available():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+    return multiprocessing.get_context("spawn") if torch.cuda.is_available() else server.context()
 
 
 def _cause(exitcode: int) -> str:

@@ -6,13 +6,14 @@ When the parent hangs up (Ctrl-C, or it died), the run saves a checkpoint and st
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,9 @@ import torch
 
 from xcope.config import Config
 from xcope.errors import told
+from xcope.modules import plan_of
+from xcope.positions import Slot
+from xcope.positions.cope import CoPE
 from xcope.training import RunInterruptedError, train
 
 PERIOD = 0.2
@@ -91,10 +95,20 @@ def serve(connection: Connection, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with _output_to(job.log):
+            load_kernels(job.config)
             ended = _run(job, connection)
         connection.send(ended)
     except OSError:  # the parent hung up
         return
+
+
+def load_kernels(config: Config) -> None:
+    """Compile or load what the attention of a run has compiled: it is none of its seconds."""
+    for one in plan_of(config.model.position, config.model.flags).schemes:
+        if one.slot in (Slot.ATTEND, Slot.BIAS):
+            operator = "cope" if isinstance(one, CoPE) else "biased"
+            with suppress(ImportError, OSError):
+                importlib.import_module(f"xcope.ops.{operator}.cpu.numba")
 
 
 def _run(job: Job, connection: Connection) -> Ended:
