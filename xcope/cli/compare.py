@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from xcope import cli, invocation, lazy
 from xcope.cli import _complete, _show
+from xcope.errors import did_you_mean, listing
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -60,6 +62,7 @@ def command(
     from xcope.config import load_config
 
     loaded = load_config(config, overrides, sweep=True, build=False)
+    check_flags(show, loaded.plugins, jobs=how["jobs"], threads=how["threads"])
     out = out or Path(loaded.out or f"runs/{Path(config).stem}")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200, record=True)
     form = {"width": console.width, "colors": console.color_system}
@@ -89,6 +92,24 @@ def command(
             f"{len(reasons)} of {len(comparison.outcomes)} runs failed; their logs are in "
             f"{comparison.out / 'logs'}:{''.join(reasons)}"
         )
+
+
+def check_flags(show: Sequence[str], plugins: Sequence[Any], **numbers: int | None) -> None:
+    """Refuse what `xcope.compare.compare` would refuse, before torch is imported.
+
+    Raises:
+        click.UsageError: a number below 1, a name that nothing has.
+    """
+    for flag, number in numbers.items():
+        if number is not None and number < 1:
+            raise click.UsageError(f"--{flag} {number}: it takes at least 1")
+    known = [] if plugins or not show else _show.registered()["shown"]
+    for name in show if known else ():
+        if name not in known:
+            raise click.UsageError(
+                f"--show {name}: there is no such metric or column; choose among {listing(known)}"
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def again() -> str:

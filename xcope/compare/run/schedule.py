@@ -105,7 +105,8 @@ class Schedule:
         if len(self.busy) >= self.jobs or len(self.busy) == len(self._courses):
             return None
         idle = {name: time for name, time in self.left().items() if name not in self.busy}
-        name = max(idle, key=lambda name: idle[name])  # the first of those that are equal
+        # the first of those that are equal; in a single place no order is better than the given one
+        name = max(idle, key=lambda name: idle[name]) if self.jobs > 1 else next(iter(idle))
         self.busy.add(name)
         return self._courses[name].run
 
