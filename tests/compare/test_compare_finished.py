@@ -69,7 +69,13 @@ def test_another_question_has_another_key(made, tmp_path, monkeypatch):
     file.write_text("one")
     named = key(f"train.init_from={file}")
     file.write_text("other")
-    keys = [usual, named, key(f"train.init_from={file}"), key("evaluate.seed=5"), key(show=["loss"])]
+    keys = [
+        usual,
+        named,
+        key(f"train.init_from={file}"),
+        key("evaluate.seed=5"),
+        key(show=["loss"]),
+    ]
     package = copytree(REPO / "xcope" / "compare" / "report" / "templates", tmp_path / "package")
     monkeypatch.setattr(catalogue, "FOLDER", package)
     keys.append(key())
