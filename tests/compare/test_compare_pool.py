@@ -6,9 +6,11 @@ import signal
 from io import StringIO
 from multiprocessing.context import ForkServerProcess
 
+import pytest
 from rich.console import Console
 
 from xcope.compare import plan
+from xcope.compare.run import worker
 from xcope.compare.run.display import Bars, Lines
 from xcope.compare.run.pool import run_all
 from xcope.compare.run.worker import Moved
@@ -63,3 +65,22 @@ def test_a_process_that_cannot_start_fails_its_run_alone(config, tmp_path, monke
     reason = "its process cannot start (EOFError), perhaps out of memory"
     assert failed == {run.name: reason for run in runs}
     assert reason in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("position", "operators"),
+    [
+        ("rotary", set()),
+        ("alibi", {"biased"}),
+        (["absolute", "cope"], {"cope"}),
+        ("pope", {"biased"}),
+    ],
+)
+def test_a_run_compiles_what_it_uses_before_its_seconds_count(
+    config, monkeypatch, position, operators
+):
+    loaded = []
+    monkeypatch.setattr(worker.importlib, "import_module", loaded.append)
+    model = config.model.model_copy(update={"position": position})
+    worker.load_kernels(config.model_copy(update={"model": model}))
+    assert set(loaded) == {f"xcope.ops.{operator}.cpu.numba" for operator in operators}

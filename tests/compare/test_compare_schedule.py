@@ -9,7 +9,9 @@ import time
 from dataclasses import replace
 from io import StringIO
 from multiprocessing import Pipe
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from compare_runs import outcome
 from rich.console import Console
@@ -162,6 +164,19 @@ def test_a_run_that_is_held_up_saves_a_checkpoint_when_its_parent_hangs_up(
         trained(run, tmp_path / "run", monkeypatch, 0.0, go_on=False)
     train(run.config, tmp_path / "run", resume=True)
     assert same_as(made, run, tmp_path / "run")
+
+
+def test_no_run_waits_where_memory_has_no_room_for_another(config, tmp_path, monkeypatch):
+    one = pool.Worker(plan(config, tmp_path)[0], 1, tmp_path / "logs")
+    one.process = SimpleNamespace(pid=os.getpid())
+    memory = SimpleNamespace(available=psutil.Process().memory_info().rss)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    one.hold()
+    assert not one.asked
+    memory.available *= 4
+    one.hold()
+    assert one.asked
+    assert isinstance(one._theirs.recv(), Hold)
 
 
 class Eager(Schedule):

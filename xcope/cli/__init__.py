@@ -12,6 +12,7 @@ line.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -276,9 +277,9 @@ def main(name: str | None = None) -> int:
     else:
         one = xcope.get_command(click.Context(xcope), name)
     assert one is not None, name  # the scripts are ours
-    code = run(one, prog=invocation.program() if name is None else None)
-    gc.freeze()  # Python would look through all objects of torch once more, for most of a second
-    return code
+    # at its end Python would look through all of torch's objects once more, for most of a second
+    atexit.register(gc.freeze)
+    return run(one, prog=invocation.program() if name is None else None)
 
 
 def run(

@@ -198,7 +198,8 @@ def run_all(
                     if message.reason:
                         failed[worker.run.name] = message.reason
                 _tell(worker.run, message, schedule, display)
-            if hold and (run := schedule.makes_room()) and workers[run.name].has_room():
+            asked = any(worker.asked for worker in workers.values())
+            if hold and not asked and (run := schedule.makes_room()):
                 workers[run.name].hold()
     except KeyboardInterrupt:
         display.note("stopping: the runs in hand save a checkpoint (Ctrl-C again stops at once)")
@@ -258,7 +259,8 @@ class Worker:
         arguments = (self._theirs, job, threads)
         self.process = context.Process(name=run.name, target=serve, args=arguments, daemon=True)
         self._failure = ""
-        self._asked = False
+        self.asked = False
+        """Whether the run was asked to wait, and has not said that it does."""
 
     def start(self) -> None:
         """Start the process."""
@@ -278,26 +280,24 @@ class Worker:
             self.join()
             died = f"its process died ({_cause(self.process.exitcode or 0)})"
             return Ended(self._failure or died)
+        if isinstance(message, Held):
+            self.asked = False
         return message
 
     def hold(self) -> None:
-        """Ask the run to wait after its present step; `Held` says that it does."""
-        if not self._asked:
-            self._send(Hold())
-            self._asked = True
-
-    def go_on(self) -> None:
-        """Let a run that waits go on."""
-        self._asked = False
-        self._send(Go())
-
-    def has_room(self) -> bool:
-        """Whether the memory that is left suffices for one more process like this one."""
+        """Ask the run to wait after its present step, if memory has room for one more process like
+        this; `Held` says that it does."""
         try:
             taken: int = psutil.Process(self.process.pid).memory_info().rss
         except psutil.Error:  # it has just ended
-            return False
-        return bool(psutil.virtual_memory().available > 2 * taken)
+            return
+        if psutil.virtual_memory().available > 2 * taken:
+            self._send(Hold())
+            self.asked = True
+
+    def go_on(self) -> None:
+        """Let a run that waits go on."""
+        self._send(Go())
 
     def _send(self, message: Hold | Go) -> None:
         with suppress(OSError):  # a process that died is noticed where it is listened to
