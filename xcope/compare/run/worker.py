@@ -24,7 +24,6 @@ from xcope.config import Config
 from xcope.errors import told
 from xcope.modules import plan_of
 from xcope.positions import Slot
-from xcope.positions.cope import CoPE
 from xcope.training import RunInterruptedError, train
 
 PERIOD = 0.2
@@ -106,7 +105,7 @@ def load_kernels(config: Config) -> None:
     """Compile or load what the attention of a run has compiled: it is none of its seconds."""
     for one in plan_of(config.model.position, config.model.flags).schemes:
         if one.slot in (Slot.ATTEND, Slot.BIAS):
-            operator = "cope" if isinstance(one, CoPE) else "biased"
+            operator = "cope" if one.name == "cope" else "biased"
             with suppress(ImportError, OSError):
                 importlib.import_module(f"xcope.ops.{operator}.cpu.numba")
 
