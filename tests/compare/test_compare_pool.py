@@ -73,7 +73,6 @@ def test_a_process_that_cannot_start_fails_its_run_alone(config, tmp_path, monke
         ("rotary", set()),
         ("alibi", {"biased"}),
         (["absolute", "cope"], {"cope"}),
-        ("pope", {"biased"}),
     ],
 )
 def test_a_run_compiles_what_it_uses_before_its_seconds_count(
