@@ -33,6 +33,7 @@ ANSWERED = [
     (["tasks", "counting"], "max_value"),
     (["completion", "bash"], "_XCOPE_COMPLETE"),
 ]
+SWEEP = ["sweep.train.seed=[0, 1]"]
 REFUSED = [
     (["schemes", "cop"], "did you mean 'cope'"),
     (["tasks", "copi"], "did you mean 'copy'"),
@@ -52,6 +53,9 @@ REFUSED = [
     (["compare", "tiny.yaml", "sweep.model.position=[cope, rotery]"], "did you mean 'rotary'"),
     (["compare", "tiny.yaml", "sweep.train.lrr=[1, 2]"], "did you mean 'lr'"),
     (["compare", "gone.yaml"], "gone.yaml"),
+    (["compare", "tiny.yaml", *SWEEP, "--jobs", "0"], "--jobs 0: it takes at least 1"),
+    (["compare", "tiny.yaml", *SWEEP, "--show", "eror"], "did you mean 'error'"),
+    (["compare", "tiny.yaml", *SWEEP, "--job"], "no such option"),
     (["config", "tiny.yaml", "model.position=cop"], "did you mean 'cope'"),
     (["evaluate", "gone"], "gone is not a run folder"),
     (["sample", "gone"], "gone is not a run folder"),

@@ -6,9 +6,11 @@ import signal
 from io import StringIO
 from multiprocessing.context import ForkServerProcess
 
+import torch
 from rich.console import Console
 
 from xcope.compare import plan
+from xcope.compare.run import worker
 from xcope.compare.run.display import Bars, Lines
 from xcope.compare.run.pool import run_all
 from xcope.compare.run.worker import Moved
@@ -63,3 +65,15 @@ def test_a_process_that_cannot_start_fails_its_run_alone(config, tmp_path, monke
     reason = "its process cannot start (EOFError), perhaps out of memory"
     assert failed == {run.name: reason for run in runs}
     assert reason in text.getvalue()
+
+
+def test_kernels_are_compiled_before_a_runs_seconds_count(config, monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(worker, "call_for", lambda q: done.append(f"{q.dtype}"))
+    monkeypatch.setattr(worker, "_run", lambda job, connection: done.append("run"))
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+    threads = torch.get_num_threads()
+    worker.serve(theirs, worker.Job(config, tmp_path, tmp_path / "log", ""), threads)
+    assert done == ["torch.float32", "run"]
+    assert ours.recv() is None

@@ -12,6 +12,8 @@ line.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import pkgutil
@@ -271,10 +273,13 @@ def main(name: str | None = None) -> int:
 
         return complete(completing)
     if name is None:
-        return run(xcope, prog=invocation.program())
-    one = xcope.get_command(click.Context(xcope), name)
+        one: click.Command | None = xcope
+    else:
+        one = xcope.get_command(click.Context(xcope), name)
     assert one is not None, name  # the scripts are ours
-    return run(one)
+    # at its end Python would look through all of torch's objects once more, for most of a second
+    atexit.register(gc.freeze)
+    return run(one, prog=invocation.program() if name is None else None)
 
 
 def run(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xcope import cli, invocation
+from xcope import cli, invocation, lazy
 from xcope.cli import _complete, _show
+from xcope.errors import did_you_mean, listing
 
 EXAMPLES = """
 xcope compare configs/quickstart.yaml
@@ -54,24 +56,33 @@ def command(
 
     The same command goes on with a comparison that was stopped.
     """
-    from xcope.config import load_config
-
-    loaded = load_config(config, overrides, sweep=True, data=False)
     from rich.console import Console
 
-    from xcope.compare import CompareFailedError, compare
+    from xcope.compare.run import finished, server
+    from xcope.config import load_config
 
-    comparison = compare(
-        loaded,
-        out or Path(loaded.out or f"runs/{Path(config).stem}"),
-        show=show,
-        command=again(),
-        **how,
-    )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    loaded = load_config(config, overrides, sweep=True, build=False)
+    check_flags(show, loaded.plugins, jobs=how["jobs"], threads=how["threads"])
+    out = out or Path(loaded.out or f"runs/{Path(config).stem}")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200, record=True)
+    form = {"width": console.width, "colors": console.color_system}
+    key = finished.key(loaded, {"show": show, "command": again(), **how, **form})
+    if not how["overwrite"] and (printed := finished.printed(out, key)):
+        note = f"{printed.runs} of {printed.runs} runs are complete already, and so is the report"
+        print(note, file=sys.stderr)
+        sys.stdout.write(printed.text)
+        return
+    server.start()
+    with lazy.importing():
+        from xcope.compare import CompareFailedError, compare
+
+    comparison = compare(loaded, out, show=show, command=again(), **how)
     for shown in (*comparison.answers, "", *comparison.tables):
         console.print(shown)
     console.print(f"\nReport: {comparison.out / 'report.html'}", markup=False, soft_wrap=True)
+    if not comparison.failed and not comparison.failed_tuning:
+        text = console.export_text(styles=console.is_terminal)
+        finished.keep(out, key, finished.Printed(len(comparison.outcomes), text))
     if comparison.failed_tuning:
         names = ", ".join(one.run.name for one in comparison.failed_tuning)
         console.print(f"Tuning runs that failed: {names}", markup=False, soft_wrap=True)
@@ -81,6 +92,24 @@ def command(
             f"{len(reasons)} of {len(comparison.outcomes)} runs failed; their logs are in "
             f"{comparison.out / 'logs'}:{''.join(reasons)}"
         )
+
+
+def check_flags(show: Sequence[str], plugins: Sequence[Any], **numbers: int | None) -> None:
+    """Refuse what `xcope.compare.compare` would refuse, before torch is imported.
+
+    Raises:
+        click.UsageError: a number below 1, a name that nothing has.
+    """
+    for flag, number in numbers.items():
+        if number is not None and number < 1:
+            raise click.UsageError(f"--{flag} {number}: it takes at least 1")
+    known = [] if plugins or not show else _show.registered()["shown"]
+    for name in show if known else ():
+        if name not in known:
+            raise click.UsageError(
+                f"--show {name}: there is no such metric or column; choose among {listing(known)}"
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def again() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xcope import files, invocation
+from xcope import files, invocation, lazy
 from xcope.config.compose import compose, override
 from xcope.config.errors import ConfigError, Mark
 from xcope.config.imports import with_plugins
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = False, data: bool = True
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    sweep: bool = False,
+    data: bool = True,
+    build: bool = True,
 ) -> Config:
     """Read, compose, override and check a config.
 
@@ -31,12 +36,14 @@ def load_config(
         overrides: ``"train.lr=3e-4"``; later ones win.
         sweep: allow ``sweep:``; then see `expand_sweep` and `expand_tuning`.
         data: read the data of the task, to see that they suffice; without, see `check_data`.
+        build: make the tasks and models of a sweep; without, only names and types are checked, and
+            `expand_sweep` and `expand_tuning` do the rest.
 
     Raises:
         ConfigError: names file (or command line), line and key.
     """
     tree = with_plugins(override(compose(path), overrides), files.expanded(path))
-    from xcope.config.sweep import check_overrides, expand_sweep, expand_tuning
+    from xcope.config.sweep import check_overrides, check_sweep_names, expand_sweep, expand_tuning
     from xcope.config.typed import typed
 
     config = typed(tree)
@@ -57,6 +64,9 @@ def load_config(
             tree.mark_of(("sweep",)),
         )
     check_overrides(tree, overrides)
+    if not build:
+        check_sweep_names(config)
+        return config
     expand_sweep(config, data=data)
     expand_tuning(config, data=data)
     return config
@@ -146,6 +156,7 @@ def _checked(tree: Node, config: Config, *, data: bool = True) -> Config:
     from xcope.config.typed import check_names
 
     check_names(tree, config)
-    from xcope.config.check import checked
+    with lazy.importing():
+        from xcope.config.check import checked
 
     return checked(tree, data=data)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from xcope import catalogue
+from xcope import catalogue, lazy
 from xcope.config.compose import parse_override, set_keys
 from xcope.config.errors import COMMAND_LINE, ConfigError, Mark, shown
 from xcope.config.schema import SECTIONS, Config, Origin, TuneConfig, known_keys, unknown_key
@@ -124,6 +124,16 @@ def sweep_axes(tree: Node) -> dict[str, list[Node]]:
     return axes
 
 
+def check_sweep_names(config: Config) -> None:
+    """Refuse what is misspelt in a run of the sweep, without importing torch.
+
+    Raises:
+        ConfigError: as `expand_sweep`.
+    """
+    origin = origin_of(config)
+    _trees(origin, sweep_axes(origin.tree), "the sweep's run")
+
+
 def combinations(
     origin: Origin, axes: Mapping[str, list[Node]], name: str, data: bool
 ) -> list[Config]:
@@ -136,6 +146,21 @@ def combinations(
     Raises:
         ConfigError: a run that cannot be built, more than `MOST_RUNS` of them.
     """
+    trees = _trees(origin, axes, name)
+    with lazy.importing():
+        from xcope.config.check import checked
+
+    runs = []
+    for tree, values in trees:
+        with _named_run(name, values):
+            runs.append(checked(tree, origin.passed, data=data))
+    return runs
+
+
+def _trees(
+    origin: Origin, axes: Mapping[str, list[Node]], name: str
+) -> list[tuple[Node, dict[str, Node]]]:
+    """What is written for every combination of values, and the values."""
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_RUNS:
         raise ConfigError(
@@ -153,13 +178,7 @@ def combinations(
         for tree, values in trees:
             with _named_run(name, values):
                 check_names(tree, typed(tree))
-    from xcope.config.check import checked
-
-    runs = []
-    for tree, values in trees:
-        with _named_run(name, values):
-            runs.append(checked(tree, origin.passed, data=data))
-    return runs
+    return trees
 
 
 @contextmanager

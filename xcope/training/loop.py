@@ -158,6 +158,8 @@ def run_steps(
             state.seconds = time.perf_counter() - began
             if main:
                 reporter.step(state.step, metrics["loss"])
+                # what it takes, and how long it holds the run up, is no training
+                began = time.perf_counter() - state.seconds
                 if is_due(state.step, train.log_every) or state.step in (1, train.steps):
                     log.write({"step": state.step, **metrics, "seconds": state.seconds})
             stop = asked_to_stop(state, interruption)

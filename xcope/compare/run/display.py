@@ -29,6 +29,7 @@ class Lines:
         self._number = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
         self._began = dict[str, float]()
         self._quarter = dict[str, int]()
+        self._waits = dict[str, float]()
 
     def moved(self, run: Run, progress: Moved) -> None:
         """Tell that a run began, or is further on."""
@@ -39,6 +40,16 @@ class Lines:
         elif self._quarter[run.name] < quarter < 4 and progress.loss is not None:
             self._line(run, f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
         self._quarter[run.name] = quarter
+
+    def waits(self, run: Run) -> None:
+        """Tell that a run is held up for another."""
+        self._waits[run.name] = time.monotonic()
+        self._line(run, "waits, so that a longer one need not be the last")
+
+    def goes_on(self, run: Run) -> None:
+        """Tell that a run that was held up goes on."""
+        self._began[run.name] += time.monotonic() - self._waits.pop(run.name)
+        self._line(run, "goes on")
 
     def ended(self, run: Run, reason: str) -> None:
         """Tell that a run is done, or failed for a reason."""

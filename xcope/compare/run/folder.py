@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from xcope.compare.run import finished
 from xcope.compare.run.plan import CompareError, Run
 from xcope.training import RunFolder
 from xcope.training.lock import NAMES, only_writer
@@ -20,6 +21,7 @@ FILES = (
     "tuning.csv",
     "report.md",
     "report.html",
+    finished.NAME,
 )
 """What a comparison writes."""
 
@@ -53,6 +55,7 @@ def opened(
                 f"{out} holds another comparison ({other}): choose another folder with --out DIR, "
                 "or replace what is there with --overwrite"
             )
+        (out / finished.NAME).unlink(missing_ok=True)
         yield
 
 

@@ -5,29 +5,39 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import signal
-from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 
+from xcope.compare.run import server
 from xcope.compare.run.display import Lines, display
 from xcope.compare.run.plan import CompareInterruptedError, Run
 from xcope.compare.run.results import Outcome, outcome
-from xcope.compare.run.worker import Ended, Job, Message, Moved, Warned, serve
+from xcope.compare.run.schedule import Schedule
+from xcope.compare.run.worker import (
+    Ended,
+    Go,
+    Held,
+    Hold,
+    Job,
+    Message,
+    Moved,
+    Warned,
+    serve,
+)
 from xcope.config import Config, check_data, check_trackers
 from xcope.environment import system
 from xcope.files import read_text
 from xcope.training import RunFolder
 from xcope.training.checkpoint import exists
 from xcope.training.warm import check_start
-
-PRELOADED = ["xcope.compare.run.worker", "xcope.ops.compiled.kernel"]
-"""What is slow to import and needed by most runs; those that cannot be imported are left out."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Runner:
                     threads=self.how.threads,
                     logs=self.out / "logs",
                     display=shown,
+                    hold=self.how.device == "cpu",
                 )
             except KeyboardInterrupt:
                 done = sum(run.complete for run in runs)
@@ -147,16 +158,17 @@ def check_starts(runs: Sequence[Run], *cleared: Path) -> None:
 
 
 def run_all(
-    runs: Sequence[Run], *, jobs: int, threads: int, logs: Path, display: Lines
+    runs: Sequence[Run], *, jobs: int, threads: int, logs: Path, display: Lines, hold: bool = True
 ) -> dict[str, str]:
-    """Train every run, ``jobs`` at a time.
+    """Train every run, ``jobs`` at a time, the longest first; see `xcope.compare.run.schedule`.
 
     Args:
-        runs: in the order in which they start.
-        jobs: worker processes at a time.
+        runs: in this order those begin that take equally long.
+        jobs: runs that train at a time.
         threads: torch threads of each.
         logs: folder of one log per run.
         display: is told what happens.
+        hold: a run may wait, in memory, for another one.
 
     Returns:
         Run name → why it failed, for those that did.
@@ -165,39 +177,50 @@ def run_all(
         KeyboardInterrupt: Ctrl-C; the runs that had begun have saved a checkpoint. A second one
             stops them at once.
     """
-    waiting, busy, failed = deque(runs), list[Worker](), dict[str, str]()
+    schedule, workers, failed = Schedule(runs, jobs), dict[str, Worker](), dict[str, str]()
     try:
-        while waiting or busy:
-            while waiting and len(busy) < jobs:
-                busy.append(Worker(waiting.popleft(), threads, logs))
-                busy[-1].start()
-            ready = wait([worker.connection for worker in busy])
-            for worker in [one for one in busy if one.connection in ready]:
-                if _listen(worker, failed, display):
-                    busy.remove(worker)
+        while True:
+            while run := schedule.next():
+                if run.name in workers:
+                    workers[run.name].go_on()
+                    display.goes_on(run)
+                else:
+                    workers[run.name] = Worker(run, threads, logs)
+                    workers[run.name].start()
+            if not workers:
+                return failed
+            ready = wait([worker.connection for worker in workers.values()])
+            for worker in [one for one in workers.values() if one.connection in ready]:
+                message = worker.receive()
+                if isinstance(message, Ended):
+                    del workers[worker.run.name]
+                    worker.join()
+                    if message.reason:
+                        failed[worker.run.name] = message.reason
+                _tell(worker.run, message, schedule, display)
+            asked = any(worker.asked for worker in workers.values())
+            if hold and not asked and (run := schedule.makes_room()):
+                workers[run.name].hold()
     except KeyboardInterrupt:
         display.note("stopping: the runs in hand save a checkpoint (Ctrl-C again stops at once)")
         raise
     finally:
-        _dismiss(busy)
-    return failed
+        _dismiss(list(workers.values()))
 
 
-def _listen(worker: Worker, failed: dict[str, str], display: Lines) -> bool:
-    """Handle one message of a worker; True if it was the last."""
-    message = worker.receive()
+def _tell(run: Run, message: Message, schedule: Schedule, display: Lines) -> None:
+    """Pass on what a worker says of its run."""
     if isinstance(message, Moved):
-        display.moved(worker.run, message)
-        return False
-    if isinstance(message, Warned):
-        display.note(f"{worker.run.name}: warning: {message.line}")
-        return False
-    worker.connection.close()
-    worker.join()
-    if message.reason:
-        failed[worker.run.name] = message.reason
-    display.ended(worker.run, message.reason)
-    return True
+        schedule.moved(run, message.step)
+        display.moved(run, message)
+    elif isinstance(message, Held):
+        schedule.held(run)
+        display.waits(run)
+    elif isinstance(message, Warned):
+        display.note(f"{run.name}: warning: {message.line}")
+    else:
+        schedule.ended(run)
+        display.ended(run, message.reason)
 
 
 def _dismiss(workers: Sequence[Worker]) -> None:
@@ -234,20 +257,19 @@ class Worker:
         group = f"{log.parent.parent.name}{tuning}"
         job = Job(run.config, run.folder.absolute(), log, group)
         arguments = (self._theirs, job, threads)
-        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process = context.Process(name=run.name, target=serve, args=arguments, daemon=True)
         self._failure = ""
+        self.asked = False
+        """Whether the run was asked to wait, and has not said that it does."""
 
     def start(self) -> None:
         """Start the process."""
-        # a terminal's Ctrl-C goes to every process: the worker must not die of it while it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self.process.start()
+            with server.uninterrupted():
+                self.process.start()
         except (EOFError, OSError) as error:  # no memory for it, or no file left to open
             reason = str(error) or type(error).__name__
             self._failure = f"its process cannot start ({reason}), perhaps out of memory"
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._theirs.close()
 
     def receive(self) -> Message:
@@ -258,10 +280,32 @@ class Worker:
             self.join()
             died = f"its process died ({_cause(self.process.exitcode or 0)})"
             return Ended(self._failure or died)
+        if isinstance(message, Held):
+            self.asked = False
         return message
 
+    def hold(self) -> None:
+        """Ask the run to wait after its present step, if memory has room for one more process like
+        this; `Held` says that it does."""
+        try:
+            taken: int = psutil.Process(self.process.pid).memory_info().rss
+        except psutil.Error:  # it has just ended
+            return
+        if psutil.virtual_memory().available > 2 * taken:
+            self._send(Hold())
+            self.asked = True
+
+    def go_on(self) -> None:
+        """Let a run that waits go on."""
+        self._send(Go())
+
+    def _send(self, message: Hold | Go) -> None:
+        with suppress(OSError):  # a process that died is noticed where it is listened to
+            self.connection.send(message)
+
     def join(self) -> None:
-        """Wait until the process has ended."""
+        """Hang up, and wait until the process has ended."""
+        self.connection.close()
         if self.process.pid is not None:
             self.process.join()
 
@@ -272,11 +316,7 @@ def _context() -> SpawnContext | ForkServerContext:
     Where there is a GPU each is spawned: a fork of a process that has initialised CUDA cannot use
     it.
     """
-    if torch.cuda.is_available():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+    return multiprocessing.get_context("spawn") if torch.cuda.is_available() else server.context()
 
 
 def _cause(exitcode: int) -> str:

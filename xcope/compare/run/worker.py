@@ -21,6 +21,7 @@ import torch
 
 from xcope.config import Config
 from xcope.errors import told
+from xcope.ops.compiled import call_for
 from xcope.training import RunInterruptedError, train
 
 PERIOD = 0.2
@@ -65,7 +66,22 @@ class Warned:
     line: str
 
 
-Message = Moved | Warned | Ended
+@dataclass(frozen=True)
+class Held:
+    """The run waits between two steps, as it was asked to."""
+
+
+Message = Moved | Warned | Held | Ended
+
+
+@dataclass(frozen=True)
+class Hold:
+    """To a worker: do no further step until `Go`."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """To a worker that is held: go on."""
 
 
 def serve(connection: Connection, job: Job, threads: int) -> None:
@@ -76,6 +92,7 @@ def serve(connection: Connection, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with _output_to(job.log):
+            call_for(torch.empty(0))  # if kernels are to be compiled, it is none of its seconds
             ended = _run(job, connection)
         connection.send(ended)
     except OSError:  # the parent hung up
@@ -126,12 +143,23 @@ class _Report:
         """Tell that a step is done."""
         if step == self._steps or time.monotonic() - self._last >= PERIOD:
             self._send(Moved(step, self._steps, loss))
+            if step < self._steps:
+                self._make_room()
 
     def end(self) -> None:
         """Nothing: `Ended` follows."""
 
     def measured(self, split: str, batch: int, batches: int) -> None:
         """Nothing: training takes longer."""
+
+    def _make_room(self) -> None:
+        """If the parent asks for it, wait until it lets the run go on."""
+        try:
+            if self._connection.poll() and isinstance(self._connection.recv(), Hold):
+                self._connection.send(Held())
+                self._connection.recv()
+        except (EOFError, OSError):  # the parent hung up
+            signal.raise_signal(signal.SIGINT)
 
     def _send(self, message: Message) -> None:
         self._last = time.monotonic()
