@@ -152,8 +152,9 @@ def _check_mask(mask: Tensor, whole: tuple[int, int, int, int]) -> None:
 # without a copy.
 
 
-def heads_last(like: Tensor, b: int, h: int, n: int, d: int) -> Tensor:
+def heads_last(like: Tensor, *shape: int) -> Tensor:
     """New memory (b h n d) that lies as (b n h d)."""
+    b, h, n, d = shape
     return like.new_empty(b, n, h, d).transpose(1, 2)
 
 

@@ -88,10 +88,10 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Sequence[Tensor],
     form: str, scale: float, causal: bool, of_vectors: bool,
 ) -> list[Tensor]:  # fmt: skip
-    vectors = like_gradients(form, vectors, of_vectors)
+    likes = like_gradients(form, vectors, of_vectors)
     return [
         *(heads_last(t, *t.shape) for t in (q, k, v)),
-        *(q.new_empty(0 if t is None else t.shape) for t in vectors),
+        *(q.new_empty(0 if t is None else t.shape) for t in likes),
     ]
 
 

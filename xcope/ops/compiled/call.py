@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -182,8 +180,8 @@ class Call:
                 self.sums[name] = torch.zeros(size, dtype=torch.float32)
                 call[f"d_{name}"] = self.sums[name].data_ptr()
 
-    def _gradients_of_bias(self) -> Mapping[str, Tensor]:
-        found = {}
+    def _gradients_of_bias(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
         for name, by_chunk in self.sums.items():
             grad, vector = _summed(by_chunk), name
             if name == "distances":

@@ -36,6 +36,7 @@ from xcope.ops.compiled.runtime import compiled, f32, i32
 from xcope.ops.compiled.simd import (
     LANES,
     LINE,
+    any_of,
     exp,
     floats_of,
     gather,
@@ -67,7 +68,7 @@ def whole(gate: Any) -> Any:
 
 
 @compiled
-def _table(call: Any, place: Place) -> int:
+def _table(call: Any, place: Place) -> Any:
     return call.table + place.head * call.table_step
 
 
@@ -156,9 +157,10 @@ def forward(call: Any, place: Place, frame: Frame, keys: int) -> Any:
         w = where_integers(carry, w - ONE, w)
         f = where_integers(carry, f + i32(1), f)
         moved = carry & (f <= last)
-        low = where(moved, high, low)
-        following = where_integers(f < last, f + i32(1), spread_integer(last))
-        high = gather(frame.table, following * i32(LANES) + lanes, moved, high)
+        if any_of(moved):
+            low = where(moved, high, low)
+            following = where_integers(f < last, f + i32(1), spread_integer(last))
+            high = gather(frame.table, following * i32(LANES) + lanes, moved, high)
         u = floats_of(w) * f32(1 / ONE)
         if sharpness > 0:
             u = soft(u, sharpness)
@@ -245,12 +247,14 @@ def backward(
         borrow = w < i32(0)
         w = where_integers(borrow, w + ONE, w)
         moved = borrow & (f <= last)
-        scatter(frame.dtable, (f + i32(1)) * i32(LANES) + lanes, borrow & (f < last), d_high)
+        if any_of(moved):
+            above = (f + i32(1)) * i32(LANES) + lanes
+            scatter(frame.dtable, above, borrow & (f < last), d_high)
+            high = where(moved, low, high)
+            low = gather(frame.table, (f - i32(1)) * i32(LANES) + lanes, moved, low)
+            d_high = where(moved, d_low, d_high)
+            d_low = where(moved, zero, d_low)
         f = where_integers(borrow, f - i32(1), f)
-        high = where(moved, low, high)
-        low = gather(frame.table, f * i32(LANES) + lanes, moved, low)
-        d_high = where(moved, d_low, d_high)
-        d_low = where(moved, zero, d_low)
     store_integers(line(frame, FLOOR), f)
     store_integers(line(frame, FRACTION), w)
     for which, x in ((LOW, low), (HIGH, high), (D_LOW, d_low), (D_HIGH, d_high), (LIFT, lift)):

@@ -85,7 +85,7 @@ def enter(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def _cell(call: Any, frame: Frame, place_of_key: int) -> int:
+def _cell(call: Any, frame: Frame, place_of_key: int) -> Any:
     """Where in the table the first lane's distance lies; those of the others lie beside it."""
     apart = integers(line(frame, Q_POS), (1,))[0] - place_of_key
     return 4 * min(max(MARGIN + apart, 0), MARGIN + call.farthest)

@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 
 @compiled
-def vectors_of(call: Any) -> int:
+def vectors_of(call: Any) -> Any:
     """How many vectors the queries of a head are."""
     return (call.i + LANES - 1) // LANES
 
@@ -174,7 +174,7 @@ def numbers(frame: Frame) -> Array:
 
 
 @compiled
-def row_address(address: int, call: Any, place: Place) -> int:
+def row_address(address: int, call: Any, place: Place) -> Any:
     """Of a number for each row (b h i), 4 bytes each: where the first lane's lies."""
     return address + 4 * ((place.batch * call.h + place.head) * call.i + place.query)
 

@@ -53,7 +53,9 @@ class Saved(NamedTuple):
 def compiled(inputs: BiasedInputs, of_bias: bool = False) -> Call | None:
     """The same attention compiled, where that can be had."""
     call = call_for(inputs.q)
-    return call and call(
+    if call is None:
+        return None
+    return call(
         inputs.q,
         inputs.k,
         inputs.v,
