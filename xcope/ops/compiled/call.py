@@ -78,7 +78,12 @@ class Call:
         self.sums: dict[str, Tensor] = {}
         self.threads = torch.get_num_threads()
         call["heads"] = heads = h if head_mix is not None else h // hk
-        call["frame"] = size_of_frame(int(call["d"]), int(call["dv"]), positions)
+        frame = size_of_frame(int(call["d"]), int(call["dv"]), positions)
+        scratch = self.threads * max(VECTORS, heads) * frame
+        # to begin with a cache line
+        self.kept.append(torch.empty(scratch + CACHE_LINE, dtype=torch.uint8))
+        call["frame"], call["scratch"] = frame, -(-self.kept[-1].data_ptr() // CACHE_LINE)
+        call["scratch"] *= CACHE_LINE
         tiles = -(-i // (LANES * (1 if head_mix is not None else max(1, VECTORS // heads))))
         groups, chunks = b * h // heads, 1
         while (
@@ -197,6 +202,7 @@ class Call:
         return found
 
 
+CACHE_LINE = 64
 EVEN = 8  # tasks for each thread from which on it does not matter that some have one more
 
 

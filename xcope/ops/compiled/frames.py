@@ -36,6 +36,7 @@ SIZES = (
     "chunks",  # shares of a key head's queries
     "tasks",
     "frame",  # bytes
+    "scratch",  # address of all threads' frames
 )  # fmt: skip
 OF_TOKENS = ("q", "out", "dout", "dq", "k", "v", "gate_k", "dk", "dv_", "dgate_k")
 OF_EACH_ROW = ("m", "inverse", "counted", "start")  # (b h i)
@@ -137,6 +138,12 @@ class Frame(NamedTuple):
 def size_of_frame(d: int, dv: int, positions: int) -> int:
     """In bytes."""
     return LINE * (LINES + 2 * d + 2 * dv + max(d, dv) + 5 * KEYS + 2 * positions)
+
+
+@compiled
+def frames_of(call: Any) -> Any:
+    """How many frames a thread has."""
+    return max(VECTORS, call.heads)
 
 
 @compiled

@@ -30,6 +30,7 @@ from xcope.ops.compiled.frames import (
     Place,
     call_at,
     frame_at,
+    frames_of,
     line,
     numbers,
     place_of,
@@ -40,7 +41,6 @@ from xcope.ops.compiled.frames import (
     write_line,
 )
 from xcope.ops.compiled.runtime import (
-    Array,
     all_threads,
     booleans,
     compiled,
@@ -494,28 +494,20 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
 
 
 @compiled
-def scratch_of(call: Any) -> Array:
-    """A thread's memory."""
-    return np.empty(max(VECTORS, call.heads) * call.frame // 4 + 16, np.float32)
-
-
-@compiled
-def aligned(address: int) -> int:
-    """At the beginning of a cache line."""
-    return (address + 63) // 64 * 64
+def scratch_of(call: Any) -> Any:
+    """Where this thread's frames lie."""
+    return call.scratch + this_thread() * frames_of(call) * call.frame
 
 
 @kernel
 def forward(given: Any) -> None:
     call = call_at(given[0])
-    scratch = scratch_of(call)
     for task in mine(call.tasks):
-        forward_task(call, task, aligned(scratch.ctypes.data))
+        forward_task(call, task, scratch_of(call))
 
 
 @kernel
 def backward(given: Any) -> None:
     call = call_at(given[0])
-    scratch = scratch_of(call)
     for task in mine(call.tasks):
-        backward_task(call, task, aligned(scratch.ctypes.data))
+        backward_task(call, task, scratch_of(call))
