@@ -1,6 +1,8 @@
 """Shared settings: one thread, as tests may run beside each other, and repeatable examples."""
 
+import gc
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,12 @@ pytest_plugins = ["browser_fixture"]
 
 settings.register_profile("xcope", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("xcope")
+
+for _device in (torch.cuda, torch.xpu):
+    if not _device.is_available():
+        # where there is no card a seed is kept for one, with the stack as text: that takes a
+        # millisecond, ten thousand times
+        _device.manual_seed_all = lambda seed: None
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +38,16 @@ def pytest_configure(config):
     asked = [Path(str(arg).partition("::")[0]).resolve() for arg in config.args]
     if not all(path.is_relative_to(ON_A_CARD) for path in asked):
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Side by side, begin with what takes long, so that no core is idle at the end."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.get_closest_marker("long") is None, -tests[item.path]))
+
+
+def pytest_collection_finish():
+    """Have what was imported not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()

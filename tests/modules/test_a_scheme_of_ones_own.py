@@ -21,6 +21,8 @@ from xcope.inspect import page, trace
 from xcope.modules import seam
 from xcope.positions import AttendModule, Scheme, Slot, registry
 
+pytestmark = pytest.mark.long
+
 SIZE = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8, "verbose": False}
 
 

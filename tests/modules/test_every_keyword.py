@@ -23,6 +23,8 @@ import xcope
 from xcope.errors import FlagError
 from xcope.modules import seam
 
+pytestmark = pytest.mark.long
+
 SCHEMES = {
     "rotary": {"rotary_pos_emb": True},
     "alibi": {"alibi_pos_bias": True},

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.cope.workloads import QUICK
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def quick(start_script, tmp_path):
