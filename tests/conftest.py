@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-ON_A_CARD = Path(__file__).parent / "gpu"
+TESTS = Path(__file__).parent
+COMPARE, ON_A_CARD = TESTS / "compare", TESTS / "gpu"
 
 # one browser for all tests that look at a page
 pytest_plugins = ["browser_fixture"]
@@ -41,10 +42,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Side by side, begin with what takes long, so that no core is idle at the end."""
-    if hasattr(config, "workerinput"):
-        tests = Counter(item.path for item in items)
-        items.sort(key=lambda item: (item.get_closest_marker("long") is None, -tests[item.path]))
+    """Side by side, begin with what takes long, so that no core is idle at the end.
+
+    Each file is on one core: what it makes once is made once. So is the folder whose files share a
+    comparison.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    groups = {item.path: item.path for item in items}
+    groups |= {path: path.parent for path in groups if path.parent == COMPARE}
+    tests = Counter(groups[item.path] for item in items)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path].relative_to(TESTS).as_posix()))
+    items.sort(key=lambda item: (not item.get_closest_marker("long"), -tests[groups[item.path]]))
 
 
 def pytest_collection_finish():
