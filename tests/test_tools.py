@@ -18,6 +18,8 @@ from xcope.ops.documents import within_documents
 from xcope.ops.polar import polar
 from xcope.ops.rotate import rotate
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.check.__name__)
@@ -101,12 +103,15 @@ def numbers(*shape):
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
-def heads(n=6, d=4, h=2):
-    return numbers(1, h, n, d)
+N, D = 5, 2
 
 
-def places(n=6):
-    return torch.arange(n)
+def heads(h=2):
+    return numbers(1, h, N, D)
+
+
+def places():
+    return torch.arange(N)
 
 
 def of_distance(q, k, v, table):
@@ -127,46 +132,46 @@ def plain(q, k, v):
 
 
 OPERATORS = {
-    "cope": (xcope.cope_attention, lambda: (heads(), heads(), heads(), numbers(5, 4))),
+    "cope": (xcope.cope_attention, lambda: (heads(), heads(), heads(), numbers(5, D))),
     "cope of one tensor": (
         lambda q, e: xcope.cope_attention(q, q, q, e),
-        lambda: (heads(), numbers(5, 4)),
+        lambda: (heads(), numbers(5, D)),
     ),
     "cope, tables and gates of their own": (
         lambda q, k, v, e, g, m: xcope.cope_attention(q, k, v, e, gate_k=g, head_mix=m),
-        lambda: (heads(), heads(h=1), heads(h=1), numbers(2, 5, 4), heads(h=1), numbers(2, 2)),
+        lambda: (heads(), heads(h=1), heads(h=1), numbers(2, 5, D), heads(h=1), numbers(2, 2)),
     ),
     "cope, soft one-hot and biased": (
         lambda q, k, v, e, row, key: xcope.cope_attention(
             q, k, v, e, soft_onehot=True, bias=Separable(row, key)
         ),
-        lambda: (heads(), heads(), heads(), numbers(5, 4), numbers(2, 6), numbers(2, 6)),
+        lambda: (heads(), heads(), heads(), numbers(5, D), numbers(2, N), numbers(2, N)),
     ),
     "cope, masked": (
         lambda q, k, v, e: xcope.cope_attention(
-            q, k, v, e, mask=torch.tensor([[True, False, True, True, True, False]])
+            q, k, v, e, mask=torch.tensor([[True, False, True, True, False]])
         ),
-        lambda: (heads(), heads(), heads(), numbers(5, 4)),
+        lambda: (heads(), heads(), heads(), numbers(5, D)),
     ),
     "separable": (
         lambda q, k, v, row, key: biased_attention(q, k, v, Separable(row, key)),
-        lambda: (heads(), heads(), heads(), numbers(2, 6), numbers(2, 6)),
+        lambda: (heads(), heads(), heads(), numbers(2, N), numbers(2, N)),
     ),
     "by distance": (of_distance, lambda: (heads(), heads(), heads(), numbers(2, 4))),
     "piecewise": (
         of_segments,
-        lambda: (heads(), heads(), heads(), numbers(2, 2), numbers(2), numbers(6), numbers(6)),
+        lambda: (heads(), heads(), heads(), numbers(2, 2), numbers(2), numbers(N), numbers(N)),
     ),
     "plain": (plain, lambda: (heads(), heads(h=1), heads(h=1))),
     "polar": (
         lambda x, phase: polar(x, ANGLES.cos(), ANGLES.sin(), phase),
-        lambda: (heads(), numbers(2, 4)),
+        lambda: (heads(), numbers(2, D)),
     ),
     "rotate": (
-        lambda x: rotate(x, ANGLES[:, :2].cos(), ANGLES[:, :2].sin()), lambda: (heads(),)
+        lambda x: rotate(x, ANGLES[:, :1].cos(), ANGLES[:, :1].sin()), lambda: (heads(),)
     ),
 }  # fmt: skip
-ANGLES = torch.linspace(0, 3, 24, dtype=torch.float64).view(6, 4)
+ANGLES = torch.linspace(0, 3, N * D, dtype=torch.float64).view(N, D)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -194,20 +199,20 @@ def test_transforms_and_forward_mode(name):
 
 
 def test_documents_too():
-    edges = torch.tensor([0, 2, 6])
-    q, k, v, e = heads(), heads(), heads(), numbers(5, 4)
+    edges = torch.tensor([0, 2, N])
+    q, k, v, e = heads(), heads(), heads(), numbers(5, D)
 
     def twice(run):
         (once,) = torch.autograd.grad(run().square().sum(), q, create_graph=True)
         return torch.autograd.grad(once.square().sum(), (q, k, v, e))
 
     packed = twice(lambda: xcope.cope_attention(q, k, v, e, cu_seqlens=edges))
-    mask = within_documents(None, edges, 6)
+    mask = within_documents(None, edges, N)
     same(packed, twice(lambda: xcope.cope_attention(q, k, v, e, mask=mask, backend="reference")))
 
 
 def test_a_compiled_gradient_is_the_same():
-    k, v, e = heads().detach(), heads().detach(), numbers(5, 4).detach()
+    k, v, e = heads().detach(), heads().detach(), numbers(5, D).detach()
 
     def loss(q):
         return xcope.cope_attention(q, k, v, e).square().sum()
@@ -223,7 +228,7 @@ def test_first_gradients_under_create_graph_hold_no_matrix_of_logits(monkeypatch
 
     monkeypatch.setattr("xcope.ops.cope.operator.cope_attention_reference", definition)
     monkeypatch.setattr("xcope.ops.biased.reference.biased_attention_reference", definition)
-    q, e = heads(), numbers(5, 4)
+    q, e = heads(), numbers(5, D)
     runs = xcope.cope_attention(q, q, q, e), of_distance(q, q, q, numbers(2, 4))
     for out in runs:
         (once,) = torch.autograd.grad(out.sum(), q, create_graph=True)

@@ -18,6 +18,8 @@ from xcope.config.check import check_model
 from xcope.config.compose import LIBRARY
 from xcope.config.yaml_tree import Node
 
+pytestmark = pytest.mark.long
+
 COUNT = 20_000
 MINUTES = 5
 PATIENCE = 20.0

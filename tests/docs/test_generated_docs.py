@@ -22,6 +22,8 @@ from xcope.ops.cope import positions
 from xcope.positions import schemes
 from xcope.tasks import tasks
 
+pytestmark = pytest.mark.long
+
 DOCS = ROOT / "docs"
 PAGES = runpy.run_path(str(ROOT / "scripts/docs.py"))["pages"]()
 

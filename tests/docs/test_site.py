@@ -16,6 +16,8 @@ from code_blocks import ROOT
 
 import xcope
 
+pytestmark = pytest.mark.long
+
 PAGES = ["index", "start", "cope", "config", "api", "schemes/cope", "results/text_code/report"]
 
 

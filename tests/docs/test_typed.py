@@ -7,6 +7,8 @@ from code_blocks import ROOT, Reader, blocks
 
 from xcope import cli
 
+pytestmark = pytest.mark.long
+
 FEW = ["train.steps=2", "train.batch_size=4", "evaluate.batches=1", "evaluate.batch_size=4"]
 
 

@@ -21,6 +21,8 @@ from xcope.inspect import page, trace
 from xcope.modules import seam
 from xcope.positions import AttendModule, Scheme, Slot, registry
 
+pytestmark = pytest.mark.long
+
 SIZE = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8, "verbose": False}
 
 
@@ -344,5 +346,6 @@ def test_it_is_copied_and_exported_and_takes_no_rows(one):
 
 
 def test_it_compiles(one):
+    torch._dynamo.reset()  # else what is compiled already is compared with first
     model, x = model_of(one), tokens()
     close(torch.compile(model, backend="aot_eager")(x), model(x))

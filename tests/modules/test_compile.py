@@ -7,6 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from benchmarks.schemes.workloads import position
 from xcope import Decoder, TransformerWrapper, schemes
 
+pytestmark = pytest.mark.long
+
 
 def model(its_position, **flags):
     torch.manual_seed(0)

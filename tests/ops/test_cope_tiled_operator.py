@@ -36,7 +36,7 @@ def test_opcheck():
 
 
 def test_gradcheck():
-    tensors = [t.detach().double()[..., :9, :].requires_grad_() for t in leaves()]
+    tensors = [t.detach().double()[..., :9, :8].requires_grad_() for t in leaves()]
     assert torch.autograd.gradcheck(attention, tensors)
 
 

@@ -11,6 +11,8 @@ import xcope
 from benchmarks.cope.workloads import QUICK
 from benchmarks.small.workloads import QUICK as QUICK_SMALL
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def quick(start_script, tmp_path):

@@ -13,6 +13,8 @@ from gpu.model_cases import model_cases
 from benchmarks.gpu.workloads import QUICK
 from xcope.ops import cope
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -363,6 +364,14 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
     Args:
         task: whose options are keys of the section ``task``.
     """
+    return _paths_of_sections() | {
+        ("task", option): kind for option, kind in _paths_of_task(task).items()
+    }
+
+
+@cache
+def _paths_of_sections() -> dict[tuple[str, ...], files.IsPath]:
+    """The keys of the sections themselves that are paths."""
     sections: dict[str, type[Section]] = {"": Config, **SECTIONS}
     found: dict[tuple[str, ...], Any] = {
         ((section, key) if section else (key,)): (field.annotation, *field.metadata)
@@ -370,8 +379,7 @@ def path_keys(task: str | None) -> dict[tuple[str, ...], files.IsPath]:
         for key, field in kind.model_fields.items()
     }
     kinds = {path: files.IsPath.of(*said) for path, said in found.items()}
-    paths = {path: kind for path, kind in kinds.items() if kind is not None}
-    return paths | {("task", option): kind for option, kind in _paths_of_task(task).items()}
+    return {path: kind for path, kind in kinds.items() if kind is not None}
 
 
 def _paths_of_task(task: str | None) -> dict[str, files.IsPath]:
