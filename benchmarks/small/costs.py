@@ -94,8 +94,8 @@ class Steps:
         return list(dict.fromkeys(name for taken in self.groups for name in taken))
 
     def seconds(self, name: str) -> float:
-        """Median of a contender."""
-        return statistics.median(next(taken[name] for taken in self.groups if name in taken))
+        """Median of all runs of a contender."""
+        return statistics.median(t for taken in self.groups for t in taken.get(name, ()))
 
     def over(self, top: str, bottom: str = PLAIN) -> float:
         """How many times as long the one takes as the other, side by side where they ran so."""
