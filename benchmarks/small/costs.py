@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.cope.costs import variants_of
 from benchmarks.cope.workloads import Attention, forward, forward_backward, ours, sdpa
 from benchmarks.measure import CPU, Bar, Work, paired, ratio, rounds, seconds
+from benchmarks.small.sweep import quickstart_sweep
 from benchmarks.small.workloads import (
     PLAIN,
     REPO,
@@ -39,6 +40,8 @@ OVER_COPE = (1.35, 1.2)
 """Of variants of CoPE over plain CoPE."""
 BARRED = ("cope_sep_keys", "cope_val_gates", "cope_talking_heads")
 """The variants that have bars."""
+OVER_RUNS = (1.1, 1.05)
+"""Of a sweep over its runs' own seconds, divided by the cores."""
 SECONDS = (1.0, 0.5)
 """Of a command that has nothing to compute."""
 
@@ -207,8 +210,15 @@ def attention_bars(pairs: Iterable[Pair]) -> Iterator[Bar]:
 
 
 def command_bars(scale: Scale) -> Iterator[Bar]:
-    """Seconds of commands that have nothing to compute, each in a fresh process."""
+    """A whole sweep over its runs; seconds of commands that have nothing to compute.
+
+    Each in a fresh process.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        if scale.again is not None:
+            whole = quickstart_sweep(Path(folder) / "quickstart")
+            name = "quickstart on 2 cores, over half of its runs' own seconds"
+            yield Bar(name, whole.ratio, *OVER_RUNS)
         calls = {"xcope --badflag": (["--badflag"], 2), "xcope --help": (["--help"], 0)}
         if scale.again is not None:
             config = str(REPO / "configs" / "quickstart.yaml")
