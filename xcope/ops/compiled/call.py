@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.compiled import forms, kernel, threads
-from xcope.ops.compiled.frames import CALL, VECTORS, size_of_frame
+from xcope.ops.compiled.frames import CALL, MIXED, VECTORS, size_of_frame
 from xcope.ops.compiled.simd import LANES
 from xcope.ops.inputs import heads_last, to_heads_last
 from xcope.ops.terms import OF_KEYS, WITHOUT_GRADIENT, ByDistance, Piecewise, Separable, Terms
@@ -79,12 +79,13 @@ class Call:
         self.threads = torch.get_num_threads()
         call["heads"] = heads = h if head_mix is not None else h // hk
         frame = size_of_frame(int(call["d"]), int(call["dv"]), positions)
-        scratch = self.threads * max(VECTORS, heads) * frame
+        vectors = max(1, (VECTORS if head_mix is None else MIXED) // heads)
+        call["vectors"], scratch = vectors, self.threads * heads * vectors * frame
         # to begin with a cache line
         self.kept.append(torch.empty(scratch + CACHE_LINE, dtype=torch.uint8))
         call["frame"], call["scratch"] = frame, -(-self.kept[-1].data_ptr() // CACHE_LINE)
         call["scratch"] *= CACHE_LINE
-        tiles = -(-i // (LANES * (1 if head_mix is not None else max(1, VECTORS // heads))))
+        tiles = -(-i // (LANES * vectors))
         groups, chunks = b * h // heads, 1
         while (
             chunks < tiles
@@ -132,8 +133,11 @@ class Call:
             call["dtable"] = by_thread["pos_emb"].data_ptr()
             call["dtable_step"] = 4 * self.table.numel()
         if "mix" in self.given:
-            by_thread["head_mix"] = dout.new_zeros(self.threads, h, h)
-            call["dmix"] = by_thread["head_mix"].data_ptr()
+            # in cache lines of their own
+            apart = h * h + -(h * h) % (4 * CACHE_LINE)
+            dmix = dout.new_zeros(self.threads, apart)
+            call["dmix"], call["dmix_step"] = dmix.data_ptr(), apart
+            by_thread["head_mix"] = dmix[:, : h * h].view(-1, h, h)
         threads.run(kernel.backward, [self.packed.ctypes.data])
         grads |= {name: _summed(t) for name, t in by_chunk.items()}
         grads |= {name: _summed(t) for name, t in by_thread.items()}
@@ -219,4 +223,7 @@ def _cut(t: Tensor, width: int) -> Tensor:
 
 
 def _summed(pieces: Tensor) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else pieces.sum(0)
+    first, *others = pieces
+    for other in others:
+        first += other
+    return first

@@ -25,7 +25,7 @@ from xcope.ops.compiled.simd import (
 )
 
 KEYS = 64  # keys of a block, at most
-VECTORS = 4  # rows that meet a block of keys one after the other, in vectors
+VECTORS, MIXED = 4, 32  # frames of a thread, if heads are not more; where gates are mixed
 
 # -- a call --------------------------------------------------------------------------------------
 
@@ -33,6 +33,7 @@ SIZES = (
     "b", "h", "hk", "i", "j", "d", "dv",  # d and dv in whole vectors
     "causal",
     "heads",  # that are worked on together: those of a key head, or all where gates are mixed
+    "vectors",  # of each of them that are: what meets a block of keys one after the other
     "chunks",  # shares of a key head's queries
     "tasks",
     "frame",  # bytes
@@ -48,6 +49,7 @@ COUNTING = (
     "dtable_step",  # bytes from thread to thread
     "mix",  # (h h), or 0
     "dmix",  # one for each thread
+    "dmix_step",  # numbers from thread to thread
 )  # fmt: skip
 OF_BIAS = ("row", "key", "distances", "q_pos", "k_pos", "shrink", "knots", "slope", "offset")
 
@@ -138,12 +140,6 @@ class Frame(NamedTuple):
 def size_of_frame(d: int, dv: int, positions: int) -> int:
     """In bytes."""
     return LINE * (LINES + 2 * d + 2 * dv + max(d, dv) + 5 * KEYS + 2 * positions)
-
-
-@compiled
-def frames_of(call: Any) -> Any:
-    """How many frames a thread has."""
-    return max(VECTORS, call.heads)
 
 
 @compiled

@@ -23,14 +23,12 @@ from xcope.ops.compiled.frames import (
     START,
     TOP,
     TOTAL,
-    VECTORS,
     D,
     Frame,
     M,
     Place,
     call_at,
     frame_at,
-    frames_of,
     line,
     numbers,
     place_of,
@@ -115,44 +113,46 @@ def scaled(lines: int, scale: Any, keys: int) -> None:
 
 
 @compiled
-def mix_heads(call: Any, scratch: int, keys: int) -> None:
-    """Gates' logits ``a`` of each head, of those of all heads."""
+def mix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> None:
+    """Gates' logits ``a`` of each head, of those of all heads: frames which, which + apart, …"""
     mix = floats(call.mix, (call.h, call.h))
     for head in range(call.h):
-        frame = frame_at(call, scratch, head)
+        frame = frame_at(call, scratch, which + head * apart)
         source = frame.a if call.gate_k else frame.s
         for t in range(keys):
             store(frame.raw + LINE * t, load(source + LINE * t))
     for g in range(call.h):
-        a = frame_at(call, scratch, g).a
+        a = frame_at(call, scratch, which + g * apart).a
         for t in range(keys):
-            x = spread(f32(0))
+            x, raw = spread(f32(0)), frame_at(call, scratch, which).raw + LINE * t
             for head in range(call.h):
-                x = x + load(frame_at(call, scratch, head).raw + LINE * t) * mix[g, head]
+                x = x + load(raw) * mix[g, head]
+                raw += apart * call.frame
             store(a + LINE * t, x)
 
 
 @compiled
-def unmix_heads(call: Any, scratch: int, keys: int) -> None:
+def unmix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> None:
     """Gradients of ``a`` before heads were mixed, and of the mixing."""
     mix = floats(call.mix, (call.h, call.h))
-    dmix = floats(call.dmix + 4 * this_thread() * call.h * call.h, (call.h, call.h))
+    dmix = floats(call.dmix + 4 * this_thread() * call.dmix_step, (call.h, call.h))
     for g in range(call.h):
-        da = frame_at(call, scratch, g).a
+        da = frame_at(call, scratch, which + g * apart).a
         for head in range(call.h):
-            raw, x = frame_at(call, scratch, head).raw, spread(f32(0))
+            raw, x = frame_at(call, scratch, which + head * apart).raw, spread(f32(0))
             for t in range(keys):
                 x = x + load(da + LINE * t) * load(raw + LINE * t)
             dmix[g, head] += total(x)
     for head in range(call.h):
-        out = frame_at(call, scratch, head).raw
+        out = frame_at(call, scratch, which + head * apart).raw
         for t in range(keys):
-            x = spread(f32(0))
+            x, da = spread(f32(0)), frame_at(call, scratch, which).a + LINE * t
             for g in range(call.h):
-                x = x + load(frame_at(call, scratch, g).a + LINE * t) * mix[g, head]
+                x = x + load(da) * mix[g, head]
+                da += apart * call.frame
             store(out + LINE * t, x)
     for head in range(call.h):
-        frame = frame_at(call, scratch, head)
+        frame = frame_at(call, scratch, which + head * apart)
         for t in range(keys):
             x = load(frame.raw + LINE * t)
             if call.gate_k:
@@ -279,25 +279,34 @@ def leave_forward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def forward_mixed(call: Any, task: int, scratch: int, vector: int, first: int, end: int) -> None:
-    """A block of keys and the same queries of all heads, whose gates are mixed."""
+def forward_mixed(
+    call: Any, task: int, scratch: int, vector: int, tile: Any, first: int, end: int
+) -> None:  # fmt: skip
+    """A block of keys and the same queries of all heads, whose gates are mixed.
+
+    ``tile``: its first vector, and how many there are.
+    """
+    which, apart = vector - tile[0], tile[1]
+    keys = min(end, place_of(call, task, vector, 0).seen) - first
+    if keys <= 0:
+        return
     counting = False
     for n in range(call.h):
-        counting |= counts.counting(call, frame_at(call, scratch, n), end)
+        frame = frame_at(call, scratch, which + n * apart)
+        counting |= counts.counting(call, frame, first + keys)
     for n in range(call.h):
-        place = place_of(call, task, vector, n)
-        logits(call, place, frame_at(call, scratch, n), first, end - first, counting)
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, which + n * apart)
+        logits(call, place, frame, first, keys, counting)
     if counting:
-        mix_heads(call, scratch, end - first)
+        mix_heads(call, scratch, which, apart, keys)
     for n in range(call.h):
-        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
-        attend(call, place, frame, first, end - first, counts.counting(call, frame, end))
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, which + n * apart)
+        attend(call, place, frame, first, keys, counts.counting(call, frame, first + keys))
 
 
 @compiled
 def forward_task(call: Any, task: int, scratch: int) -> None:
-    each = 1 if call.mix else max(1, VECTORS // call.heads)
-    vectors = vectors_of(call)
+    each, vectors = call.vectors, vectors_of(call)
     for begin in range(task % call.chunks * each, vectors, each * call.chunks):
         some = min(each, vectors - begin)
         rows = some * call.heads
@@ -309,7 +318,8 @@ def forward_task(call: Any, task: int, scratch: int) -> None:
         while end > 0:
             first = max(0, end - KEYS)
             if call.mix:
-                forward_mixed(call, task, scratch, begin, first, end)
+                for vector in range(begin, begin + some):
+                    forward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
@@ -439,30 +449,39 @@ def leave_backward(call: Any, place: Place, frame: Frame) -> None:
 
 
 @compiled
-def backward_mixed(call: Any, task: int, scratch: int, vector: int, first: int, keys: int) -> None:
-    """A block of keys and the same queries of all heads, whose gates are mixed."""
+def backward_mixed(
+    call: Any, task: int, scratch: int, vector: int, tile: Any, first: int, end: int
+) -> None:  # fmt: skip
+    """A block of keys and the same queries of all heads, whose gates are mixed.
+
+    ``tile``: its first vector, and how many there are.
+    """
+    which, apart = vector - tile[0], tile[1]
+    keys = min(end, place_of(call, task, vector, 0).seen) - first
+    if keys <= 0:
+        return
     counting = False
     for n in range(call.h):
-        counting |= counts.counted(call, frame_at(call, scratch, n), first + keys)
+        frame = frame_at(call, scratch, which + n * apart)
+        counting |= counts.counted(call, frame, first + keys)
     for n in range(call.h):
-        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, which + n * apart)
         logits(call, place, frame, first, keys, counting)
     if counting:
-        mix_heads(call, scratch, keys)
+        mix_heads(call, scratch, which, apart, keys)
     for n in range(call.h):
-        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, which + n * apart)
         differentiate(call, place, frame, first, keys, counting)
     if counting:
-        unmix_heads(call, scratch, keys)
+        unmix_heads(call, scratch, which, apart, keys)
     for n in range(call.h):
-        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, n)
+        place, frame = place_of(call, task, vector, n), frame_at(call, scratch, which + n * apart)
         gather_gradients(call, place, frame, first, keys, counting)
 
 
 @compiled
 def backward_task(call: Any, task: int, scratch: int) -> None:
-    each = 1 if call.mix else max(1, VECTORS // call.heads)
-    vectors = vectors_of(call)
+    each, vectors = call.vectors, vectors_of(call)
     for begin in range(task % call.chunks * each, vectors, each * call.chunks):
         some = min(each, vectors - begin)
         rows = some * call.heads
@@ -474,7 +493,8 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
         for first in range(0, limit, KEYS):
             end = min(limit, first + KEYS)
             if call.mix:
-                backward_mixed(call, task, scratch, begin, first, end - first)
+                for vector in range(begin, begin + some):
+                    backward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
@@ -496,7 +516,7 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
 @compiled
 def scratch_of(call: Any) -> Any:
     """Where this thread's frames lie."""
-    return call.scratch + this_thread() * frames_of(call) * call.frame
+    return call.scratch + this_thread() * call.heads * call.vectors * call.frame
 
 
 @kernel

@@ -164,11 +164,8 @@ def _backward_in_tiles(
 
 def _swallowed(inputs: CopeInputs) -> list[Tensor]:
     """Tensors whose NaN a count or a bias may swallow, so that what is computed is finite."""
-    named = inputs.named()
-    if inputs.gate_k is None and inputs.head_mix is None:
-        for name in ("q", "k", "v"):  # gates are made of the logits, which keep it
-            del named[name]
-    return list(named.values())
+    kept = ("q", "k", "v")  # logits and values keep it
+    return [t for name, t in inputs.named().items() if name not in kept]
 
 
 def repair(inputs: CopeInputs) -> Repair:
