@@ -142,3 +142,17 @@ def test_compiles_without_a_graph_break():
 def test_a_bias_that_does_not_fit_is_named():
     with pytest.raises(FlagError, match=r"row \(3 40\) of the bias"):
         cope_attention(**inputs(), bias=make_terms("separable", h=3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("i", [1, 7, 19, 100])
+def test_queries_that_fill_no_vector_behind_cached_keys(way, form, i):
+    """What stands in the place of a missing query must count nothing, whatever its bias."""
+    tensors = inputs(i=i, j=i + 50, p=30)
+    terms = make_terms(form, i=i, j=i + 50)
+    if form == "by_distance":
+        terms = dataclasses.replace(terms, table=5 * terms.table)
+    truth = run("reference", torch.float64, tensors, terms)
+    ours = run("tiled", torch.float32, tensors, terms)
+    for name, true in truth.items():
+        assert (ours[name] - true).norm() <= 1e-3 * true.norm() + 1e-4, name

@@ -223,7 +223,7 @@ def _cut(t: Tensor, width: int) -> Tensor:
 
 
 def _summed(pieces: Tensor) -> Tensor:
-    first, *others = pieces
-    for other in others:
-        first += other
-    return first
+    total = pieces[0]
+    for other in pieces[1:]:
+        total += other
+    return total

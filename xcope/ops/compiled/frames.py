@@ -2,7 +2,7 @@
 
 Work is done for LANES queries of one head at a time, a lane for each: their *rows*. All that is
 known of them lies in one piece of memory, their frame. The queries are so cut that the last
-vector is full: of the first, lanes may come before query 0. They see no key or repeat query 0, and
+vector is full: of the first, lanes may come before query 0. They hold query 0, see no key, and
 nothing of theirs is written.
 """
 

@@ -163,8 +163,12 @@ def unmix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> N
 
 @compiled
 def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
-    """Set −∞ where a key may not be attended."""
+    """Set −∞ where a key may not be attended; lanes before query 0 attend to none."""
     infinity = spread(f32(-np.inf))
+    if place.query < 0:
+        there = lane_numbers() >= i32(-place.query)
+        for t in range(keys):
+            store(lines + LINE * t, where(there, load(lines + LINE * t), infinity))
     if call.causal:
         ahead = place.query + call.j - call.i  # the last key that the first lane sees
         for t in range(max(0, ahead + 1 - first), keys):
@@ -354,9 +358,6 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
     store(line(frame, D), d)
     read_line(row_address(call.m, call, place), before, line(frame, M))
     read_line(row_address(call.inverse, call, place), before, line(frame, INVERSE))
-    # lanes before query 0 have no weights, and no large numbers either
-    floats(line(frame, INVERSE), (LANES,))[:before] = f32(0)
-    floats(line(frame, M), (LANES,))[:before] = f32(np.inf)
     for column in range(0, LINE * call.d, LINE):
         store(frame.sums + column, spread(f32(0)))
     forms.enter(call, place, frame)

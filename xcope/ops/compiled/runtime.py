@@ -1,4 +1,4 @@
-"""What the compiled tiles are written in: numba, with C entry points, pointers, exp.
+"""What the kernels are written in: numba, with C entry points, pointers and torch's threads.
 
 Importing this module fails where numba or torch's OpenMP runtime is missing.
 """
@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils, event
+from numba.core import event
 
 from xcope.ops.compiled import threads
 
@@ -27,8 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 f32, i32 = np.float32, np.int32
 
 # Everything but the assumption that there are no infinities and NaNs: masked logits are −∞.
-FAST = {"contract", "nsz", "arcp"}
-_OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
+FAST = ("contract", "nsz", "arcp")
+_OPTIONS: dict[str, Any] = {"fastmath": set(FAST), "error_model": "numpy"}
 
 
 class _Compiling(event.Listener):  # type: ignore[misc]
@@ -56,29 +55,18 @@ _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
 
 
-def _cached(decorator: Callable[..., Any], function: F, **options: Any) -> Any:
+def _cached(decorator: Callable[..., Any], function: F) -> Any:
     """Compiles with a cache on disk, where the disk can be written."""
     function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
     try:
-        return decorator(cache=True, **(_OPTIONS | options))(function)
+        return decorator(cache=True, **_OPTIONS)(function)
     except RuntimeError:
-        return decorator(**(_OPTIONS | options))(function)
+        return decorator(**_OPTIONS)(function)
 
 
 def compiled(function: F) -> F:
     """A function that other compiled functions call."""
-    return _cached(numba.njit, function, nogil=True)  # type: ignore[no-any-return]
-
-
-def inlined(function: F) -> F:
-    """A loop that becomes part of its callers, where it is seen which of its arrays may overlap."""
-    return _cached(numba.njit, function, nogil=True, forceinline=True)  # type: ignore[no-any-return]
-
-
-def summing(function: F) -> F:
-    """The same, where terms of a sum may be taken in any order, so that it becomes vectors."""
-    options = _OPTIONS | {"fastmath": {*_OPTIONS["fastmath"], "reassoc"}}
-    return _cached(numba.njit, function, nogil=True, forceinline=True, **options)  # type: ignore[no-any-return]
+    return _cached(numba.njit, function)  # type: ignore[no-any-return]
 
 
 def kernel(function: Callable[[Any], None]) -> Any:
@@ -106,21 +94,6 @@ def pointer(context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), convert
 
 
-@numba.extending.intrinsic  # type: ignore[untyped-decorator]
-def prefetch(context: Any, address: Any) -> Any:
-    """Asks for the cache line at an address, to be written as well as read."""
-
-    def ask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        write_near_data = [ir.Constant(number, flag) for flag in (1, 3, 1)]
-        builder.call(function, [builder.inttoptr(arguments[0], byte), *write_near_data])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), ask
-
-
 @compiled
 def floats(address: int, shape: Any) -> Array:
     return numba.carray(pointer(address), shape, dtype=np.float32)
@@ -139,36 +112,3 @@ def integers(address: int, shape: Any) -> Array:
 @compiled
 def booleans(address: int, shape: Any) -> Array:
     return numba.carray(pointer(address), shape, dtype=np.bool_)
-
-
-# -- arithmetic ----------------------------------------------------------------------------------
-
-# Beyond them exp is 0 and ∞. e^−50 is nothing beside 1, and far from the denormal numbers, which
-# would make everything slow that meets them.
-LOWEST, HIGHEST = f32(-50.0), f32(89.0)
-
-
-@compiled
-def exp(x: Any) -> Any:
-    """e^x by Cephes' polynomial, to 1e-7: in plain arithmetic, so that loops become vectors.
-
-    Of NaN it is NaN: comparisons are so turned that it falls through them.
-    """
-    y = LOWEST if x < LOWEST else x
-    y = HIGHEST if y > HIGHEST else y
-    n = np.floor(y * f32(1.44269504) + f32(0.5))
-    y = y - n * f32(0.693359375) - n * f32(-2.12194440e-4)
-    z = f32(1.9875691500e-4)
-    z = z * y + f32(1.3981999507e-3)
-    z = z * y + f32(8.3334519073e-3)
-    z = z * y + f32(4.1665795894e-2)
-    z = z * y + f32(1.6666665459e-1)
-    z = z * y + f32(5.0000001201e-1)
-    z = z * y * y + y + f32(1)
-    power = i32((i32(n) + i32(127)) << i32(23)).view(np.float32)
-    return f32(0) if x <= LOWEST else z * power
-
-
-@compiled
-def sigmoid(x: Any) -> Any:
-    return f32(1) / (f32(1) + exp(-x))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import platform
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import Any
 
 from llvmlite import ir
@@ -105,16 +106,15 @@ def _comparison(name: str) -> dict[str, tuple[Vector, Callable[..., Any]]]:
     }
 
 
-_FLAGS_OF = tuple(sorted(FAST))
 for _symbol, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul")):
     _define(
         _symbol,
         {
-            "float32": (FLOATS, _arithmetic("f" + _name, flags=_FLAGS_OF)),
+            "float32": (FLOATS, _arithmetic("f" + _name, flags=FAST)),
             "int32": (INTEGERS, _arithmetic(_name)),
         },
     )
-_define(operator.truediv, {"float32": (FLOATS, _arithmetic("fdiv", flags=_FLAGS_OF))})
+_define(operator.truediv, {"float32": (FLOATS, _arithmetic("fdiv", flags=FAST))})
 _define(operator.lshift, {"int32": (INTEGERS, _arithmetic("shl"))})
 _define(operator.and_, {"bool": (FLAGS, _arithmetic("and_"))})
 _define(operator.or_, {"bool": (FLAGS, _arithmetic("or_"))})
@@ -137,11 +137,13 @@ def _built(result: Any, *given: Any) -> Callable[[Callable[..., Any]], Any]:
         def typing(context: Any, *_: Any) -> Any:
             return signature(result, *given), lambda _c, builder, _s, its: build(builder, *its)
 
-        # numba asks for a function with these very arguments
-        names = ", ".join(f"x{n}" for n in range(len(given)))
-        scope = {"typing": typing}
-        exec(f"def {build.__name__}(context, {names}):\n    return typing(context, {names})", scope)
-        return intrinsic(scope[build.__name__])
+        # numba asks how many arguments there are
+        names = ["context", *(f"x{n}" for n in range(len(given)))]
+        typing.__signature__ = Signature(  # type: ignore[attr-defined]
+            [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        )
+        typing.__name__ = build.__name__
+        return intrinsic(typing)
 
     return define
 
@@ -372,8 +374,8 @@ def _block(rows: int, vectors: int) -> Any:
             address = _at(builder, builder.add(its_a, a_rows[m]), ir.FloatType())
             x = _spread(builder, builder.load(address, align=4))
             for n in range(vectors):
-                product = builder.fmul(x, row_of_b[n], flags=_FLAGS_OF)
-                after.append(builder.fadd(sums[m * vectors + n], product, flags=_FLAGS_OF))
+                product = builder.fmul(x, row_of_b[n], flags=FAST)
+                after.append(builder.fadd(sums[m * vectors + n], product, flags=FAST))
         rest = builder.sub(left, number(1))
         following = (rest, builder.add(its_a, along), builder.add(its_b, b_step), *after)
         for phi, value in zip((left, its_a, its_b, *sums), following, strict=True):
