@@ -211,5 +211,7 @@ def test_a_process_that_dies_while_it_waits_fails_its_run_alone(made, tmp_path, 
     assert list(failed) == ["none-seed1"]
     assert "SIGKILL" in failed["none-seed1"]
     assert [run.complete for run in runs] == [True, False, True]
-    assert "none-seed0: waits" in text.getvalue()
-    assert "none-seed0: goes on" in text.getvalue()
+    assert "none-seed1: waits" in text.getvalue()
+    # whether another is held up, too, depends on how fast they are
+    held = "none-seed0: waits" in text.getvalue()
+    assert held == ("none-seed0: goes on" in text.getvalue())
