@@ -407,33 +407,35 @@ def gather_gradients(
     multiply(
         dv, call.dv__n, frame.s, LINE, 4, frame.dout, 4 * call.dv, keys, call.dv, LANES, True
     )  # fmt: skip
-    scaled(frame.ds, f32(call.scale), keys)
     k = row(call.k, call.k_b, call.k_h, call.k_n, place.batch, place.key_head, first)
-    multiply(
-        frame.sums, 4 * call.d, frame.ds, 4, LINE, k, call.k_n, LANES, call.d, keys, True
-    )  # fmt: skip
     dk = row(call.dk, call.dk_b, call.dk_h, call.dk_n, place.batch, place.key_head, first)
     dk += place.chunk * call.dk_c
-    multiply(
-        dk, call.dk_n, frame.ds, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
-    )  # fmt: skip
+    through_keys(call, frame, frame.ds, keys, k, call.k_n, dk, call.dk_n)
     if counting and call.gate_k:
-        scaled(frame.a, f32(call.scale), keys)
         k = row(
             call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
             first,
-        )  # fmt: skip
-        multiply(
-            frame.sums, 4 * call.d, frame.a, 4, LINE, k, call.gate_k_n, LANES, call.d, keys, True
         )  # fmt: skip
         dk = row(
             call.dgate_k, call.dgate_k_b, call.dgate_k_h, call.dgate_k_n, place.batch,
             place.key_head, first,
         )  # fmt: skip
         dk += place.chunk * call.dgate_k_c
-        multiply(
-            dk, call.dgate_k_n, frame.a, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
-        )  # fmt: skip
+        through_keys(call, frame, frame.a, keys, k, call.gate_k_n, dk, call.dgate_k_n)
+
+
+@compiled
+def through_keys(
+    call: Any, frame: Frame, gradients: int, keys: int, k: int, k_step: int, dk: int, dk_step: int
+) -> None:  # fmt: skip
+    """Add what logits' gradients, of products with these keys, give to q's and the keys' own."""
+    scaled(gradients, f32(call.scale), keys)
+    multiply(
+        frame.sums, 4 * call.d, gradients, 4, LINE, k, k_step, LANES, call.d, keys, True
+    )  # fmt: skip
+    multiply(
+        dk, dk_step, gradients, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
+    )  # fmt: skip
 
 
 @compiled

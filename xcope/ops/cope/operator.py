@@ -88,14 +88,13 @@ def _(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
     backend = given[-2]
     likes = [t if n in DIFFERENTIABLE else None for n, t in zip(TENSORS, tensors, strict=True)]
     likes += like_gradients(form, vectors, given[-1])
-    lie = len(TENSORS) * [backend != "triton"] + len(vectors) * [False]
     return [
         dout.new_empty(0)
         if t is None
         else heads_last(t, *t.shape)
-        if by_token and t.ndim == 4
+        if t.ndim == 4 and backend != "triton"
         else t.new_empty(t.shape)
-        for t, by_token in zip(likes, lie, strict=True)
+        for t in likes
     ]
 
 

@@ -132,7 +132,7 @@ def forward(inputs: CopeInputs) -> Saved:
     if call:
         return Saved(*call.forward())
     heads, saved = sorted_heads(inputs), empty(inputs)
-    saved = saved._replace(out=saved.out.contiguous())
+    saved = saved._replace(out=heads.q.new_empty(saved.out.shape))
     for key_heads, part in heads.parts():
         for i0, i1, tiles in part.query_tiles():
             for whole, value in zip(saved, _forward_rows(part, i0, i1, tiles), strict=True):
