@@ -481,10 +481,15 @@ def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
         "cope_per_head": ours.pos_emb.ndim == 3,
         "cope_sep_keys": ours.sep_keys,
         "cope_val_gates": ours.val_gates,
+        "cope_scaled": ours.scaled,
+        "cope_table_scale": ours.table_scale != 1,
+        "cope_biased_gates": ours.gate_keys == "keys",
     }
     for flag, on in options.items():
         if on:
-            raise FlagError(flag, f"{flag}=True is not known to x-transformers: train without it")
+            raise FlagError(
+                flag, f"{flag} as it is here is not known to x-transformers: train without it"
+            )
     return xt.CoPE(
         geometry.dim_head,
         geometry.heads,

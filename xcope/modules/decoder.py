@@ -327,13 +327,21 @@ class Builder:
                 bias = self._once(one, heads) if one.shared else self._build(one, heads)
                 part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
             elif one.slot is Slot.ATTEND:
-                part = replace(part, attend=self._build(one, heads), attend_name=one.name)
+                part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
             self.shared.append(self._made[one, heads])
+        return self._made[one, heads]
+
+    def _attend(self, one: Scheme, heads: int) -> Any:
+        """Of one layer, unless an option shares it: then each of them has it under its own name."""
+        if "shared" not in one.options() or not one.shared:
+            return self._build(one, heads)
+        if (one, heads) not in self._made:
+            self._made[one, heads] = self._build(one, heads)
         return self._made[one, heads]
 
     def _build(self, one: Scheme, heads: int) -> Any:

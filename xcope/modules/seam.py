@@ -57,7 +57,10 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    gate_keys_of,
+    softmax_only,
     turned,
+    weights_of,
     with_heads,
 )
 from xcope.modules.places import Places
@@ -811,6 +814,7 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
             )
         if part.attend is not None:
             _check_gates(attention, part.attend)
+            _check_softmax(attention, part)
     if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
@@ -944,6 +948,22 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
             )
 
 
+def _check_softmax(attention: Attention, part: Part) -> None:
+    """Refuse what changes the softmax of a layer some of whose heads have none."""
+    if part.attend is None or part.attend.softmax:
+        return
+    attend = attention.attend
+    on = [f"attn_{name}" for name in _SOFTMAX_CHANGED if getattr(attend, name)]
+    if getattr(attend.attn_fn, "func", None) is not F.softmax:
+        on.append("an attention function that is no softmax")
+    if on:
+        raise FlagError(
+            on[0],
+            f"{on[0]} does not go together with position {part.attend_name!r}, whose weights are "
+            "no softmax: drop one of them",
+        )
+
+
 def _check_gates(attention: Attention, module: AttendModule) -> None:
     """Refuse gates' keys that the layer cannot give."""
     flag = module.gate_flag
@@ -1015,6 +1035,16 @@ _PLAIN_OFF = (
     "add_zero_kv",
     "head_learned_sink",
     "softclamp_logits",
+    "inverted_attention",
+)
+
+
+# Those of them that mean nothing where weights are no softmax.
+_SOFTMAX_CHANGED = (
+    "selective",
+    "cog_signed",
+    "add_zero_kv",
+    "head_learned_sink",
     "inverted_attention",
 )
 
@@ -1207,7 +1237,9 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             # rounded once, at the end; under autocast products are still narrow
             wide = torch.promote_types(bias.dtype, dtype)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        self._given = inputs
+        self._given, ordinary = inputs, self.attn_fn
+        if not softmax_only(self.parts):
+            self.attn_fn = partial(weights_of, self.parts)
         try:
             out, inter = super().forward(
                 q,
@@ -1221,7 +1253,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
                 **kwargs,
             )
         finally:
-            self._given = None
+            self._given, self.attn_fn = None, ordinary
         return out.to(dtype), inter
 
     def _fused(
@@ -1260,7 +1292,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         inputs: list[AttendInputs | None] = []
         for index, (part, of_part) in enumerate(with_heads(parts)):
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
-            gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+            gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
             its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
             qs.append(its_q)

@@ -357,6 +357,7 @@ class AttendInputs:
         gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
         remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
         heads: int64 (h), which head of the group each head of q is; None: they are in order.
+        bare: of ``remembered`` that is `written_out`: how many keys at the beginning have none.
     """
 
     scale: float
@@ -367,6 +368,7 @@ class AttendInputs:
     gate_k: Tensor | None = None
     remembered: Tensor | None = None
     heads: Tensor | None = None
+    bare: int = 0
 
     def written_out(self, q: Tensor, j: int) -> AttendInputs:
         """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
@@ -374,13 +376,14 @@ class AttendInputs:
         ``gate_k`` in the dtype of q; there and in ``remembered`` zeros for keys that stand before
         theirs.
         """
-        gate_k, remembered = self.gate_k, self.remembered
+        gate_k, remembered, bare = self.gate_k, self.remembered, 0
         if gate_k is not None:
             gate_k = F.pad(gate_k.to(q.dtype), (0, 0, j - gate_k.shape[2], 0))
         if remembered is not None:
             after = (0, 0) * (remembered.ndim - 3)
-            remembered = F.pad(remembered, (*after, j - remembered.shape[2], 0))
-        return dataclasses.replace(self, gate_k=gate_k, remembered=remembered)
+            bare = j - remembered.shape[2]
+            remembered = F.pad(remembered, (*after, bare, 0))
+        return dataclasses.replace(self, gate_k=gate_k, remembered=remembered, bare=bare)
 
 
 class AttendModule(nn.Module, ABC):
@@ -396,11 +399,14 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; None: there is none."""
+    ``"values"``; ``"keys"``: of the logits, without a bias of theirs; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False
     """Whether `remember` gives something that is cached beside each token's key and value."""
+    softmax: bool = True
+    """Whether weights are the softmax of what `forward` makes of the logits; else they are its
+    exponentials, and need not sum to 1."""
     gives_terms: bool = False
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
 
