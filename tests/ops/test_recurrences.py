@@ -45,7 +45,8 @@ def inputs(kind, b=2, h=4, hk=2, i=20, j=None, d=8, p=5, r=None, gates=3, tables
     return tensors
 
 
-def by_loops(kind, given, seen, scale, rate=1.0, own=None, remainder=True, bare=0):
+def by_loops(kind, given, seen, scale, rate=1.0, own=None, remainder=True, bare=0,
+             hidden_gates=False):  # fmt: skip
     """The papers' formulas, number by number, in float64; seen (b h i j)."""
     given = {name: t.double() for name, t in given.items()}
     q, k, v = (given[name] for name in "qkv")
@@ -83,9 +84,9 @@ def by_loops(kind, given, seen, scale, rate=1.0, own=None, remainder=True, bare=
             elif key < bare:
                 added = 0.0
             else:
-                after = [t for t in keys if t > key or (t == key and not own)]
-                some = [t for t in after if own or t != its_own]
-                added = sum(gate(row, head, query, t) for t in some)
+                first, end = (key + 1, its_own + 1) if own else (key, its_own)
+                gated = range(j) if hidden_gates else keys
+                added = sum(gate(row, head, query, t) for t in gated if first <= t < end)
             weights[key] = math.exp(s[key] + added)
         total = 1.0 if kind == "stick" else sum(weights.values())
         for key, weight in weights.items():
@@ -110,6 +111,7 @@ CASES = {
     "decay, gates of the logits": ("decay", {"gates": None}, {}),
     "decay, up to the own gate": ("decay", {}, {"own": True, "rate": 0.5}),
     "decay, masked": ("decay", {"j": 24}, {"mask": True}),
+    "decay, also by masked gates": ("decay", {"j": 24}, {"mask": True, "hidden_gates": True}),
     "decay, both ways": ("decay", {}, {"causal": False}),
     "decay, keys without gates": ("decay", {"j": 24}, {"bare": 4, "own": True}),
     "stick": ("stick", {}, {}),

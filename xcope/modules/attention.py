@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
-from xcope.ops.biased import biased_attention, dense
+from xcope.ops.biased import biased_attention
 from xcope.ops.inputs import exporting
 from xcope.ops.transforms import by_definition
 from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
@@ -296,9 +296,9 @@ def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | 
             bias = part.bias.dense(q_pos, k_pos)
     else:
         remembered = None if call.remembered is None else call.remembered[index]
-        if part.attend is None or remembered is None or not part.attend.gives_terms:
+        if part.attend is None or remembered is None or not part.attend.gives_bias:
             return None
-        bias = dense(part.attend.terms(remembered, i))
+        bias = part.attend.dense(remembered, i)
     return F.pad(bias, (j - bias.shape[-1], 0))
 
 

@@ -1171,7 +1171,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
         new.remembers = any(module.remembers for module in modules)
-        if not all(module.gives_terms for module in modules):
+        if not all(module.gives_bias for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
 
@@ -1297,7 +1297,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
             qs.append(its_q)
             ks.append(its_k)
-            if part.attend is None or part.attend.gives_terms:
+            if part.attend is None or part.attend.gives_bias:
                 inputs.append(None)  # nothing, or a bias that is written out
             else:
                 left = None if call.remembered is None else call.remembered[index]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.reference import biased_attention_reference
+from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.terms import Terms
 from xcope.registry import Named, hints, is_a
 
@@ -357,7 +357,6 @@ class AttendInputs:
         gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
         remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
         heads: int64 (h), which head of the group each head of q is; None: they are in order.
-        bare: of ``remembered`` that is `written_out`: how many keys at the beginning have none.
     """
 
     scale: float
@@ -368,7 +367,6 @@ class AttendInputs:
     gate_k: Tensor | None = None
     remembered: Tensor | None = None
     heads: Tensor | None = None
-    bare: int = 0
 
     def written_out(self, q: Tensor, j: int) -> AttendInputs:
         """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
@@ -376,14 +374,13 @@ class AttendInputs:
         ``gate_k`` in the dtype of q; there and in ``remembered`` zeros for keys that stand before
         theirs.
         """
-        gate_k, remembered, bare = self.gate_k, self.remembered, 0
+        gate_k, remembered = self.gate_k, self.remembered
         if gate_k is not None:
             gate_k = F.pad(gate_k.to(q.dtype), (0, 0, j - gate_k.shape[2], 0))
         if remembered is not None:
             after = (0, 0) * (remembered.ndim - 3)
-            bare = j - remembered.shape[2]
-            remembered = F.pad(remembered, (*after, bare, 0))
-        return dataclasses.replace(self, gate_k=gate_k, remembered=remembered, bare=bare)
+            remembered = F.pad(remembered, (*after, j - remembered.shape[2], 0))
+        return dataclasses.replace(self, gate_k=gate_k, remembered=remembered)
 
 
 class AttendModule(nn.Module, ABC):
@@ -409,10 +406,12 @@ class AttendModule(nn.Module, ABC):
     exponentials, and need not sum to 1."""
     gives_terms: bool = False
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
+    gives_bias: bool = False
+    """Whether `dense` gives all that is added; with `terms` it does."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.gives_terms = cls.terms is not AttendModule.terms
+        cls.gives_terms = cls.gives_bias = cls.terms is not AttendModule.terms
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another
@@ -443,6 +442,18 @@ class AttendModule(nn.Module, ABC):
             i: number of queries.
         """
         raise NotImplementedError
+
+    def dense(self, remembered: Tensor, i: int) -> Tensor:
+        """All that is added, written out, where it follows from ``remembered`` and reads no logits.
+
+        Args:
+            remembered: (b h j) or (b h j c), of all keys.
+            i: number of queries, the last of j.
+
+        Returns:
+            (b h i j); without meaning where a key stands after its query.
+        """
+        return dense(self.terms(remembered, i))
 
     @abstractmethod
     def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:

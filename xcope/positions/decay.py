@@ -9,7 +9,9 @@ arXiv 2512.07805.
 g and g' are small queries and keys, ``gate_dim`` wide, that each token's input is projected to.
 With ``own`` the sum is over j < t ≤ i, as in the paper. With ``gate_dim: null`` the gates are
 CoPE's, of the logits themselves, x_it = scale · q_i·k_t: CoPE's count used as a decay. Forgetting
-attention has one gate for each token, where this has one for each pair: there x_it = x_t.
+attention has one gate for each token, where this has one for each pair: there x_it = x_t. As there,
+and in x-transformers, tokens that a mask hides decay the logits of those before them; with gates of
+the logits they do not, as they do not count for CoPE.
 
 Nothing here knows a token's place. What x-transformers holds n × n is walked through as CoPE's
 counts are (`xcope.ops.cope`), in O(n) memory.
@@ -22,12 +24,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, decay_attention, decays
 from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
+
+OPEN = 1e4
+"""The logit of a gate that is open to the last bit, in any dtype."""
 
 
 class Decay(AttendModule):
@@ -54,20 +60,36 @@ class Decay(AttendModule):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.heads, self.gate_dim, self.post_log_scale = heads, gate_dim, post_log_scale
+        self.heads, self.post_log_scale = heads, post_log_scale
         self.own, self.backend = own, backend
-        self.remembers = gate_dim is not None
+        self.remembers = self.gives_bias = gate_dim is not None
         if gate_dim is None:
             self.gate_keys = "keys"
         else:
+            self.width = gate_dim
             linear = nn.Linear(dim, 2 * heads * gate_dim, bias=False)
             self.to_forget_gates = nn.Sequential(linear)
 
     def remember(self, x: Tensor) -> Tensor:
-        """g and g' of each token, (b h n 2c), g scaled."""
+        """g, scaled, g' and 1 of each token, (b h n 2c + 1); where there is no token all is 0."""
         gates: Tensor = self.to_forget_gates(x)
         g, keys = gates.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return torch.cat((g * g.shape[-1] ** -0.5, keys), dim=-1)
+        there = torch.ones_like(g[..., :1])
+        return torch.cat((g * g.shape[-1] ** -0.5, keys, there), dim=-1)
+
+    def _gates(self, remembered: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """The gates' queries and keys, (b h i c + 1) and (b h j c + 1), of the last i tokens and of
+        all; where there is no token gates are open."""
+        g, keys, there = remembered.tensor_split([self.width, 2 * self.width], dim=-1)
+        g = g[:, :, g.shape[2] - i :]
+        return F.pad(g, (0, 1), value=1.0), torch.cat((keys, OPEN * (1 - there)), dim=-1)
+
+    def dense(self, remembered: Tensor, i: int) -> Tensor:
+        """See `AttendModule`."""
+        wide = torch.promote_types(remembered.dtype, torch.float32)
+        gate_q, gate_k = self._gates(remembered.to(wide), i)
+        added = decays(gate_q @ gate_k.mT, rate=self.post_log_scale, own=self.own)
+        return added.masked_fill(remembered[..., None, :, -1] == 0, 0.0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
         """See `AttendModule`; O(n) memory."""
@@ -77,10 +99,8 @@ class Decay(AttendModule):
             bare = k.shape[2] - remembered.shape[2]
             if inputs.heads is not None:
                 remembered = remembered[:, inputs.heads]
-            if bare:
-                remembered = nn.functional.pad(remembered, (0, 0, bare, 0))
-            gate_q, gate_k = remembered.to(q.dtype).chunk(2, dim=-1)
-            gate_q = gate_q[:, :, gate_q.shape[2] - q.shape[2] :]
+            gate_q, gate_k = self._gates(remembered.to(q.dtype), q.shape[2])
+            gate_k = F.pad(gate_k, (0, 0, bare, 0)) if bare else gate_k
         return decay_attention(
             q,
             k,
@@ -90,6 +110,7 @@ class Decay(AttendModule):
             rate=self.post_log_scale,
             own=self.own,
             bare=bare,
+            hidden_gates=remembered is not None,
             scale=inputs.scale,
             mask=inputs.mask,
             causal=inputs.causal,
@@ -97,15 +118,6 @@ class Decay(AttendModule):
             cu_seqlens=inputs.cu_seqlens,
             backend=self.backend,
         )
-
-    def gate_logits(self, q: Tensor, logits: Tensor, inputs: AttendInputs) -> Tensor:
-        """x, (b h i j), at least float32; without meaning for keys that have no gate."""
-        if inputs.remembered is not None:
-            g, keys = inputs.remembered.chunk(2, dim=-1)
-            x = g[:, :, g.shape[2] - q.shape[2] :] @ keys.mT
-        else:
-            x = logits if inputs.gate_k is None else inputs.scale * (q @ inputs.gate_k.mT)
-        return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def forward(
         self,
@@ -118,16 +130,28 @@ class Decay(AttendModule):
 
         So x-transformers calls what has this name, for a bias that is added elsewhere.
         """
-        if logits is None or seen is None or inputs is None:
+        if logits is None or inputs is None:
             return q.new_zeros(1)
-        x, rate = self.gate_logits(q, logits, inputs), self.post_log_scale
-        return decays(x, seen, rate=rate, own=self.own, bare=inputs.bare).to(logits.dtype)
+        if inputs.remembered is not None:
+            return self.dense(inputs.remembered, q.shape[2]).to(logits.dtype)
+        x = self._of_logits(q, logits, inputs)
+        return decays(x, seen, rate=self.post_log_scale, own=self.own).to(logits.dtype)
+
+    def _of_logits(self, q: Tensor, logits: Tensor, inputs: AttendInputs) -> Tensor:
+        """x, (b h i j), where gates are those of the logits without a bias of theirs."""
+        x = logits if inputs.gate_k is None else inputs.scale * (q @ inputs.gate_k.mT)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def trace(
         self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs
     ) -> dict[str, Tensor]:
         """``gates``: sigmoid(x), 0 where a key is not seen."""
-        return {"gates": self.gate_logits(q, logits, inputs).sigmoid().masked_fill(~seen, 0.0)}
+        if inputs.remembered is None:
+            x = self._of_logits(q, logits, inputs)
+        else:
+            gate_q, gate_k = self._gates(inputs.remembered, q.shape[2])
+            x = gate_q @ gate_k.mT
+        return {"gates": x.sigmoid().masked_fill(~seen, 0.0)}
 
 
 @register

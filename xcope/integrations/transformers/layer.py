@@ -419,7 +419,7 @@ def _written_out(
         its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
-        if part.attend is None or part.attend.gives_terms:
+        if part.attend is None or part.attend.gives_bias:
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]

@@ -51,6 +51,7 @@ class Call:
         own: whether the query's own key, or gate, takes part.
         remainder: what is left of a stick goes to the query's own value.
         bare: how many keys come before the first that decays.
+        hidden_gates: masked keys decay, too.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Call:
         table: Tensor | None = None, gate_k: Tensor | None = None, r: Tensor | None = None,
         head_mix: Tensor | None = None, sharpness: float = 0.0, gate_scale: float = 1.0,
         rate: float = 1.0, own: bool = False, remainder: bool = False, bare: int = 0,
+        hidden_gates: bool = False,
     ):  # fmt: skip
         (b, h, i, d), (_, hk, j, dv) = q.shape, v.shape
         given = {"q": q, "k": k, "v": v, "gate_k": gate_k, "r": r}
@@ -74,7 +76,12 @@ class Call:
         self.counts = recurrence is not None
         call["recurrence"] = RECURRENCES[recurrence or "count"]
         call["gate_scale"], call["rate"] = gate_scale, rate
-        call["own"], call["remainder"], call["bare"] = own, remainder, bare
+        for name, option in zip(
+            ("own", "remainder", "bare", "hidden_gates"),
+            (own, remainder, bare, hidden_gates),
+            strict=True,
+        ):
+            call[name] = option
         for name, t in given.items():
             if t is not None:
                 self._hand(name, _in_vectors(t))

@@ -74,14 +74,22 @@ def was_gone(call: Any, frame: Frame, end: int) -> bool:
 
 
 @compiled
-def hide_own(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
-    """Set −∞ where the key is the query's own, in ``a``."""
+def hide_gates(call: Any, place: Place, frame: Frame, first: int, keys: int) -> None:
+    """Set −∞ in ``a`` where a key has no gate, or breaks nothing off.
+
+    Keys after the query have no gates; of sticks, all but the query's own take part.
+    """
+    stick, lanes = call.recurrence == STICK, lane_numbers()
+    if stick and call.own:
+        return
     ahead = place.query + call.j - call.i  # the first lane's own key
-    for t in range(max(0, ahead - first), min(keys, ahead - first + LANES)):
-        logits = frame.a + LINE * t
-        lanes = lane_numbers()
-        own = (lanes >= i32(first + t - ahead)) & (lanes <= i32(first + t - ahead))
-        store(logits, where(own, spread(f32(-np.inf)), load(logits)))
+    end = min(keys, ahead - first + LANES) if stick else keys
+    for t in range(max(0, ahead - first), end):
+        its, logits = i32(first + t - ahead), frame.a + LINE * t  # the lane whose own key it is
+        without = lanes < its if call.own else lanes <= its
+        if stick:
+            without = without & (lanes >= its)
+        store(logits, where(without, spread(f32(-np.inf)), load(logits)))
 
 
 @compiled

@@ -47,6 +47,7 @@ COUNTING = (
     "own",  # the query's own key, or gate, takes part
     "remainder",  # what is left of a stick goes to the query's own value
     "bare",  # keys before the first that decays
+    "hidden_gates",  # masked keys have gates, too
     "table",  # (p d), or one for each head; 0: nothing is counted
     "table_step",  # bytes from head to head
     "last",  # the largest position

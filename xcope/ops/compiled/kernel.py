@@ -212,10 +212,10 @@ def hide_block(
 ) -> None:  # fmt: skip
     """What is not seen, of the block's logits and its gates'."""
     hide(call, place, frame.s, first, keys)
-    if counting and frame.a != frame.s:
+    if counting and frame.a != frame.s and not call.hidden_gates:
         hide(call, place, frame.a, first, keys)
-    if call.recurrence >= DECAY and not call.own:
-        decays.hide_own(call, place, frame, first, keys)
+    if call.recurrence >= DECAY:
+        decays.hide_gates(call, place, frame, first, keys)
 
 
 # -- forward -------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ def decay_attention(
     rate: float = 1.0,
     own: bool = False,
     bare: int = 0,
+    hidden_gates: bool = False,
     scale: float | None = None,
     mask: Tensor | None = None,
     causal: bool = True,
@@ -199,9 +200,10 @@ def decay_attention(
         rate: multiplies the logarithms.
         own: sum from the key after j to the query's own instead.
         bare: so many keys at the beginning have no gate, and do not decay.
+        hidden_gates: masked keys have gates, as in x-transformers; else they have none.
         scale: of the logits q·k; ``d ** -0.5`` if None.
-        mask: True where a key may be attended. Masked keys have no gate.
-        causal: query i sees keys up to its own place; else sums begin at the last key.
+        mask: True where a key may be attended.
+        causal: query i sees keys up to its own place. Keys after it never have a gate.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
@@ -227,6 +229,7 @@ def decay_attention(
         rate=rate,
         own=own,
         bare=bare,
+        hidden_gates=hidden_gates,
     )
     return _attend(inputs, backend, "decay")
 

@@ -59,6 +59,7 @@ class CopeInputs:
             own key breaks its share off, too.
         remainder: what is left of a stick goes to the query's own value.
         bare: of decays: how many keys come before the first that has a gate. They decay by nothing.
+        hidden_gates: of decays: keys that are masked have gates, too.
     """
 
     q: Tensor
@@ -80,6 +81,7 @@ class CopeInputs:
     own: bool = False
     remainder: bool = False
     bare: int = 0
+    hidden_gates: bool = False
 
     @classmethod
     def checked(

@@ -19,7 +19,7 @@ where it is not given; x_ij = r_i·k'_j, or scale · q_i·k'_j, of the gates' ke
 
     distance   g_ij = 1, so that p_ij is how many visible keys there are from j on; L_i = e r_i
     decay      out = softmax_j(s_ij + rate · Σ_t log sigmoid(x_it)) v_j, t = j … before i, or, with
-               ``own``, after j … i
+               ``own``, after j … i; keys after the query have no gates
     stick      out = Σ_j A_ij v_j, A_ij = sigmoid(s_ij) Π_t (1 − sigmoid(s_it)), t after j … before
                i, or, with ``own``, … i; with ``remainder`` A_ii is what the others leave, or is
                larger by that
@@ -119,24 +119,34 @@ def own_keys(i: int, j: int, device: torch.device) -> Tensor:
 
 
 def decays(
-    gate_logits: Tensor, seen: Tensor, *, rate: float = 1.0, own: bool = False, bare: int = 0
+    gate_logits: Tensor, gated: Tensor | None = None, *, rate: float = 1.0, own: bool = False
 ) -> Tensor:
     """What is added to the logits, (b h i j): the sum of log gates above.
 
     Args:
         gate_logits: x, (b h i j).
-        seen: bool, broadcasts to (b h i j).
+        gated: bool, broadcasts to (b h i j): which keys have a gate; None: all.
         rate: multiplies the log gates.
         own: the query's own gate counts, and the key's does not.
-        bare: this many keys come before the first that has a gate: 0 is added to them.
     """
     i, j = gate_logits.shape[-2:]
-    with_gate = seen & (torch.arange(j, device=seen.device) >= bare)
-    summed_up = with_gate if own else with_gate & ~own_keys(i, j, seen.device)
-    gate_logits = gate_logits.masked_fill(~summed_up, 0.0)
-    log_gates = rate * F.logsigmoid(gate_logits).masked_fill(~summed_up, 0.0)
+    before = torch.ones(i, j, dtype=torch.bool, device=gate_logits.device)
+    before = before.tril(j - i if own else j - i - 1)
+    gated = before if gated is None else before & gated
+    gate_logits = gate_logits.masked_fill(~gated, 0.0)
+    log_gates = rate * F.logsigmoid(gate_logits).masked_fill(~gated, 0.0)
     sums = log_gates.flip(-1).cumsum(-1).flip(-1)
-    return (sums - log_gates if own else sums).masked_fill(~with_gate, 0.0)
+    return sums - log_gates if own else sums
+
+
+def decays_of(inputs: CopeInputs, gate_logits: Tensor, seen: Tensor) -> Tensor:
+    """`decays` as the options say, (b h i j); 0 for keys that come before the first gate."""
+    bare, gated = inputs.bare, seen[..., inputs.bare :]
+    if inputs.hidden_gates:
+        edges, j = inputs.cu_seqlens, inputs.k.shape[2]
+        gated = None if edges is None else within_documents(None, edges, j)[..., bare:]
+    added = decays(gate_logits[..., bare:], gated, rate=inputs.rate, own=inputs.own)
+    return F.pad(added, (bare, 0))
 
 
 def log_shares(s: Tensor, seen: Tensor, *, own: bool = False, remainder: bool = False) -> Tensor:
@@ -180,6 +190,8 @@ def cope_attention_reference(inputs: CopeInputs) -> Tensor:
         s = s + dense(inputs.bias, k.shape[2])
     gate_logits, scale = s, inputs.scale if inputs.r is None else 1.0
     if gate_k is not None:
+        if inputs.hidden_gates:
+            needed = torch.ones_like(needed)
         gate_logits = scale * scores(r, gate_k, needed)
     if head_mix is not None:
         gate_logits = gate_logits.masked_fill(~needed, 0.0)
@@ -190,8 +202,7 @@ def cope_attention_reference(inputs: CopeInputs) -> Tensor:
             seen = seen & ~own_keys(*s.shape[-2:], s.device)
         return weighted_sums(attn, v, seen).to(dtype)
     if kind == "decay":
-        own, bare = inputs.own, inputs.bare
-        s = s + decays(gate_logits, seen, rate=inputs.rate, own=own, bare=bare)
+        s = s + decays_of(inputs, gate_logits, seen)
     elif inputs.pos_emb is not None:
         s = s + position_bias(
             r,

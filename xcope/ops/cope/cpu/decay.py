@@ -71,15 +71,17 @@ def backward(
 
 
 def _hide(s: Tensor, a: Tensor, tile: Tile, heads: CopeHeads) -> None:
+    """Set −∞ where a key may not be attended, has no gate, or breaks nothing off."""
     hide(s, tile)
-    if a.data_ptr() != s.data_ptr():
-        hide(a, tile)
     queries, keys = tile.i1 - tile.i0, s.shape[-1]
-    ahead = heads.k.shape[1] - heads.q.shape[2] + tile.i0 - tile.j0
-    if not heads.own and -queries < ahead < keys:
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=s.device)
-        own = seen.tril_(ahead).triu_(ahead)
-        a.view(a.shape[0], -1, queries, keys).masked_fill_(own, -torch.inf)
+    ahead = heads.k.shape[1] - heads.q.shape[2] + tile.i0 - tile.j0  # the first own key
+    if ahead >= keys or (heads.stick and (heads.own or ahead <= -queries)):
+        return
+    without = torch.ones(queries, keys, dtype=torch.bool, device=s.device)
+    without.triu_(ahead + 1 if heads.own else ahead)
+    if heads.stick:
+        without.tril_(ahead)
+    a.view(a.shape[0], -1, queries, keys).masked_fill_(without, -torch.inf)
 
 
 def _take(s: Tensor, lost: Tensor, tile: Tile, heads: CopeHeads) -> None:

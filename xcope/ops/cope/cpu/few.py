@@ -12,7 +12,7 @@ from torch import Tensor
 from xcope.ops.biased.reference import dense
 from xcope.ops.cope.cpu.eager import Interpolation
 from xcope.ops.cope.inputs import CopeInputs
-from xcope.ops.cope.reference import decays, log_shares
+from xcope.ops.cope.reference import decays_of, log_shares
 from xcope.ops.inputs import visible
 
 
@@ -56,14 +56,13 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
 
 def _decayed(inputs: CopeInputs, s: Tensor, a: Tensor, seen: Tensor | None) -> Tensor:
     """Of decays and sticks; summed up in float64."""
-    v, own = inputs.v, inputs.own
+    v = inputs.v
     seen = torch.ones_like(s, dtype=torch.bool) if seen is None else seen
     if inputs.recurrence == "stick":
-        prob = log_shares(s.double(), seen, own=own, remainder=inputs.remainder).exp()
+        prob = log_shares(s.double(), seen, own=inputs.own, remainder=inputs.remainder).exp()
         prob = prob.to(s.dtype)
     else:
-        rate, bare = inputs.rate, inputs.bare
-        s = s + decays(a.double(), seen, rate=rate, own=own, bare=bare).to(s.dtype)
+        s = s + decays_of(inputs, a.double(), seen).to(s.dtype)
         prob = s.masked_fill(~seen, -torch.inf).softmax(-1)
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     hk = v.shape[1]

@@ -64,6 +64,7 @@ class CopeHeads(Heads):
     own: bool
     remainder: bool
     bare: int
+    hidden_gates: bool
 
     BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v", "gate_k", "r")
 

@@ -100,6 +100,7 @@ def compiled(inputs: CopeInputs, of_bias: bool = False) -> Call | None:
         own=inputs.own,
         remainder=inputs.remainder,
         bare=inputs.bare,
+        hidden_gates=inputs.hidden_gates,
     )
 
 
@@ -130,6 +131,7 @@ def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
         own=inputs.own,
         remainder=inputs.remainder,
         bare=inputs.bare,
+        hidden_gates=inputs.hidden_gates,
     )
 
 
@@ -181,7 +183,7 @@ def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Save
             break
         s, _, a = _logits(heads, q, of_gates, tile)
         if heads.hidden is not None:
-            heads.mask(tile, s, a)
+            heads.mask(tile, s, s if heads.hidden_gates else a)
         work(s, a, rows, tile, heads)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     if heads.stick:
@@ -270,7 +272,7 @@ def _backward_rows(
         if raw is s and a is not s:
             raw = raw.clone()  # what is written into s is not for the mixing's gradient
         if heads.hidden is not None:
-            heads.mask(tile, s, a)
+            heads.mask(tile, s, s if heads.hidden_gates else a)
         dp = heads.product("dp", heads.v[:, tile.keys], dout)
         work(s, dp, a, rows, tile, heads)
         sums["v"].add(tile, s, dout)
