@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, cope_attention, position_bias, positions
-from xcope.positions.base import AttendInputs, Geometry, Scheme, Slot
+from xcope.positions.base import AttendInputs, Geometry, Slot
 from xcope.positions.registry import register
-from xcope.positions.tables import Table, check_max_pos
+from xcope.positions.tables import Table, TableScheme
 
 
 class CoPE(Table):
@@ -45,7 +45,7 @@ class CoPE(Table):
     Args:
         dim: of a head.
         heads: query heads.
-        max_pos: positions 0 … max_pos − 1; "block": as many as tokens in training, and one.
+        max_pos: positions 0 … max_pos − 1; "block": see `Table`.
         soft_onehot: weigh all integers by softmax(−|p − m| / temp) instead of interpolating.
         talking_heads: mix the gates' logits across heads by a learned (h h) matrix.
         soft_onehot_temp: the temperature above.
@@ -58,6 +58,8 @@ class CoPE(Table):
         table_scale: multiplies them.
         biased_gates: gates are made of the logits with the bias of another scheme; False: of q·k.
     """
+
+    beside_block = 1  # a count may be 0
 
     def __init__(
         self,
@@ -79,7 +81,6 @@ class CoPE(Table):
         super().__init__(
             (heads, dim) if per_head else (dim,),
             max_pos,
-            more=1,
             init_std=init_std,
             scaled=scaled,
             flag="cope_max_pos",
@@ -204,7 +205,7 @@ class CoPE(Table):
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class ContextualPosition(Scheme):
+class ContextualPosition(TableScheme):
     """``position: cope``.
 
     Args:
@@ -241,6 +242,8 @@ class ContextualPosition(Scheme):
         "attn_cope_talking_heads": "talking_heads",
     }
 
+    beside_block: ClassVar[int] = CoPE.beside_block
+
     max_pos: int | str = 16
     soft_onehot: bool = False
     soft_onehot_temp: float = 0.05
@@ -269,7 +272,7 @@ class ContextualPosition(Scheme):
         )
         allowed = listing(["auto", *BACKENDS])
         self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
-        check_max_pos(self)
+        self.require_max_pos()
         self.require(0 <= self.init_std < math.inf, "init_std", "0 or more")
         self.require(self.soft_onehot_temp > 0, "soft_onehot_temp", "it must be above 0")
         self.require(0 < abs(self.table_scale) < math.inf, "table_scale", "a number but 0")

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, position_bias, positions, relative_attention
-from xcope.positions.base import AttendInputs, Geometry, Scheme, Slot
+from xcope.positions.base import AttendInputs, Geometry, Slot
 from xcope.positions.registry import register
-from xcope.positions.tables import Table, check_max_pos
+from xcope.positions.tables import Table, TableScheme
 
 BEYOND = ("last", "zero")
 
@@ -46,7 +46,7 @@ class Relative(Table):
         dim: of the decoder.
         heads: query heads.
         dim_head: of a head.
-        max_pos: distances 0 … max_pos − 1; "block": as many as tokens in training.
+        max_pos: distances 0 … max_pos − 1; "block": see `Table`.
         width: of the projection r; None: queries ask themselves.
         beyond: "last": larger distances share the last entry; "zero": they get nothing.
         scaled: the table's logits are scaled like the others.
@@ -69,7 +69,6 @@ class Relative(Table):
         super().__init__(
             (dim_head if width is None else width,),
             max_pos,
-            more=0,
             init_std=init_std,
             scaled=scaled,
             flag="relative_max_pos",
@@ -134,7 +133,7 @@ class Relative(Table):
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class RelativePositions(Scheme):
+class RelativePositions(TableScheme):
     """``position: relative``.
 
     Args:
@@ -167,7 +166,7 @@ class RelativePositions(Scheme):
 
     def build(self, geometry: Geometry) -> Relative:
         """One layer's module."""
-        check_max_pos(self)
+        self.require_max_pos()
         allowed = listing(["auto", *BACKENDS])
         self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
         self.require(self.width is None or self.width >= 1, "width", "1 or more, or null")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +20,20 @@ class Table(AttendModule):
 
     Args:
         of: its shape without the positions, (dim) or (heads dim).
-        max_pos: how many positions; "block": as many as a row has tokens in training, and ``more``.
-        more: see there.
+        max_pos: how many positions; "block": it waits to be told, see `fit`.
         init_std: the standard deviation with which it begins; 0: zeros.
         scaled: what is read of it is scaled as the logits are.
         flag: by which errors name ``max_pos``.
     """
+
+    beside_block: ClassVar[int] = 0
+    """How many positions a table for a block of tokens has beside one for each of them."""
 
     def __init__(
         self,
         of: tuple[int, ...],
         max_pos: int | str,
         *,
-        more: int,
         init_std: float,
         scaled: bool,
         flag: str,
@@ -38,12 +41,12 @@ class Table(AttendModule):
         super().__init__()
         if isinstance(max_pos, int) and max_pos < 1:
             raise FlagError(flag, f"{flag}={max_pos} must be at least 1")
-        self.more, self.init_std, self.scaled, self.flag = more, init_std, scaled, flag
+        self.init_std, self.scaled, self.flag = init_std, scaled, flag
         self.waits = max_pos == BLOCK
         self.pos_emb = nn.Parameter(torch.empty(*of[:-1], 0, of[-1]))
-        self._grow(0 if isinstance(max_pos, str) else max_pos)
+        self._make(0 if isinstance(max_pos, str) else max_pos)
 
-    def _grow(self, max_pos: int) -> None:
+    def _make(self, max_pos: int) -> None:
         self.max_pos = max_pos
         table = self.pos_emb.new_zeros(*self.pos_emb.shape[:-2], max_pos, self.pos_emb.shape[-1])
         self.pos_emb = nn.Parameter(table, requires_grad=self.pos_emb.requires_grad)
@@ -51,10 +54,10 @@ class Table(AttendModule):
             nn.init.normal_(self.pos_emb, std=self.init_std)
 
     def fit(self, block: int) -> None:
-        """Make a table that waits for the length of rows in training."""
+        """Make a table that waits to be told how many tokens a row has in training."""
         if self.waits:
             self.waits = False
-            self._grow(block + self.more)
+            self._make(block + self.beside_block)
 
     def table(self, scale: float) -> Tensor:
         """The table as queries read it; ``scale`` is the logits'.
@@ -81,9 +84,22 @@ class Table(AttendModule):
         return torch.cat((old[..., :rows, :], last), dim=-2)
 
 
-def check_max_pos(scheme: Scheme) -> None:
-    """Raise a `FlagError` unless its ``max_pos`` is a size, or "block"."""
-    max_pos: Any = getattr(scheme, "max_pos")  # noqa: B009, schemes in general have none
-    fits = max_pos == BLOCK if isinstance(max_pos, str) else max_pos >= 1
-    allowed = f'it must be at least 1, or "{BLOCK}": as many as tokens of a row in training'
-    scheme.require(fits, "max_pos", allowed)
+@dataclass(frozen=True, kw_only=True)
+class TableScheme(Scheme):
+    """A scheme whose modules have a `Table`."""
+
+    beside_block: ClassVar[int] = Table.beside_block
+    max_pos: int | str
+
+    def fitted(self, block: int) -> Self:
+        """The same, "block" replaced by the size for so many tokens of a row in training."""
+        if self.max_pos != BLOCK:
+            return self
+        return dataclasses.replace(self, max_pos=block + self.beside_block)
+
+    def require_max_pos(self) -> None:
+        """Raise a `FlagError` unless ``max_pos`` is a size, or "block"."""
+        max_pos = self.max_pos
+        fits = max_pos == BLOCK if isinstance(max_pos, str) else max_pos >= 1
+        allowed = f"it must be at least 1, or '{BLOCK}': as many as tokens of a row in training"
+        self.require(fits, "max_pos", allowed)

@@ -45,22 +45,14 @@ class Call:
         gate_k: (b hk j d), keys that gates are made of.
         r: (b h i c), reads the table and meets the gates' keys in place of q; c in place of d.
         head_mix: (h h), mixes the gates' logits.
-        sharpness: of the soft one-hot; 0 interpolates.
-        gate_scale: of the gates' logits, products with ``gate_k``.
-        rate: of decays.
-        own: whether the query's own key, or gate, takes part.
-        remainder: what is left of a stick goes to the query's own value.
-        bare: how many keys come before the first that decays.
-        hidden_gates: masked keys decay, too.
+        options: numbers of the recurrence, fields of `xcope.ops.compiled.frames.CALL`.
     """
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, mask: Tensor | None,
         bias: Terms | None, of_bias: bool = False, recurrence: str | None = None,
         table: Tensor | None = None, gate_k: Tensor | None = None, r: Tensor | None = None,
-        head_mix: Tensor | None = None, sharpness: float = 0.0, gate_scale: float = 1.0,
-        rate: float = 1.0, own: bool = False, remainder: bool = False, bare: int = 0,
-        hidden_gates: bool = False,
+        head_mix: Tensor | None = None, **options: float,
     ):  # fmt: skip
         (b, h, i, d), (_, hk, j, dv) = q.shape, v.shape
         given = {"q": q, "k": k, "v": v, "gate_k": gate_k, "r": r}
@@ -72,15 +64,10 @@ class Call:
             call[name] = size
         dr = d if r is None else r.shape[-1]
         call["d"], call["dv"], call["dr"] = (n + -n % LANES for n in (d, dv, dr))
-        call["causal"], call["scale"], call["sharpness"] = causal, scale, sharpness
+        call["causal"], call["scale"] = causal, scale
         self.counts = recurrence is not None
         call["recurrence"] = RECURRENCES[recurrence or "count"]
-        call["gate_scale"], call["rate"] = gate_scale, rate
-        for name, option in zip(
-            ("own", "remainder", "bare", "hidden_gates"),
-            (own, remainder, bare, hidden_gates),
-            strict=True,
-        ):
+        for name, option in options.items():
             call[name] = option
         for name, t in given.items():
             if t is not None:
