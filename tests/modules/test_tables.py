@@ -135,10 +135,10 @@ def test_a_table_as_long_as_the_block():
 
 def test_a_decoder_that_nobody_told_how_long_rows_are_says_so():
     decoder = xcope.Decoder(**SIZE, position="cope", cope_max_pos="block")
-    with pytest.raises(FlagError, match="cope_max_pos='block'.*TransformerWrapper") as told:
+    with pytest.raises(FlagError, match=r"cope_max_pos='block'.*TransformerWrapper") as told:
         decoder(torch.randn(1, 5, 32))
     assert told.value.flag == "cope_max_pos"
-    with pytest.raises(FlagError, match="cope_max_pos='blok'.*'block'"):
+    with pytest.raises(FlagError, match=r"cope_max_pos='blok'.*'block'"):
         xcope.Decoder(**SIZE, position="cope", cope_max_pos="blok")
 
 
