@@ -74,7 +74,6 @@ SUPPORTED = ">=2.31.10,<2.32"
 
 UPSTREAM_ONLY: dict[str, tuple[Slot, ...]] = {
     "attn_use_rel_proj_pos_bias": (Slot.BIAS,),
-    "attn_data_dependent_alibi_per_row": (Slot.ATTEND, Slot.BIAS),
 }
 """x-transformers' switches of schemes that have no file here, as it builds them itself, and the
 slots that they fill."""
@@ -414,10 +413,7 @@ def needs_all_tokens(attention: Attention) -> bool:
     """Whether what a token gives changes as more tokens follow, so that nothing can be cached."""
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
-    # a scheme that x-transformers builds itself knows nothing of its cache
-    alibi = attention.data_dependent_alibi
-    foreign = alibi is not None and not isinstance(alibi, AttendModule)
-    return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+    return any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
 Kept: TypeAlias = tuple[Tensor | None, ...]
@@ -712,8 +708,8 @@ def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
         if needs_all_tokens(attention):
             raise FlagError(
                 "cu_seqlens",
-                "cu_seqlens does not go together with what follows the length of the row: dynamic "
-                "NTK, or a variant of ALiBi that x-transformers builds itself",
+                "cu_seqlens does not go together with what follows the length of the row, as "
+                "dynamic NTK",
             )
     for meeting in given:
         if not meeting.packed:
@@ -930,7 +926,6 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     reading = [p for p in parts if p.attend is not None and p.attend.remembers]
     reads = {
         "position": bool(reading),
-        "attn_data_dependent_alibi_per_row": attention.data_dependent_alibi is not None,
         "attn_num_mem_kv": attention.num_mem_kv > 0,
         "attn_gate_values": attention.to_v_gate is not None,
         "attn_gate_value_heads": attention.to_v_head_gate is not None,
@@ -1013,9 +1008,6 @@ def holds_logits(layers: Any) -> list[str]:
             "residual_attn": attend.keep_logits,
             "attn_dropout, in training": attend.dropout > 0,
             "attn_use_rel_proj_pos_bias": attention.rel_proj_pos_bias is not None,
-            "attn_data_dependent_alibi_per_row": not isinstance(
-                attention.data_dependent_alibi, AttendModule | None
-            ),
             **{f"attn_{name}": bool(getattr(attend, name)) for name in _PLAIN_OFF},
         }
         if not attend.ordinary and not any(getattr(attend, name) for name in _PLAIN_OFF):

@@ -76,6 +76,8 @@ class Scheme(Named, ABC):
     """x-transformers' flag that turns the scheme on, if it has the scheme."""
     upstream_implies: ClassVar[frozenset[str]] = frozenset()
     """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
+    upstream_varies: ClassVar[str | None] = None
+    """A switch of another scheme without which ``upstream_switch`` means nothing there."""
     upstream_options: ClassVar[Mapping[str, str]] = {}
     """x-transformers' spelling of an option → its name here."""
     upstream_kwargs: ClassVar[str | None] = None
@@ -104,7 +106,8 @@ class Scheme(Named, ABC):
         """x-transformers' flags for the same, of its Decoder and of its TransformerWrapper."""
         if cls.upstream_switch is None:
             return None
-        return {cls.upstream_switch: True}, {"use_abs_pos_emb": False}
+        switches = [cls.upstream_switch, *filter(None, [cls.upstream_varies])]
+        return dict.fromkeys(switches, True), {"use_abs_pos_emb": False}
 
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -174,16 +174,17 @@ class PerRowDecay(Scheme):
     formula: ClassVar[str] = "q·k + Σ_{t=j..i−1} log σ(g_i·g'_t / √gate_dim)"
     oracle: ClassVar[str] = "x-transformers"
 
+    upstream_switch: ClassVar[str | None] = "attn_data_dependent_alibi_per_row"
+    upstream_varies: ClassVar[str | None] = "attn_data_dependent_alibi"
+    upstream_options: ClassVar[dict[str, str]] = {
+        "attn_data_dependent_alibi_per_row_dim_head": "gate_dim"
+    }
+    upstream_kwargs: ClassVar[str | None] = "attn_data_dependent_alibi_kwargs"
+
     gate_dim: int | None = 8
     post_log_scale: float = 1.0
     own: bool = False
     backend: str = "auto"
-
-    @classmethod
-    def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A switch of x-transformers, and one that varies it."""
-        layers = {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}
-        return layers, {"use_abs_pos_emb": False}
 
     def build(self, geometry: Geometry) -> Decay:
         """The gates of one layer."""
