@@ -31,6 +31,7 @@ from xcope.positions import Geometry, Plan, Scheme, combined, schemes, single
 from xcope.positions.absolute import Absolute, AbsolutePositions
 from xcope.positions.alibi import Alibi, AlibiBias, alibi_slopes
 from xcope.positions.cope import ContextualPosition, CoPE
+from xcope.positions.decay import Decay, PerRowDecay
 from xcope.positions.dynamic import Dynamic, DynamicBias
 from xcope.positions.forgetting import Forgetting, ForgettingAttention
 from xcope.positions.pope import PolarEmbedding, PoPE
@@ -233,7 +234,7 @@ def _convert_layers(layers: Any) -> None:
         if "rel_pos" in modules and forgets is None:  # x-transformers adds one or the other
             chosen.append(named["rel_pos"])
             part = replace(part, bias=modules["rel_pos"])
-        for theirs in (cope, None if isinstance(forgets, xt.PerRowDataDependentAlibi) else forgets):
+        for theirs in (cope, forgets):
             if theirs is not None:
                 scheme, ours = _taken_over(theirs, geometry)
                 chosen.append(scheme)
@@ -476,15 +477,24 @@ def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     )
 
 
+def _refuse(options: Mapping[str, bool]) -> None:
+    """Raise a `FlagError` for the first option, written as flag=value, that a scheme has."""
+    for option, on in options.items():
+        if on:
+            flag = option.partition("=")[0]
+            raise FlagError(flag, f"{option} is not known to x-transformers: train without it")
+
+
 def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
     options = {
-        "cope_per_head": ours.pos_emb.ndim == 3,
-        "cope_sep_keys": ours.sep_keys,
-        "cope_val_gates": ours.val_gates,
+        "cope_per_head=True": ours.pos_emb.ndim == 3,
+        "cope_sep_keys=True": ours.sep_keys,
+        "cope_val_gates=True": ours.val_gates,
+        "cope_scaled=True": ours.scaled,
+        f"cope_table_scale={ours.table_scale}": ours.table_scale != 1,
+        "cope_biased_gates=False": ours.gate_keys == "keys",
     }
-    for flag, on in options.items():
-        if on:
-            raise FlagError(flag, f"{flag}=True is not known to x-transformers: train without it")
+    _refuse(options)
     return xt.CoPE(
         geometry.dim_head,
         geometry.heads,
@@ -492,6 +502,16 @@ def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
         soft_onehot=ours.soft_onehot,
         talking_heads=ours.talking_heads is not None,
         soft_onehot_temp=ours.soft_onehot_temp,
+    )
+
+
+def _decay_back(ours: Decay, geometry: Geometry) -> Any:
+    _refuse({"decay_own=True": ours.own, "decay_gate_dim=None": not ours.remembers})
+    return xt.PerRowDataDependentAlibi(
+        geometry.dim,
+        geometry.heads,
+        dim_head=ours.width,
+        post_log_scale=ours.post_log_scale,
     )
 
 
@@ -586,6 +606,18 @@ KINDS = (
         lambda m, of: xt.DataDependentAlibi(of.dim, of.heads, post_log_scale=m.post_log_scale),
         lambda m: {
             "attn_data_dependent_alibi": True,
+            "attn_data_dependent_alibi_kwargs": {"post_log_scale": m.post_log_scale},
+        },
+    ),
+    Kind(
+        xt.PerRowDataDependentAlibi,
+        Decay,
+        lambda m: PerRowDecay(gate_dim=round(m.scale**-2), post_log_scale=float(m.post_log_scale)),
+        _decay_back,
+        lambda m: {
+            "attn_data_dependent_alibi": True,
+            "attn_data_dependent_alibi_per_row": True,
+            "attn_data_dependent_alibi_per_row_dim_head": round(m.scale**-2),
             "attn_data_dependent_alibi_kwargs": {"post_log_scale": m.post_log_scale},
         },
     ),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
-from xcope.ops.biased import biased_attention, dense
+from xcope.ops.biased import biased_attention
 from xcope.ops.inputs import exporting
 from xcope.ops.transforms import by_definition
 from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
@@ -88,6 +88,11 @@ Gates = Mapping[str | None, Tensor | None]
 """Where gates' keys come from (`AttendModule.gate_keys`) → (b hk j d)."""
 
 
+def gate_keys_of(module: AttendModule, k: Tensor, gates: Gates) -> Tensor | None:
+    """The keys that a module's gates are made from, (b hk j d), or None."""
+    return k if module.gate_keys == "keys" else gates[module.gate_keys]
+
+
 def attend(
     part: Part,
     call: LayerCall,
@@ -135,7 +140,7 @@ def attend(
         causal=causal,
         bias=terms,
         cu_seqlens=call.places.documents,
-        gate_k=None if module is None else gates[module.gate_keys],
+        gate_k=None if module is None else gate_keys_of(module, k, gates),
         remembered=remembered,
         heads=order,
     )
@@ -291,10 +296,29 @@ def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | 
             bias = part.bias.dense(q_pos, k_pos)
     else:
         remembered = None if call.remembered is None else call.remembered[index]
-        if part.attend is None or remembered is None or not part.attend.gives_terms:
+        if part.attend is None or remembered is None or not part.attend.gives_bias:
             return None
-        bias = dense(part.attend.terms(remembered, i))
+        bias = part.attend.dense(remembered, i)
     return F.pad(bias, (j - bias.shape[-1], 0))
+
+
+def softmax_only(parts: Sequence[Part]) -> bool:
+    """Whether the weights of all heads are a softmax of their logits."""
+    return all(part.attend is None or part.attend.softmax for part in parts)
+
+
+def weights_of(parts: Sequence[Part], logits: Tensor) -> Tensor:
+    """Weights (b h i j) of what all schemes have made of the logits, at least float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.cat(
+        [
+            logits[:, heads].softmax(-1)
+            if part.attend is None or part.attend.softmax
+            else logits[:, heads].exp()
+            for part, heads in with_heads(parts)
+        ],
+        dim=1,
+    )
 
 
 def added_by_modules(

@@ -19,6 +19,7 @@ from xcope.modules.places import check_context_pos, check_masks, documents_of, p
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.base import fill_constants
 from xcope.positions.plan import Group, Layer
+from xcope.positions.tables import Table, TableScheme
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             otherwise: only if no position at all is asked for, or ``disable_abs_pos_emb=False``.
         meetings: where tokens meet elsewhere than in causal attention.
         packed: whether every call has to say where documents begin (``attn_flash_pack_seq=True``).
+        block: tokens of a row in training, for ``max_pos="block"``; None: the ``max_seq_len`` of
+            the `TransformerWrapper` around it.
 
     Raises:
         FlagError: (a ValueError) an unknown flag, two schemes at once, an option of a scheme that
@@ -60,6 +63,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     abs_pos_default: bool
     meetings: tuple[seam.Meeting, ...]
     packed: bool
+    block: int | None = None
     _windowed: bool
     _reads_length: bool
     _reads_places: bool
@@ -251,6 +255,25 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 "scheme that is a bias of the logits, as ALiBi: give places (n) or (b n)",
             )
 
+    def fit_tables(self, max_seq_len: int) -> None:
+        """Give tables that wait for the length of rows in training their sizes.
+
+        Args:
+            max_seq_len: this length where ``block`` does not say it; 0: nobody knows.
+        """
+        block = self.block or max_seq_len
+        waiting = any(isinstance(one, Table) and one.waits for one in self.modules())
+        if block < 1 or not waiting:
+            return
+        with random_numbers_of_its_own():
+            for module in self.modules():
+                if isinstance(module, Table):
+                    module.fit(block)
+        self.plan = self.plan.map(
+            lambda one: one.fitted(block) if isinstance(one, TableScheme) else one
+        )
+        self.schemes = self.plan.schemes
+
     def _fill(self, plan: Plan, parts: Sequence[Sequence[Part]], shared: Iterable[Any]) -> None:
         """Fill the slots of all layers, and note what the forward pass has to know of them."""
         attentions = seam.self_attentions(self)
@@ -327,13 +350,21 @@ class Builder:
                 bias = self._once(one, heads) if one.shared else self._build(one, heads)
                 part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
             elif one.slot is Slot.ATTEND:
-                part = replace(part, attend=self._build(one, heads), attend_name=one.name)
+                part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
             self.shared.append(self._made[one, heads])
+        return self._made[one, heads]
+
+    def _attend(self, one: Scheme, heads: int) -> Any:
+        """Of one layer, unless an option shares it: then each of them has it under its own name."""
+        if "shared" not in one.options() or not one.shared:
+            return self._build(one, heads)
+        if (one, heads) not in self._made:
+            self._made[one, heads] = self._build(one, heads)
         return self._made[one, heads]
 
     def _build(self, one: Scheme, heads: int) -> Any:

@@ -22,8 +22,6 @@ from xcope.positions import (
     single,
 )
 
-PER_ROW = "attn_data_dependent_alibi_per_row"
-
 
 @dataclass(frozen=True)
 class Request:
@@ -141,7 +139,7 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     rest = dict(flags)
     plan = single() if position is None else parse(position)
     foreign = _foreign(rest)
-    switched = _switched(rest, foreign)
+    switched = _switched(rest)
     if position is not None:
         _check_switches(position, plan, [*switched, *foreign])
     for layers, name in switched.values():
@@ -154,10 +152,7 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
 
 def _foreign(rest: Mapping[str, Any]) -> list[str]:
     """The switches that are on and left to x-transformers."""
-    on = [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
-    if PER_ROW in on and not _on(rest.get("attn_data_dependent_alibi")):
-        on.remove(PER_ROW)  # it only varies the other
-    return on
+    return [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
 
 
 def _on(value: Any) -> bool:
@@ -167,11 +162,19 @@ def _on(value: Any) -> bool:
 Switched = dict[str, tuple[tuple[bool, ...] | None, str]]
 
 
-def _switched(rest: dict[str, Any], foreign: Sequence[str]) -> Switched:
+def _switched(rest: dict[str, Any]) -> Switched:
     """Take the switches out of ``rest``: flag → the layers (None for all) and the scheme."""
     switched: Switched = {}
+    for kind in schemes().values():
+        flag, other = kind.upstream_switch, kind.upstream_varies
+        if flag in rest and other is not None:
+            varies, value = rest.pop(flag), rest.get(other)
+            if not isinstance(varies, bool):
+                raise FlagError(flag, f"{flag}={varies!r} is not allowed: it is True or False")
+            if varies and _on(value):
+                rest[flag] = rest.pop(other)
     for flag, name in switch_flags().items():
-        if flag not in rest or (flag == "attn_data_dependent_alibi" and PER_ROW in foreign):
+        if flag not in rest:
             continue
         value = rest.pop(flag)
         layers = None
@@ -231,8 +234,7 @@ def _with_options(rest: dict[str, Any], plan: Plan) -> Plan:
     for kwargs in {one.upstream_kwargs for one in plan.schemes}:
         if kwargs is not None and kwargs in rest:
             plan = plan.map(partial(_set_all, kwargs=kwargs, options=dict(rest.pop(kwargs))))
-    if not _on(rest.get(PER_ROW)):  # that one takes options, too
-        _check_kwargs(rest)
+    _check_kwargs(rest)
     return plan
 
 

@@ -57,7 +57,10 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    gate_keys_of,
+    softmax_only,
     turned,
+    weights_of,
     with_heads,
 )
 from xcope.modules.places import Places
@@ -71,7 +74,6 @@ SUPPORTED = ">=2.31.10,<2.32"
 
 UPSTREAM_ONLY: dict[str, tuple[Slot, ...]] = {
     "attn_use_rel_proj_pos_bias": (Slot.BIAS,),
-    "attn_data_dependent_alibi_per_row": (Slot.ATTEND, Slot.BIAS),
 }
 """x-transformers' switches of schemes that have no file here, as it builds them itself, and the
 slots that they fill."""
@@ -411,10 +413,7 @@ def needs_all_tokens(attention: Attention) -> bool:
     """Whether what a token gives changes as more tokens follow, so that nothing can be cached."""
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
-    # a scheme that x-transformers builds itself knows nothing of its cache
-    alibi = attention.data_dependent_alibi
-    foreign = alibi is not None and not isinstance(alibi, AttendModule)
-    return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+    return any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
 Kept: TypeAlias = tuple[Tensor | None, ...]
@@ -709,8 +708,8 @@ def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
         if needs_all_tokens(attention):
             raise FlagError(
                 "cu_seqlens",
-                "cu_seqlens does not go together with what follows the length of the row: dynamic "
-                "NTK, or a variant of ALiBi that x-transformers builds itself",
+                "cu_seqlens does not go together with what follows the length of the row, as "
+                "dynamic NTK",
             )
     for meeting in given:
         if not meeting.packed:
@@ -811,6 +810,7 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
             )
         if part.attend is not None:
             _check_gates(attention, part.attend)
+            _check_softmax(attention, part)
     if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
@@ -926,7 +926,6 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     reading = [p for p in parts if p.attend is not None and p.attend.remembers]
     reads = {
         "position": bool(reading),
-        "attn_data_dependent_alibi_per_row": attention.data_dependent_alibi is not None,
         "attn_num_mem_kv": attention.num_mem_kv > 0,
         "attn_gate_values": attention.to_v_gate is not None,
         "attn_gate_value_heads": attention.to_v_head_gate is not None,
@@ -942,6 +941,22 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
                 "integrate_layers implies: there queries, keys and values have no common input; "
                 "drop one of them",
             )
+
+
+def _check_softmax(attention: Attention, part: Part) -> None:
+    """Refuse what changes the softmax of a layer some of whose heads have none."""
+    if part.attend is None or part.attend.softmax:
+        return
+    attend = attention.attend
+    on = [f"attn_{name}" for name in _SOFTMAX_CHANGED if getattr(attend, name)]
+    if getattr(attend.attn_fn, "func", None) is not F.softmax:
+        on.append("an attention function that is no softmax")
+    if on:
+        raise FlagError(
+            on[0],
+            f"{on[0]} does not go together with position {part.attend_name!r}, whose weights are "
+            "no softmax: drop one of them",
+        )
 
 
 def _check_gates(attention: Attention, module: AttendModule) -> None:
@@ -993,9 +1008,6 @@ def holds_logits(layers: Any) -> list[str]:
             "residual_attn": attend.keep_logits,
             "attn_dropout, in training": attend.dropout > 0,
             "attn_use_rel_proj_pos_bias": attention.rel_proj_pos_bias is not None,
-            "attn_data_dependent_alibi_per_row": not isinstance(
-                attention.data_dependent_alibi, AttendModule | None
-            ),
             **{f"attn_{name}": bool(getattr(attend, name)) for name in _PLAIN_OFF},
         }
         if not attend.ordinary and not any(getattr(attend, name) for name in _PLAIN_OFF):
@@ -1015,6 +1027,16 @@ _PLAIN_OFF = (
     "add_zero_kv",
     "head_learned_sink",
     "softclamp_logits",
+    "inverted_attention",
+)
+
+
+# Those of them that mean nothing where weights are no softmax.
+_SOFTMAX_CHANGED = (
+    "selective",
+    "cog_signed",
+    "add_zero_kv",
+    "head_learned_sink",
     "inverted_attention",
 )
 
@@ -1141,7 +1163,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
         new.remembers = any(module.remembers for module in modules)
-        if not all(module.gives_terms for module in modules):
+        if not all(module.gives_bias for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
 
@@ -1207,7 +1229,9 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             # rounded once, at the end; under autocast products are still narrow
             wide = torch.promote_types(bias.dtype, dtype)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        self._given = inputs
+        self._given, ordinary = inputs, self.attn_fn
+        if not softmax_only(self.parts):
+            self.attn_fn = partial(weights_of, self.parts)
         try:
             out, inter = super().forward(
                 q,
@@ -1221,7 +1245,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
                 **kwargs,
             )
         finally:
-            self._given = None
+            self._given, self.attn_fn = None, ordinary
         return out.to(dtype), inter
 
     def _fused(
@@ -1260,12 +1284,12 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         inputs: list[AttendInputs | None] = []
         for index, (part, of_part) in enumerate(with_heads(parts)):
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
-            gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+            gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
             its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
             qs.append(its_q)
             ks.append(its_k)
-            if part.attend is None or part.attend.gives_terms:
+            if part.attend is None or part.attend.gives_bias:
                 inputs.append(None)  # nothing, or a bias that is written out
             else:
                 left = None if call.remembered is None else call.remembered[index]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.reference import biased_attention_reference
+from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.terms import Terms
 from xcope.registry import Named, hints, is_a
 
@@ -76,6 +76,8 @@ class Scheme(Named, ABC):
     """x-transformers' flag that turns the scheme on, if it has the scheme."""
     upstream_implies: ClassVar[frozenset[str]] = frozenset()
     """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
+    upstream_varies: ClassVar[str | None] = None
+    """A switch of another scheme without which ``upstream_switch`` means nothing there."""
     upstream_options: ClassVar[Mapping[str, str]] = {}
     """x-transformers' spelling of an option → its name here."""
     upstream_kwargs: ClassVar[str | None] = None
@@ -104,7 +106,8 @@ class Scheme(Named, ABC):
         """x-transformers' flags for the same, of its Decoder and of its TransformerWrapper."""
         if cls.upstream_switch is None:
             return None
-        return {cls.upstream_switch: True}, {"use_abs_pos_emb": False}
+        switches = [cls.upstream_switch, *filter(None, [cls.upstream_varies])]
+        return dict.fromkeys(switches, True), {"use_abs_pos_emb": False}
 
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""
@@ -396,17 +399,22 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; None: there is none."""
+    ``"values"``; ``"keys"``: of the logits, without a bias of theirs; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False
     """Whether `remember` gives something that is cached beside each token's key and value."""
+    softmax: bool = True
+    """Whether weights are the softmax of what `forward` makes of the logits; else they are its
+    exponentials, and need not sum to 1."""
     gives_terms: bool = False
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
+    gives_bias: bool = False
+    """Whether `dense` gives all that is added; with `terms` it does."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.gives_terms = cls.terms is not AttendModule.terms
+        cls.gives_terms = cls.gives_bias = cls.terms is not AttendModule.terms
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another
@@ -437,6 +445,18 @@ class AttendModule(nn.Module, ABC):
             i: number of queries.
         """
         raise NotImplementedError
+
+    def dense(self, remembered: Tensor, i: int) -> Tensor:
+        """All that is added, written out, where it follows from ``remembered`` and reads no logits.
+
+        Args:
+            remembered: (b h j) or (b h j c), of all keys.
+            i: number of queries, the last of j.
+
+        Returns:
+            (b h i j); without meaning where a key stands after its query.
+        """
+        return dense(self.terms(remembered, i))
 
     @abstractmethod
     def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.positions.base import Scheme, Slot
 from xcope.positions.registry import scheme, schemes
+from xcope.positions.tables import BLOCK, TableScheme
 
 Position: TypeAlias = str | Mapping[str, Any] | Scheme | Sequence[Any]
 """What ``position`` may be."""
@@ -241,6 +242,20 @@ def clash(one: Scheme, other: Scheme) -> str | None:
                     f"{mine.name!r} and {theirs.name!r} do not go together: {why}; keep one of them"
                 )
     return None
+
+
+def fitted(position: Position, block: int) -> Position:
+    """``position`` with sizes in place of ``max_pos: block``, for so many tokens in training."""
+    if isinstance(position, TableScheme):
+        return position.fitted(block)
+    if isinstance(position, Mapping):
+        if position.get("max_pos") == BLOCK:
+            size = scheme(position["name"]).beside_block + block
+            return dict(position) | {"max_pos": size}
+        return {key: fitted(value, block) for key, value in position.items()}
+    if isinstance(position, list | tuple):
+        return [fitted(entry, block) for entry in position]
+    return position
 
 
 def entries(position: object) -> Iterator[Mapping[str, Any]]:

@@ -40,7 +40,9 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    gate_keys_of,
     turned,
+    weights_of,
     with_heads,
 )
 from xcope.modules.decoder import Builder
@@ -412,12 +414,12 @@ def _written_out(
     queries, logits = [], []
     inputs: list[AttendInputs | None] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
-        gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+        gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
         gate_k = None if gate_k is None else gate_k[:, heads]
         its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
-        if part.attend is None or part.attend.gives_terms:
+        if part.attend is None or part.attend.gives_bias:
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]
@@ -427,7 +429,7 @@ def _written_out(
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    weights = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf))
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)
