@@ -138,7 +138,12 @@ class Layer:
                 remembered[index] = part.attend.remember(*self.x)
         call = LayerCall(Places(torch.arange(self.n)), remembered=tuple(remembered))
         q, k, v = self.qkv
-        gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
+        gates = {
+            None: None,
+            "keys": None,
+            "values": v,
+            "own": self.gate_k[0] if self.gate_k else None,
+        }
         scale = DIM_HEAD**-0.5
         return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
 

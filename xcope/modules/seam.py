@@ -1177,7 +1177,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             parts = tuple(Part(part.heads, attend=part.attend) for part in parts)
         if attn_bias is not None:
             call = _with_bias(call, attn_bias)
-        gates: dict[str | None, Tensor | None] = {None: None}
+        gates: dict[str | None, Tensor | None] = {None: None, "keys": None}
         if "values" in self.gate_keys:
             gates["values"] = v
         if "own" in self.gate_keys:
@@ -1198,6 +1198,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             return self._fused(parts, call, q, k, v, gates, given), FusedIntermediates()
         if call.places.documents is not None:
             mask = within_documents(mask, call.places.documents, k.shape[-2])
+        if "keys" in self.gate_keys:
+            gates["keys"] = k
         dtype, i, j = v.dtype, q.shape[2], k.shape[2]
         q, k, inputs = self._turned(parts, call, q, k, gates, scale)
         bias = bias_of(parts, call, i, j)
@@ -1270,7 +1272,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             else:
                 left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
-                inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+                its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+                inputs.append(replace(its, cu_seqlens=call.places.documents))
         return torch.cat(qs, dim=1), torch.cat(ks, dim=1), inputs
 
 

@@ -396,7 +396,8 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; None: there is none."""
+    ``"values"``; ``"keys"``, where `forward` reads them, and `attend` gets None; None: there is
+    none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False

@@ -384,9 +384,11 @@ def _fused(
     if len(parts) > 1:
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+    gates: Gates = {None: None, "keys": None, "values": v}
+    if len(parts) > 1:
+        return attend_groups(parts, call, q, k, v, gates, **settings)
     remembered = None if call.remembered is None else call.remembered[0]
-    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+    return attend(parts[0], call, q, k, v, gates, remembered, **settings)
 
 
 def _written_out(
@@ -405,7 +407,7 @@ def _written_out(
     dtype, (h, i), j = v.dtype, q.shape[1:3], k.shape[2]
     wide = torch.promote_types(dtype, torch.float32)
     k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-    gates: Gates = {None: None, "values": v}
+    gates: Gates = {None: None, "keys": k, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
     seen = visible(q, k, mask, causal)
@@ -421,7 +423,8 @@ def _written_out(
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]
-            inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+            its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+            inputs.append(replace(its, cu_seqlens=call.places.documents))
     s = torch.cat(logits, dim=1)
     bias = bias_of(parts, call, i, j)
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)

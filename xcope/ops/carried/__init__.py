@@ -64,7 +64,9 @@ def path_attention(
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
     if beta.ndim != 3 or beta.shape != w.shape[:-1]:
-        raise FlagError("beta", f"beta {shape(beta)} must be (b h j) where w {shape(w)} is (b h j d)")
+        raise FlagError(
+            "beta", f"beta {shape(beta)} must be (b h j) where w {shape(w)} is (b h j d)"
+        )
     wide = torch.promote_types(torch.promote_types(w.dtype, beta.dtype), torch.float32)
     moves = torch.cat((w.to(wide), beta[..., None].to(wide)), dim=-1)
     return carried_attention(

@@ -28,9 +28,7 @@ GIVEN = 5  # q, k, v, moves and mask, before the bias' vectors
 def _inputs(given: Sequence[Any]) -> CarriedInputs:
     q, k, v, moves, mask, vectors, form, kind, scale, *_ = given
     bias = unflatten(form, vectors)
-    return CarriedInputs(
-        kind=kind, q=q, k=k, v=v, moves=moves, bias=bias, scale=scale, mask=mask
-    )
+    return CarriedInputs(kind=kind, q=q, k=k, v=v, moves=moves, bias=bias, scale=scale, mask=mask)
 
 
 _SCHEMA = (

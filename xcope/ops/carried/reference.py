@@ -92,4 +92,3 @@ def definition(inputs: CarriedInputs, *tensors: Tensor) -> Tensor:
     """The reference as a function of the tensors in `CarriedInputs.named`, in their order."""
     given = dict(zip(inputs.named(), tensors, strict=True))
     return carried_attention_reference(inputs.with_named(given))
-

@@ -48,7 +48,7 @@ class Kept(NamedTuple):
 def forward(q: Tensor | None, k: Tensor, moves: Tensor) -> tuple[Block, Kept]:
     """Blocks of tokens; q may be missing."""
     w, beta = moves[..., :-1].contiguous(), moves[..., -1]
-    U, B, d = w.shape
+    U, B, _ = w.shape
     G = (w @ w.mT).tril_(-1)
     unit = torch.eye(B, dtype=w.dtype, device=w.device)
     system = (G * beta[..., None]).add_(unit)

@@ -20,7 +20,6 @@ Shape notation: (b h i d) of the call, as many key heads as heads; j keys; u = b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -32,7 +31,6 @@ from torch import Tensor
 from xcope.ops.biased.cpu import walk as biased
 from xcope.ops.biased.cpu.eager import Bias
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.reference import dense
 from xcope.ops.carried import decays, reflections
 from xcope.ops.carried.blocks import (
     Block,
@@ -46,7 +44,7 @@ from xcope.ops.carried.blocks import (
 )
 from xcope.ops.carried.inputs import CarriedInputs
 from xcope.ops.inputs import heads_last
-from xcope.ops.terms import OF_QUERIES, Terms, named, part, placed, replaced
+from xcope.ops.terms import Terms, named, part, placed
 from xcope.ops.tiling.tiles import Tile
 
 GROUP = 256
@@ -178,9 +176,7 @@ class Own:
     def __init__(self, inputs: CarriedInputs, bias: Bias, group: Group):
         self.inputs, self.bias, self.group = inputs, bias, group
         queries, keys = group.i1 - group.i0, group.j1 - group.j0
-        self.tile = Tile(
-            group.i0, group.i1, group.j0, group.j1, group.keys, keys, group.lead, 0
-        )
+        self.tile = Tile(group.i0, group.i1, group.j0, group.j1, group.keys, keys, group.lead, 0)
         seen = torch.ones(queries, keys, dtype=torch.bool, device=inputs.q.device)
         self.hidden = seen.tril_(group.lead).logical_not_()
         if inputs.mask is not None:
@@ -212,9 +208,7 @@ def _cut(mask: Tensor, queries: slice, keys: slice) -> Tensor:
 # -- pairs of groups -------------------------------------------------------------------------------
 
 
-def _pair(
-    inputs: CarriedInputs, q: Tensor, k: Tensor, queries: Group, keys: Group
-) -> BiasedInputs:
+def _pair(inputs: CarriedInputs, q: Tensor, k: Tensor, queries: Group, keys: Group) -> BiasedInputs:
     """Attention of carried queries (u n d) with the keys of an earlier group."""
     b, h = inputs.q.shape[:2]
     bias, mask = inputs.bias, inputs.mask
@@ -237,7 +231,7 @@ def _part(terms: Terms, queries: Group, keys: Group, j: int) -> Terms:
 
 def forward(inputs: CarriedInputs) -> Saved:
     """All groups of queries; inputs are float32 or float64, finite, their mask has 4 dimensions."""
-    (b, h, i, d), j = inputs.q.shape, inputs.k.shape[2]
+    (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
     saved, bias = empty(inputs), Bias(inputs.bias, (b, h, i, j))
     earlier: list[tuple[Group, Tensor, Tensor]] = []  # with keys and move
     for group in groups_of(i, j):
@@ -273,19 +267,15 @@ def _with(rows: Saved, others: tuple[Tensor, ...]) -> Saved:
     m = torch.maximum(*(p.m.masked_fill(p.inverse == 0, -torch.inf) for p in parts))
     none = m == -torch.inf
     m.masked_fill_(none, 0.0)
-    sums = [
-        (p.m - m).exp_().div_(p.inverse).masked_fill_(p.inverse == 0, 0.0) for p in parts
-    ]
+    sums = [(p.m - m).exp_().div_(p.inverse).masked_fill_(p.inverse == 0, 0.0) for p in parts]
     inverse = (sums[0] + sums[1]).reciprocal_().masked_fill_(none, 0.0)
     mine, theirs = ((total * inverse)[..., None] for total in sums)
     return Saved((rows.out * mine).addcmul_(parts[1].out, theirs), m, inverse)
 
 
-def backward(
-    dout: Tensor, saved: Saved, inputs: CarriedInputs, of_bias: bool
-) -> dict[str, Tensor]:
+def backward(dout: Tensor, saved: Saved, inputs: CarriedInputs, of_bias: bool) -> dict[str, Tensor]:
     """Gradients by name; those of the bias' vectors only ``of_bias``."""
-    (b, h, i, d), j = inputs.q.shape, inputs.k.shape[2]
+    (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
     bias = Bias(inputs.bias, (b, h, i, j), of_bias)
     grads = {
         name: heads_last(t, *t.shape)
@@ -322,9 +312,7 @@ def backward(
             dq[:, span] = _pairs_backward(
                 its_dout, its, inputs, q[:, span].contiguous(), group, earlier, bias, grads["v"]
             )
-        found = make_backward(
-            inputs.kind, made, Block(dq, dk, dmove, dproducts), (b, h), group
-        )
+        found = make_backward(inputs.kind, made, Block(dq, dk, dmove, dproducts), (b, h), group)
         for name, grad, tokens in zip(
             ("q", "k", "moves"), found, (group.queries, group.keys, group.keys), strict=True
         ):
@@ -354,12 +342,12 @@ def _pairs_backward(
     for _, (_, move, _, _) in earlier[:-1]:
         states.append(over(states[-1], move))
     dq = torch.zeros_like(q)
-    for (keys, (k, move, dk, dmove)), q in zip(earlier[::-1], states[::-1], strict=True):
-        pair = _pair(inputs, q, k, group, keys)
+    for (keys, (k, move, dk, dmove)), state in zip(earlier[::-1], states[::-1], strict=True):
+        pair = _pair(inputs, state, k, group, keys)
         grads = biased.backward(dout, biased.Saved(*saved), pair, bias.sums is not None)
-        dmove += of_move(q, dq, move)
+        dmove.add_(of_move(state, dq, move))
         dq = on(dq, move).add_(grads["q"].reshape(q.shape))
-        dk += grads["k"].reshape(dk.shape)
+        dk.add_(grads["k"].reshape(dk.shape))
         dv[:, :, keys.keys] += grads["v"]
         if bias.sums is not None:
             sums = named(_part(bias.sums, group, keys, inputs.k.shape[2]))
