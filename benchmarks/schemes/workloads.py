@@ -41,6 +41,9 @@ class Scale:
     slow: int = 3
 
 
+WARM = 600
+"""Tokens with which all code is run once, also that of longer rows, before memory is measured."""
+
 FULL = Scale()
 QUICK = Scale(n=128, repeats=1, slow=1)
 
@@ -185,7 +188,7 @@ def memory(name: str | None, n: int, threads: int) -> int:
         threads: of torch.
     """
     work: partial[None] = partial(_plain) if name is None else partial(_layer, name)
-    return peak_memory(partial(work, 64), partial(work, n), threads)
+    return peak_memory(partial(work, min(n, WARM)), partial(work, n), threads)
 
 
 # -- models ------------------------------------------------------------------------------------

@@ -98,15 +98,18 @@ class CarriedQueries(AttendModule):
         kept = inputs.remembered
         if kept is None:
             raise ValueError(f"{self.kind} attention was given nothing that tokens left behind")
-        if inputs.heads is not None:
-            kept = kept[:, inputs.heads]
         forgotten = None
         if self.forgetting is not None:
             kept, log_f = kept[..., :-1], kept[..., -1]
             log_f = log_f * inputs.scale if self.forget_scaled else log_f
             forgotten = self.forgetting.terms(log_f, i)
         moves = self.moves(kept, inputs.cu_seqlens)
-        return F.pad(moves, (0, 0, j - moves.shape[2], 0)), forgotten
+        if inputs.heads is not None:
+            moves = moves[:, inputs.heads]
+            forgotten = None if forgotten is None else forgotten.of_heads(inputs.heads)
+        if moves.shape[2] < j:
+            moves = F.pad(moves, (0, 0, j - moves.shape[2], 0))
+        return moves, forgotten
 
 
 @dataclass(frozen=True, kw_only=True)

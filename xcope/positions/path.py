@@ -41,9 +41,6 @@ from xcope.positions.base import AttendInputs, Geometry
 from xcope.positions.carried import CarriedQueries, CarriedScheme
 from xcope.positions.registry import register
 
-EPS = 1e-6
-"""Added to |w|²."""
-
 
 class Path(CarriedQueries):
     """The reflections of one layer.
@@ -89,16 +86,15 @@ class Path(CarriedQueries):
         """w before the convolution, and then β."""
         w, beta = self.to_w(x), self.to_beta(x)
         wide = torch.promote_types(w.dtype, torch.float32)
-        w = w.unflatten(-1, (self.heads, -1)).transpose(1, 2).to(wide)
+        w = w.view(*x.shape[:2], self.heads, -1).transpose(1, 2).to(wide)
         return torch.cat((w, 2 * beta.mT[..., None].to(wide).sigmoid()), dim=-1)
 
     def moves(self, kept: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        """w and β / |w|²."""
-        w, beta = kept[..., :-1], kept[..., -1:]
-        if self.conv > 1:
-            w = F.silu(self.convolved(w, cu_seqlens))
-        beta = beta / (w.square().sum(-1, keepdim=True) + EPS)
-        return torch.cat((w, beta), dim=-1)
+        """w and β."""
+        if self.conv < 2:
+            return kept
+        w = F.silu(self.convolved(kept[..., :-1], cu_seqlens))
+        return torch.cat((w, kept[..., -1:]), dim=-1)
 
     def convolved(self, w: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """Σ_s conv_s w_{t−s} over the last tokens of the same document."""

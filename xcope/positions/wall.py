@@ -66,7 +66,7 @@ class Wall(CarriedQueries):
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         # as log σ, which keeps one tensor more for the backward
         decays = -F.softplus(-gates)
-        return decays.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return decays.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def trace(
         self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs

@@ -41,15 +41,16 @@ def path_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Causal attention whose logits are s_ij = scale · q_iᵀ M_i … M_{j+1} k_j, M = I − β w wᵀ.
+    """Causal attention with s_ij = scale · q_iᵀ M_i … M_{j+1} k_j, M_t = I − β_t w_t w_tᵀ / |w_t|².
 
-    PaTH (arXiv 2505.16381). Nothing grows where 0 ≤ β|w|² ≤ 2; a token with β = 0 does nothing.
+    PaTH (arXiv 2505.16381). Nothing grows where 0 ≤ β ≤ 2; a token with β = 0 does nothing. To
+    |w_t|² 1e-6 is added, as in the authors' code.
 
     Args:
         q: see `carried_attention`, as all that is not said here.
         k: likewise.
         v: likewise.
-        w: of each token, (b h j d), floating point.
+        w: of each token, (b h j d), floating point; only its direction matters.
         beta: of each token, (b h j), floating point.
         scale: likewise.
         mask: likewise.

@@ -46,7 +46,9 @@ def forward(q: Tensor | None, k: Tensor, moves: Tensor) -> tuple[Block, Kept]:
         exponents[:, i, i] = 0.0
         exponents[:, i, i + 1 :] = -torch.inf
     left = exponents.exp_()
-    products = ((left * k[:, None]) @ q[..., None])[..., 0]
+    products = q.new_empty(U, B, B)
+    for j in range(B):  # all at once would hold one more of the size of `left`
+        torch.sum((left[:, :, j] * k[:, j, None]).mul_(q), dim=-1, out=products[:, :, j])
     left_of_q = moves.cumsum(1).exp()
     kept = Kept(q, k, left, left_of_q, left_of_k, move)
     return Block(q * left_of_q, k * left_of_k, move, products), kept
@@ -62,9 +64,11 @@ def backward(kept: Kept, grads: Block) -> tuple[Tensor | None, Tensor, Tensor]:
     dq = None
     if q is not None and left is not None and left_of_q is not None:
         dproducts, dq = of_queries(grads)
-        weighed = left * dproducts[..., None]
-        own_q = (weighed * k[:, None]).sum(2)
-        own_k = (weighed * q[:, :, None]).sum(1)
+        weighed = left.mul_(dproducts[..., None])  # which is not needed any more
+        own_q, own_k = torch.zeros_like(q), torch.empty_like(k)
+        for j in range(k.shape[1]):
+            own_q.addcmul_(weighed[:, :, j], k[:, j, None])
+            torch.sum(weighed[:, :, j] * q, dim=1, out=own_k[:, j])
         dq = torch.addcmul(own_q, dq, left_of_q)
         dmoves += (dq * q - own_k * k).flip(1).cumsum(1).flip(1)
         dk = dk + own_k

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xcope.ops.biased.reference import dense
 from xcope.ops.carried import walk
-from xcope.ops.carried.inputs import CarriedInputs
+from xcope.ops.carried.inputs import EPS, CarriedInputs
 from xcope.ops.inputs import visible
 
 
@@ -78,10 +78,12 @@ def _reflected(q: Any, k: Any, moves: Any, products: Any) -> None:
             products[u, n, place + 1 :] = 0.0
             for t in range(place, -1, -1):
                 product = along = q.dtype.type(0)
+                norm = q.dtype.type(EPS)
                 for c in range(d):
                     product += carried[c] * k[u, t, c]
                     along += carried[c] * moves[u, t, c]
+                    norm += moves[u, t, c] * moves[u, t, c]
                 products[u, n, t] = product
-                along *= moves[u, t, d]
+                along *= moves[u, t, d] / norm
                 for c in range(d):
                     carried[c] -= along * moves[u, t, c]

@@ -26,7 +26,7 @@ class CarriedInputs:
         q: (b h i d).
         k: (b hk j d).
         v: (b hk j dv).
-        moves: (b h j c), of each token, at least float32: for ``path`` w and then β, c = d + 1;
+        moves: (b h j c), of each token: for ``path`` w, of any length, and then β, c = d + 1;
             for ``wall`` the logarithms of the decays, c = d.
         bias: of the logits, or None.
         scale: of the logits, before the bias.
@@ -80,7 +80,7 @@ class CarriedInputs:
         """In float32, or float64 where q is, and with a key head for each query head."""
         wide = torch.promote_types(self.q.dtype, torch.float32)
         groups = self.q.shape[1] // self.k.shape[1]
-        cast: dict[str, Any] = {name: getattr(self, name).to(wide) for name in TENSORS}
+        cast: dict[str, Any] = {name: t.to(wide) for name, t in self.carried().items()}
         if groups > 1:
             for name in ("k", "v"):
                 cast[name] = cast[name].repeat_interleave(groups, dim=1)
@@ -88,17 +88,21 @@ class CarriedInputs:
             cast["bias"] = cast_to(self.bias, cast["q"])
         return replace(self, **cast)
 
+    def carried(self) -> dict[str, Tensor]:
+        """q, k, v and moves by name."""
+        return {"q": self.q, "k": self.k, "v": self.v, "moves": self.moves}
+
     def named(self) -> dict[str, Tensor]:
-        """The tensors that may have gradients, by name; the vectors of the bias are among them."""
-        vectors = {} if self.bias is None else self.bias.__dict__
-        return {"q": self.q, "k": self.k, "v": self.v, "moves": self.moves, **vectors}
+        """The tensors that may have gradients, by name: these, and the vectors of the bias."""
+        return self.carried() | ({} if self.bias is None else self.bias.__dict__)
 
     def with_named(self, tensors: Mapping[str, Tensor]) -> CarriedInputs:
         """The inverse of `named`: the same with these tensors."""
-        cut: dict[str, Any] = {name: tensors[name] for name in TENSORS}
+        cut: dict[str, Any] = {name: tensors[name] for name in self.carried()}
         if self.bias is not None:
             cut["bias"] = replaced(self.bias, {name: tensors[name] for name in self.bias.__dict__})
         return replace(self, **cut)
 
 
-TENSORS = ("q", "k", "v", "moves")
+EPS = 1e-6
+"""Added to |w|²."""

@@ -5,10 +5,11 @@ A query is carried back over the tokens between it and a key before the two meet
     s_ij = scale · q_iᵀ M_i M_{i−1} … M_{j+1} k_j + b_ij
     out_i = Σ_{j≤i} softmax_j(s_ij) v_j
 
-``path``: M_t = I − β_t w_t w_tᵀ. A product of these is I − Wᵀ C W, with C from one triangular
-system, so that with Z_it = q_i·w_t (t ≤ i), R_tj = w_t·k_j (t > j), G_tu = w_t·w_u (t > u)
+``path``: M_t = I − α_t w_t w_tᵀ, α_t = β_t / (|w_t|² + ε). A product of these is I − Wᵀ C W, with C
+from one triangular system, so that with Z_it = q_i·w_t (t ≤ i), R_tj = w_t·k_j (t > j),
+G_tu = w_t·w_u (t > u)
 
-    q_iᵀ M_i … M_{j+1} k_j = q_i·k_j − Σ_t Z_it Y_tj,   (I + diag(β) G) Y = diag(β) R
+    q_iᵀ M_i … M_{j+1} k_j = q_i·k_j − Σ_t Z_it Y_tj,   (I + diag(α) G) Y = diag(α) R
 
 ``wall``: M_t = diag(e^{g_t}), so that
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference
-from xcope.ops.carried.inputs import CarriedInputs
+from xcope.ops.carried.inputs import EPS, CarriedInputs
 from xcope.ops.nonfinite import scores, weighted_sums
 
 
@@ -47,11 +48,12 @@ def moved(kind: str, q: Tensor, k: Tensor, moves: Tensor, seen: Tensor) -> Tenso
 def reflected(q: Tensor, k: Tensor, moves: Tensor, earlier: Tensor, seen: Tensor) -> Tensor:
     """−Z Y of ``path``; ``earlier`` (i j): the key is not after the query."""
     w, beta = moves[..., :-1], moves[..., -1:]
+    alpha = beta / (w.square().sum(-1, keepdim=True) + EPS)
     j = w.shape[2]
     before = torch.ones(j, j, dtype=torch.bool, device=q.device).tril(-1)
     Z, R, G = scores(q, w, earlier), scores(w, k, before), scores(w, w, before)
     unit = torch.eye(j, dtype=q.dtype, device=q.device)
-    Y = torch.linalg.solve_triangular(unit + beta * G, beta * R, upper=False, unitriangular=True)
+    Y = torch.linalg.solve_triangular(unit + alpha * G, alpha * R, upper=False, unitriangular=True)
     return -weighted_sums(Z, Y, earlier).masked_fill(~seen, 0.0)
 
 
@@ -60,7 +62,7 @@ def decayed(q: Tensor, k: Tensor, g: Tensor, earlier: Tensor, seen: Tensor) -> T
     P = g.cumsum(2, dtype=g.dtype if g.device.type == "mps" else torch.float64)
     added = q.new_zeros(())
     for c in range(q.shape[-1]):
-        exponent = P[:, :, -q.shape[2] :, None, c] - P[:, :, None, :, c]
+        exponent = P[:, :, P.shape[2] - q.shape[2] :, None, c] - P[:, :, None, :, c]
         left = torch.expm1(exponent.masked_fill(~seen, 0.0)).to(q.dtype)
         added = added + scores(q[..., c : c + 1], k[..., c : c + 1], seen.expand_as(left)) * left
     return added.expand(*q.shape[:3], k.shape[2])

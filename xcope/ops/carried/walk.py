@@ -20,6 +20,7 @@ Shape notation: (b h i d) of the call, as many key heads as heads; j keys; u = b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ def make(inputs: CarriedInputs, group: Group, with_queries: bool = True) -> Made
 
 
 def make_backward(
-    kind: str, made: Made, grads: Block, heads: tuple[int, int], group: Group
+    kind: str, made: Made, grads: Block, heads: Sequence[int], group: Group
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the group's queries, keys and moves, (b h … …)."""
     for block, (count, steps) in zip(made.blocks[-2::-1], made.steps[::-1], strict=True):
@@ -275,82 +276,94 @@ def _with(rows: Saved, others: tuple[Tensor, ...]) -> Saved:
 
 def backward(dout: Tensor, saved: Saved, inputs: CarriedInputs, of_bias: bool) -> dict[str, Tensor]:
     """Gradients by name; those of the bias' vectors only ``of_bias``."""
-    (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
-    bias = Bias(inputs.bias, (b, h, i, j), of_bias)
-    grads = {
-        name: heads_last(t, *t.shape)
-        for name, t in inputs.named().items()
-        if name in ("q", "k", "v", "moves")
-    }
-    grads["v"].zero_()
-    groups = groups_of(i, j)
-    known = []
-    for group in groups[:-1]:
-        whole = make(inputs, group, with_queries=False).blocks[-1]
-        k = whole.k[:, : group.j1 - group.j0].contiguous()
-        known.append((k, whole.move, torch.zeros_like(k), torch.zeros_like(whole.move)))
-    for n in reversed(range(len(groups))):
-        group = groups[n]
+    return _Backward(dout, saved, inputs, of_bias).gradients()
+
+
+@dataclass
+class _Known:
+    """A group that others look back at.
+
+    Args:
+        k: its keys at its end, (u n d); their gradients gather in those of k, until its turn comes.
+        move: over it.
+        dmove: the gradient of this, as far as it is known.
+    """
+
+    k: Tensor
+    move: Tensor
+    dmove: Tensor
+
+
+class _Backward:
+    """One backward; arguments as of `backward`."""
+
+    def __init__(self, dout: Tensor, saved: Saved, inputs: CarriedInputs, of_bias: bool):
+        self.dout, self.saved, self.inputs = dout, saved, inputs
+        (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
+        self.bias = Bias(inputs.bias, (b, h, i, j), of_bias)
+        self.grads = {name: heads_last(t, *t.shape) for name, t in inputs.carried().items()}
+        self.dk, self.dv = self.grads["k"].zero_(), self.grads["v"].zero_()
+        self.groups = groups_of(i, j)
+        self.known: list[_Known] = []
+
+    def gradients(self) -> dict[str, Tensor]:
+        for group in self.groups[:-1]:
+            whole = make(self.inputs, group, with_queries=False).blocks[-1]
+            k = whole.k[:, : group.j1 - group.j0].contiguous()
+            self.known.append(_Known(k, whole.move, torch.zeros_like(whole.move)))
+        for n in reversed(range(len(self.groups))):
+            self._group(n)
+        return self.grads | self.bias.gradients()
+
+    def _group(self, n: int) -> None:
+        """All that is left to be known of the gradients of a group's tokens."""
+        group, inputs = self.groups[n], self.inputs
         made = make(inputs, group)
         whole = made.blocks[-1]
-        dk = torch.zeros_like(whole.k)
-        dmove = torch.zeros_like(whole.move)
-        if n < len(known):
-            dk[:, : group.j1 - group.j0] = known[n][2]
-            dmove = known[n][3]
         dq = dproducts = None
         if whole.q is not None:
             products, q = of_queries(whole)
-            its = Saved(*(t[:, :, group.queries] for t in saved))
-            its_dout = dout[:, :, group.queries]
-            dproducts = _own_backward(
-                its_dout, its, inputs, Own(inputs, bias, group), products, grads["v"]
-            )
-            span = slice(group.lead, group.j1 - group.j0)
+            its = Saved(*(t[:, :, group.queries] for t in self.saved))
+            dout, span = self.dout[:, :, group.queries], slice(group.lead, group.j1 - group.j0)
+            dproducts = self._own(dout, its, Own(inputs, self.bias, group), products)
             dq = torch.zeros_like(q)
-            earlier = list(zip(groups[:n], known, strict=False))[::-1]
-            dq[:, span] = _pairs_backward(
-                its_dout, its, inputs, q[:, span].contiguous(), group, earlier, bias, grads["v"]
-            )
-        found = make_backward(inputs.kind, made, Block(dq, dk, dmove, dproducts), (b, h), group)
-        for name, grad, tokens in zip(
-            ("q", "k", "moves"), found, (group.queries, group.keys, group.keys), strict=True
-        ):
-            if grad is not None:
-                grads[name][:, :, tokens] = grad
-    return grads | bias.gradients()
+            if n:
+                dq[:, span] = self._earlier(dout, its, q[:, span].contiguous(), n)
+        dk = torch.zeros_like(whole.k)
+        dk[:, : group.j1 - group.j0] = self.dk[:, :, group.keys].flatten(0, 1)
+        dmove = self.known[n].dmove if n < len(self.known) else torch.zeros_like(whole.move)
+        grads = Block(dq, dk, dmove, dproducts)
+        dq, dk, dmoves = make_backward(inputs.kind, made, grads, inputs.q.shape[:2], group)
+        if dq is not None:
+            self.grads["q"][:, :, group.queries] = dq
+        self.dk[:, :, group.keys] = dk
+        self.grads["moves"][:, :, group.keys] = dmoves
 
+    def _own(self, dout: Tensor, saved: Saved, own: Own, products: Tensor) -> Tensor:
+        """The gradient of a group's products with its own keys."""
+        prob = own.logits(products).sub_(saved.m[..., None]).exp_().mul_(saved.inverse[..., None])
+        v = self.inputs.v[:, :, own.group.keys]
+        self.dv[:, :, own.group.keys] += prob.mT @ dout
+        D = (dout * saved.out).sum(-1, keepdim=True)
+        return own.products((dout @ v.mT).sub_(D).mul_(prob), products.shape[-1])
 
-def _own_backward(
-    dout: Tensor, saved: Saved, inputs: CarriedInputs, own: Own, products: Tensor, dv: Tensor
-) -> Tensor:
-    prob = own.logits(products).sub_(saved.m[..., None]).exp_().mul_(saved.inverse[..., None])
-    v = inputs.v[:, :, own.group.keys]
-    dv[:, :, own.group.keys] += prob.mT @ dout
-    D = (dout * saved.out).sum(-1, keepdim=True)
-    return own.products((dout @ v.mT).sub_(D).mul_(prob), products.shape[-1])
-
-
-def _pairs_backward(
-    dout: Tensor, saved: Saved, inputs: CarriedInputs, q: Tensor, group: Group,
-    earlier: list[tuple[Group, tuple[Tensor, ...]]], bias: Bias, dv: Tensor,
-) -> Tensor:  # fmt: skip
-    """The gradient of a group's queries, at its beginning; adds to those of the earlier groups."""
-    if not earlier:
-        return torch.zeros_like(q)
-    states = [q]
-    for _, (_, move, _, _) in earlier[:-1]:
-        states.append(over(states[-1], move))
-    dq = torch.zeros_like(q)
-    for (keys, (k, move, dk, dmove)), state in zip(earlier[::-1], states[::-1], strict=True):
-        pair = _pair(inputs, state, k, group, keys)
-        grads = biased.backward(dout, biased.Saved(*saved), pair, bias.sums is not None)
-        dmove.add_(of_move(state, dq, move))
-        dq = on(dq, move).add_(grads["q"].reshape(q.shape))
-        dk.add_(grads["k"].reshape(dk.shape))
-        dv[:, :, keys.keys] += grads["v"]
-        if bias.sums is not None:
-            sums = named(_part(bias.sums, group, keys, inputs.k.shape[2]))
-            for name in bias.gradients():
-                sums[name].add_(grads[name])
-    return dq
+    def _earlier(self, dout: Tensor, saved: Saved, q: Tensor, n: int) -> Tensor:
+        """The gradient of a group's queries at its beginning, from the groups before it."""
+        group, states = self.groups[n], [q]
+        for known in self.known[n - 1 : 0 : -1]:
+            states.append(over(states[-1], known.move))
+        dq = torch.zeros_like(q)
+        for keys, known in zip(self.groups[:n], self.known, strict=False):
+            state = states.pop()
+            pair = _pair(self.inputs, state, known.k, group, keys)
+            of_bias = self.bias.sums is not None
+            grads = biased.backward(dout, biased.Saved(*saved), pair, of_bias)
+            known.dmove.add_(of_move(state, dq, known.move))
+            dq = on(dq, known.move).add_(grads["q"].reshape(dq.shape))
+            self.dk[:, :, keys.keys] += grads["k"]
+            self.dv[:, :, keys.keys] += grads["v"]
+            if self.bias.sums is not None:
+                sums = named(_part(self.bias.sums, group, keys, self.inputs.k.shape[2]))
+                for name in self.bias.gradients():
+                    sums[name].add_(grads[name])
+        return dq
