@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.report import QUICK_RUN, machine
-from benchmarks.schemes.costs import MEMORY_LIMIT, Cost
+from benchmarks.schemes.costs import Cost
 from benchmarks.schemes.workloads import DIM, DIM_HEAD, FULL, HEADS, Scale
 from xcope.markdown import code_block, page, table, write_csv
 from xcope.plotting import BLUE, GREY, INK, ORANGE, plain, save_png
@@ -43,7 +43,7 @@ def write(folder: Path, measured: Measured) -> None:
         ),
         (
             (
-                *(c.scheme, f"{c.time:.3f}", c.time_limit, f"{c.memory:.3f}", MEMORY_LIMIT),
+                *(c.scheme, f"{c.time:.3f}", c.time_limit, f"{c.memory:.3f}", c.memory_limit),
                 *(c.upstream and f"{c.upstream:.3f}", c.upstream_how),
             )
             for c in measured.costs
@@ -101,7 +101,7 @@ def _row(cost: Cost) -> list[str]:
     limit = f"≤ {cost.time_limit:g}" if cost.time_limit else "–"
     theirs = f"{cost.upstream:.2f}" if cost.upstream else "–"
     return [
-        *(cost.scheme, f"{cost.time:.2f}", limit, f"{cost.memory:.2f}", f"≤ {MEMORY_LIMIT:g}"),
+        *(cost.scheme, f"{cost.time:.2f}", limit, f"{cost.memory:.2f}", f"≤ {cost.memory_limit:g}"),
         *(cost.verdict, theirs, cost.upstream_how or "–"),
     ]
 
@@ -112,7 +112,10 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     _bars(panels[0], "time over SDPA", [c.time for c in costs], [c.time_limit for c in costs])
     _bars(
-        panels[1], "peak memory over SDPA", [c.memory for c in costs], [MEMORY_LIMIT] * len(costs)
+        panels[1],
+        "peak memory over SDPA",
+        [c.memory for c in costs],
+        [c.memory_limit for c in costs],
     )
     panels[2].set_xscale("log")
     panels[2].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -41,6 +41,9 @@ class Scale:
     slow: int = 3
 
 
+WARM = 600
+"""Tokens with which all code is run once, also that of longer rows, before memory is measured."""
+
 FULL = Scale()
 QUICK = Scale(n=128, repeats=1, slow=1)
 
@@ -138,7 +141,12 @@ class Layer:
                 remembered[index] = part.attend.remember(*self.x)
         call = LayerCall(Places(torch.arange(self.n)), remembered=tuple(remembered))
         q, k, v = self.qkv
-        gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
+        gates = {
+            None: None,
+            "keys": None,
+            "values": v,
+            "own": self.gate_k[0] if self.gate_k else None,
+        }
         scale = DIM_HEAD**-0.5
         return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
 
@@ -180,7 +188,7 @@ def memory(name: str | None, n: int, threads: int) -> int:
         threads: of torch.
     """
     work: partial[None] = partial(_plain) if name is None else partial(_layer, name)
-    return peak_memory(partial(work, 64), partial(work, n), threads)
+    return peak_memory(partial(work, min(n, WARM)), partial(work, n), threads)
 
 
 # -- models ------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 kwargs["pos"] = None  # no scheme here reads them
         mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
-        if places.padding is not None and self._windowed:
+        if places.between and self._windowed:
             raise FlagError(
                 "seq_start_pos",
                 "seq_start_pos does not go together with attn_max_attend_past where memories or "

@@ -1294,7 +1294,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             else:
                 left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
-                inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+                its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+                inputs.append(replace(its, cu_seqlens=call.places.documents))
         return torch.cat(qs, dim=1), torch.cat(ks, dim=1), inputs
 
 

@@ -399,7 +399,7 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; ``"keys"``: of the logits, without a bias of theirs; None: there is none."""
+    ``"values"``; ``"keys"``: the keys of attention, without a bias of theirs; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False

@@ -423,7 +423,8 @@ def _written_out(
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]
-            inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+            its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+            inputs.append(replace(its, cu_seqlens=call.places.documents))
     s = torch.cat(logits, dim=1)
     bias = bias_of(parts, call, i, j)
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
