@@ -26,7 +26,8 @@ class Places:
         documents: cu_seqlens where several documents are packed in the row, whose places ascend
             within each.
         drawn: whether schemes with ``random_max`` draw theirs at random; not where given.
-        padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
+        padding: (b j) bool, keys before a row's own that mean nothing; None: there are none.
+        between: whether others stand before them.
     """
 
     keys: Tensor
@@ -34,6 +35,7 @@ class Places:
     documents: Tensor | None = None
     drawn: bool = False
     padding: Tensor | None = None
+    between: bool = False
     _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def draw(self, random_max: int) -> Tensor:
@@ -88,7 +90,7 @@ def places_of(
             memories = memory.shape[1]
             break
     total = before_x + x.shape[1]
-    start, between = arguments.pop("seq_start_pos", None), None
+    start, hidden = arguments.pop("seq_start_pos", None), None
     padding: Tensor | int = 0  # before each slot
     slots = torch.arange(total, device=x.device)
     if start is not None:
@@ -96,7 +98,7 @@ def places_of(
         padding = torch.where(slots < lead, 0, start[:, None])
         seen = (slots < lead) | (slots - lead >= start[:, None])
         _hide_padding(seen, memories, arguments)
-        between = F.pad(~seen, (memories, 0)) if lead or memories else None
+        hidden = F.pad(~seen, (memories, 0))
     before = torch.arange(-memories, 0, device=x.device)
     pos = arguments.get("pos")
     if pos is not None and is_places(pos, x):
@@ -107,7 +109,8 @@ def places_of(
                 + (" with those in the cache" if before_x else ""),
             )
         pos = pos.long()
-        return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True, padding=between)
+        keys = torch.cat((pos[..., :1] + before, pos), dim=-1)
+        return Places(keys, given=True, padding=hidden, between=bool(lead or memories))
     first = (arguments.get("seq_pos_offset") or before_x) - before_x
     keys = slots
     if start is not None:
@@ -115,7 +118,7 @@ def places_of(
         before = before.expand(len(keys), -1)
     if memories:
         keys = torch.cat((before, keys), dim=-1)
-    return Places(keys + first, drawn=drawn, padding=between)
+    return Places(keys + first, drawn=drawn, padding=hidden, between=bool(lead or memories))
 
 
 def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:

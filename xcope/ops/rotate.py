@@ -35,10 +35,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> 
     Returns:
         (b h n d) in the dtype and memory layout of ``x``.
     """
-    fused = x.device.type == "cuda" and torch.compiler.is_compiling()
-    if fused or by_definition(x, cos):
+    if _fused_by_others(x, cos):
         return rotate_in_operations(x, cos, sin, half_split=half_split)
     return cast(Tensor, turn_pairs(x, cos, sin, half_split))
+
+
+def rotate_by(x: Tensor, angles: Tensor, *, half_split: bool = False) -> Tensor:
+    """`rotate` by angles that get gradients.
+
+    The backward keeps the angles and the turned channels, which attention keeps anyway.
+
+    Args:
+        x: as for `rotate`.
+        angles: (b h n m), or (b 1 n m) for all heads; b may be 1. float32 or float64.
+        half_split: as for `rotate`.
+    """
+    if _fused_by_others(x, angles):
+        return rotate_in_operations(x, angles.cos(), angles.sin(), half_split=half_split)
+    return cast(Tensor, turn_by_angles(x, angles, half_split))
+
+
+def _fused_by_others(x: Tensor, turn: Tensor) -> bool:
+    """Whether plain operations are wanted: a compiler fuses them, or a transform differentiates."""
+    fused = x.device.type == "cuda" and torch.compiler.is_compiling()
+    return fused or by_definition(x, turn)
 
 
 def rotate_in_operations(
@@ -61,7 +81,7 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = 
     channels = torch.arange(2 * m, device=x.device)
     pairs = channels.view(2, m).T if half_split else channels.view(m, 2)
     matrices = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    if matrices.ndim == 5:
+    if matrices.ndim == 5:  # (b n m 2 2), the same for all heads
         matrices = matrices[:, None]
     turned = (matrices @ x[..., pairs].to(matrices.dtype)[..., None])[..., 0]
     return x.index_copy(-1, pairs.flatten(), turned.flatten(-2).to(x.dtype))
@@ -70,6 +90,10 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = 
 @torch.library.custom_op("xcope::turn_pairs", mutates_args=())
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
     """`rotate` as a PyTorch operator."""
+    return _turned(x, cos, sin, half_split)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
     dim, wide = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     cos, sin = cos.to(wide), sin.to(wide)
     if cos.ndim == 3:
@@ -115,3 +139,38 @@ def _turn_back(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 
 turn_pairs.register_autograd(_turn_back, setup_context=_save)
+
+
+@torch.library.custom_op("xcope::turn_by_angles", mutates_args=())
+def turn_by_angles(x: Tensor, angles: Tensor, half_split: bool) -> Tensor:
+    """`rotate_by` as a PyTorch operator."""
+    return _turned(x, angles.cos(), angles.sin(), half_split)
+
+
+@turn_by_angles.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_turned(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    _, angles, ctx.half_split = inputs
+    ctx.save_for_backward(output, angles)
+
+
+def _turn_back_by_angles(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    out, angles = ctx.saved_tensors
+    back = turn_by_angles(grad, -angles, ctx.half_split)
+    if not ctx.needs_input_grad[1]:
+        return back, None, None
+    # d/dθ of a turned pair (a, b) is (−b, a)
+    dim = 2 * angles.shape[-1]
+    pairs: list[Tensor] = []
+    for whole in (out, grad):
+        t = whole[..., :dim].to(angles.dtype)
+        pairs += t.chunk(2, dim=-1) if ctx.half_split else (t[..., ::2], t[..., 1::2])
+    a, b, grad_a, grad_b = pairs
+    moved = torch.addcmul(a * grad_b, b, grad_a, value=-1)
+    return back, moved.sum_to_size(angles.shape), None
+
+
+turn_by_angles.register_autograd(_turn_back_by_angles, setup_context=_save_turned)
