@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 from xcope.errors import did_you_mean, listing
 from xcope.ops.documents import document_of
-from xcope.ops.rotate import rotate_by
+from xcope.ops.rotate import angles_of, rotate_by
 from xcope.positions.base import Geometry, Rotation
 from xcope.positions.registry import register
 from xcope.positions.rotary import TurningScheme, frequencies
@@ -175,28 +175,14 @@ class ContextualAngles(Rotation):
         (_, groups, n, c), count = steps.shape, self.mixed.shape[1]
         weights = self.mixed.to(steps.dtype).view(groups, c, count)
         out = steps * weights[:, None, :, 0]
-        for back in range(1, count):
-            earlier = F.pad(steps, (0, 0, back, 0))[:, :, :n]
+        for back in range(1, min(count, n)):
+            earlier = steps[:, :, : n - back] * weights[:, None, :, back]
+            earlier = F.pad(earlier, (0, 0, back, 0))
             if begins is not None:
                 first = torch.arange(n, device=steps.device) - begins < back
                 earlier = earlier.masked_fill(first[:, None], 0.0)
-            out = out + earlier * weights[:, None, :, back]
+            out = out + earlier
         return out
-
-    def angles(self, pos: Tensor) -> Tensor:
-        """Of each pair at places (b g n c), less whole turns, (b g n m).
-
-        At places (n) or (b n) they are (b 1 n m).
-        """
-        freq = self.inv_freq if self.log_freq is None else self.log_freq
-        wide = torch.promote_types(freq.dtype, torch.float32)
-        exact = wide if pos.device.type == "mps" else torch.float64
-        freq = freq.to(exact)
-        if self.log_freq is not None:
-            freq = freq.exp()
-        if pos.ndim < 4:
-            pos = pos.reshape(-1, 1, pos.shape[-1], 1)
-        return (pos.to(exact) * freq).remainder(2 * math.pi).to(wide)
 
     def rotate(
         self,
@@ -207,16 +193,27 @@ class ContextualAngles(Rotation):
         heads: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Rotation`."""
-        k_angles = self.angles(k_pos)
-        q_angles = k_angles if q_pos is k_pos else self.angles(q_pos)
-        if heads is not None and q_angles.shape[1] > 1:
-            q_angles = q_angles[:, heads]
-        if 1 < k_angles.shape[1] < k.shape[1]:  # those that gates are made from come after them
-            k_angles = torch.cat((k_angles, k_angles), dim=1)
+        k_turn, freq = self._turn(k_pos)
+        q_turn = k_turn if q_pos is k_pos else self._turn(q_pos)[0]
+        if heads is not None and q_turn.shape[1] > 1:
+            q_turn = q_turn[:, heads]
+        if 1 < k_turn.shape[1] < k.shape[1]:  # those that gates are made from come after them
+            k_turn = torch.cat((k_turn, k_turn), dim=1)
         return (
-            rotate_by(q, q_angles, half_split=self.half_split),
-            rotate_by(k, k_angles, half_split=self.half_split),
+            rotate_by(q, q_turn, freq, half_split=self.half_split),
+            rotate_by(k, k_turn, freq, half_split=self.half_split),
         )
+
+    def _turn(self, pos: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Places and frequencies, or angles and None, as `rotate_by` takes them."""
+        freq = self.inv_freq if self.log_freq is None else self.log_freq.exp()
+        if pos.ndim < 4:
+            exact = freq.dtype if pos.device.type == "mps" else torch.float64
+            pos = pos.reshape(-1, 1, pos.shape[-1], 1).to(exact)
+        if pos.shape[-1] == 1:
+            return pos, freq
+        # the angles of all pairs are held, so narrow ones
+        return angles_of(pos, freq, torch.promote_types(freq.dtype, torch.float32)), None
 
     def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
         """``positions``, the steps from key to query, and ``gates``, those that keys take.

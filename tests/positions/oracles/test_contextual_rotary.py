@@ -11,6 +11,7 @@ import xcope
 from xcope.errors import FlagError
 from xcope.inspect import trace
 from xcope.modules import seam
+from xcope.ops import rotate as rotation_op
 from xcope.ops.rotate import rotate_by, rotate_in_operations
 from xcope.positions import Geometry
 
@@ -229,17 +230,25 @@ def test_half_of_the_heads_may_have_it():
 
 @pytest.mark.parametrize("half_split", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_of_the_angles(half_split, groups):
+@pytest.mark.parametrize(("c", "with_freq"), [(1, True), (2, True), (2, False)])
+@pytest.mark.parametrize("at_once", [1, 2**18])
+def test_gradients_of_places_and_frequencies(
+    half_split, groups, c, with_freq, at_once, monkeypatch
+):
+    monkeypatch.setattr(rotation_op, "ANGLES_AT_ONCE", at_once)
     x = torch.randn(2, 2, 3, 6, dtype=torch.float64, requires_grad=True)
-    angles = torch.randn(2, groups, 3, 2, dtype=torch.float64, requires_grad=True)
+    places = torch.randn(2, groups, 3, c, dtype=torch.float64, requires_grad=True)
+    freq = torch.rand(2, dtype=torch.float64, requires_grad=True) if with_freq else None
 
-    def turned(x, angles):
-        return rotate_by(x, angles, half_split=half_split)
+    def turned(x, places, freq=None):
+        return rotate_by(x, places, freq, half_split=half_split)
 
-    assert torch.autograd.gradcheck(turned, (x, angles))
-    assert torch.autograd.gradgradcheck(turned, (x, angles))
+    given = (x, places, freq) if with_freq else (x, places)
+    assert torch.autograd.gradcheck(turned, given)
+    assert torch.autograd.gradgradcheck(turned, given)
+    angles = places * freq if with_freq else places
     plain = rotate_in_operations(x, angles.cos(), angles.sin(), half_split=half_split)
-    close(turned(x, angles), plain)
+    close(turned(*given), plain)
 
 
 def test_a_step_counts_after_a_million_others():
