@@ -154,7 +154,8 @@ class ContextualAngles(Rotation):
             a = -F.logsigmoid(-a)
         elif self.kind == "sigmoid":
             a = a.sigmoid()
-        return a.view(*a.shape[:2], self.groups, -1).transpose(1, 2)
+        each = a.shape[-1] // self.groups
+        return a.view(*a.shape[:2], self.groups, each).transpose(1, 2)
 
     def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
         """See `Rotation`: the sums of the steps, (b g j c)."""

@@ -1,5 +1,6 @@
 """Llama 3's scaling against Hugging Face's Llama."""
 
+import json
 import math
 
 import pytest
@@ -46,6 +47,16 @@ def test_as_llama(n, options):
     expected = llama(q[..., :width], k[..., :width], pos, 512, **theirs)
     found = [whole[..., :width] for whole in turned]
     torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_llama_s_config_can_be_typed_in():
+    config = """{"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                 "original_max_position_embeddings": 8192}"""
+    typed = module("rotary_llama3", **json.loads(config))
+    default = module("rotary_llama3", original_max_position_embeddings=8192)
+    assert torch.equal(typed.freq_scale, default.freq_scale)
+    with pytest.raises(FlagError, match="has no option 'rope_theta': it takes .*'base'"):
+        module("rotary_llama3", rope_theta=500000.0)
 
 
 def test_slow_pairs_are_slowed_by_the_factor_fast_ones_are_not_and_some_lie_between():
