@@ -55,7 +55,7 @@ def test_a_llama_s_config_can_be_typed_in():
     typed = module("rotary_llama3", **json.loads(config))
     default = module("rotary_llama3", original_max_position_embeddings=8192)
     assert torch.equal(typed.freq_scale, default.freq_scale)
-    with pytest.raises(FlagError, match="has no option 'rope_theta': it takes .*'base'"):
+    with pytest.raises(FlagError, match=r"has no option 'rope_theta': it takes .*'base'"):
         module("rotary_llama3", rope_theta=500000.0)
 
 
