@@ -11,6 +11,7 @@ from benchmarks.schemes.workloads import Layer, Plain, Scale, memory, rivals
 TIME_LIMITS = {
     "rotary": 1.15,
     "xpos": 1.15,
+    "contextual_rotary": 1.15,
     "alibi": 1.2,
     "t5": 1.5,
     "sandwich": 1.5,

@@ -74,8 +74,9 @@ def _head(measured: Measured) -> Iterator[str]:
         "and v to their gradients and those of all the scheme's parameters, over "
         "`torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)` without "
         "positions. What a scheme computes from its parameters (tables, perceptrons, sines) is in "
-        f"it. Forgetting attention also projects embeddings (1 {n} {DIM}) to its gates; schemes of "
-        "the input also add their vectors to such embeddings."
+        "it. Forgetting attention and contextual rotary also project embeddings "
+        f"(1 {n} {DIM}) to their gates; schemes of the input also add their vectors to such "
+        "embeddings."
     )
     yield (
         "**x-transformers over ours**: forward and backward of whole models that have one layer "

@@ -50,6 +50,11 @@ LOGITS_BY_HAND = (
     "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
     "−8 elsewhere, so that gates are open at spaces only."
 )
+STEPS_BY_HAND = (
+    "How far a token steps is learned; by hand spaces take a step of 1 and letters none, so that "
+    "places count words. Beside it what is left of q·k between equal unit vectors so many steps "
+    "apart, the mean over random ones."
+)
 LEFT_BY_HAND = (
     "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
     "space and 0 elsewhere."
@@ -155,6 +160,8 @@ def caption(one: Scheme) -> Iterator[str]:
             by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
             by_tokens = LEFT_BY_HAND if module.remembers else ""
             yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
+        elif part.slot is Slot.ROTATION and built(part).remembers:
+            yield f"{LETTERS} {STEPS_BY_HAND}"
         elif part.slot is not None:
             first, others = CAPTIONS[part.slot]
             yield first if len(parts) > 1 else f"{first} {others}".rstrip()

@@ -28,6 +28,27 @@ LEFT = -1.5
 """What a space leaves behind by hand; as the logarithm of a forget gate it forgets 78 %."""
 
 
+def place_panels(one: Scheme) -> list[Panel]:
+    """Of a rotation whose places come from tokens: the steps between two, and what is left of q·k.
+
+    By hand spaces take a step of 1 and letters none.
+    """
+    module: Rotation = built(one)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        like = module.remember(torch.zeros(1, N, GEOMETRY.dim))
+        by_hand = torch.where(SPACES, 1.0, 0.0)[:, None].expand_as(like)
+        q = torch.randn(1, GEOMETRY.heads, 1, GEOMETRY.dim_head, generator=generator)
+        q = torch.nn.functional.normalize(q, dim=-1).expand(-1, -1, N, -1)
+        places = module.places(by_hand, None)
+        turned_q, turned_k = module.rotate(q, q, places, places)
+        left = (turned_q @ turned_k.mT).mean(1)
+    return [
+        _table("steps from key to query, by hand", module.trace(by_hand, None)["positions"][0]),
+        _table("what is left of q·k where q = k", left),
+    ]
+
+
 def nothing_panels() -> list[Panel]:
     """Causal attention whose logits are all 0."""
     attention = SEEN[None] / SEEN.sum(-1, keepdim=True)

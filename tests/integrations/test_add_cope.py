@@ -95,11 +95,12 @@ OPTIONS = {
     "rotary_ntk": {"factor": 2.0},
     "rotary_yarn": {"factor": 2.0, "trained_len": 64},
     "rotary_clipped": {"clip": 1},
+    "rotary_llama3": {"original_max_position_embeddings": 64},
+    "rotary_hope": {"trained_len": 64},
 }
+NOT_HERE = ("cope_absolute", "rotary_dynamic", "rotary_longrope")
 HERE = [
-    name
-    for name, kind in schemes().items()
-    if kind.slot is not Slot.INPUT and name not in ("cope_absolute", "rotary_dynamic")
+    name for name, kind in schemes().items() if kind.slot is not Slot.INPUT and name not in NOT_HERE
 ]
 
 

@@ -33,7 +33,9 @@ class Part:
         rotation_max: the rotation's ``random_max``.
         bias_max: the bias' ``random_max``.
         own_bias: whether the bias is of this layer only.
+        own_rotation: whether the rotation is of this layer only.
         attend_name: of the scheme in the attend slot.
+        rotation_name: of the scheme in the rotation slot.
     """
 
     heads: int
@@ -43,7 +45,9 @@ class Part:
     rotation_max: int | None = None
     bias_max: int | None = None
     own_bias: bool = False
+    own_rotation: bool = False
     attend_name: str = ""
+    rotation_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class LayerCall:
         places: of the keys, without learned memories that stand before them.
         bias: (… i j), further bias that the caller or another part of the layer adds.
         remembered: for each part of the layer, see `AttendInputs`.
+        placing: for each part of the layer, see `Rotation.remember`.
         q_places: of the queries where they are not the last keys (cross attention).
     """
 
@@ -61,6 +66,7 @@ class LayerCall:
     bias: Tensor | None = None
     remembered: tuple[Tensor | None, ...] | None = None
     q_places: Places | None = None
+    placing: tuple[Tensor | None, ...] | None = None
 
     def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
@@ -82,6 +88,19 @@ def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
     for part in parts:
         yield part, slice(first, first + part.heads)
         first += part.heads
+
+
+def read_by(parts: Sequence[Part]) -> list[Rotation | AttendModule | None]:
+    """What reads the layer's input: the rotations of all parts, then their modules of the attend
+    slot; None where one does not."""
+    modules = [*(part.rotation for part in parts), *(part.attend for part in parts)]
+    return [module if module is not None and module.remembers else None for module in modules]
+
+
+def keys_of_each_head(parts: Sequence[Part]) -> bool:
+    """Whether query heads that share keys need copies of their own."""
+    turned_apart = any(part.rotation is not None and part.rotation.each_head for part in parts)
+    return len(parts) > 1 or turned_apart
 
 
 Gates = Mapping[str | None, Tensor | None]
@@ -106,6 +125,7 @@ def attend(
     mask: Tensor | None,
     causal: bool,
     order: Tensor | None = None,
+    placing: Tensor | None = None,
 ) -> Tensor:
     """Attention of a group of heads, in O(n) memory unless its scheme needs more.
 
@@ -121,6 +141,7 @@ def attend(
         mask: bool, True where a key may be attended; broadcasts to (b h i j).
         causal: query i sees keys up to its own place.
         order: (h) int64; query head order[a] uses key head a // (h / hk). None: head a does.
+        placing: see `turned`.
 
     Returns:
         (b h i dv), heads in the order of ``q``.
@@ -147,7 +168,7 @@ def attend(
     if part.rotation is not None and part.rotation.widens and module is None:
         return _attend_wide(part, call, q, k, v, inputs)
     if part.rotation is not None:
-        q, k, gate_k = turned(part, call, q, k, inputs.gate_k)
+        q, k, gate_k = turned(part, call, q, k, inputs.gate_k, placing=placing)
         inputs = inputs if gate_k is None else replace(inputs, gate_k=gate_k)
     q = q if order is None else q[:, order]
     if module is None:
@@ -166,18 +187,27 @@ def turned(
     k: Tensor,
     gate_k: Tensor | None,
     heads: Tensor | None = None,
+    placing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """q (b h i d) and k (b hk j d) after the rotation; keys before the first place stay.
 
     What gates are made from is turned as keys are: it meets turned queries. ``heads`` (h) int64 are
-    those that ``q`` holds, None: all of the group.
+    those that ``q`` holds, None: all of the group. ``placing`` is what the tokens of all keys left
+    behind for a rotation whose places come from them (`Rotation.remember`).
     """
-    if part.rotation is None:
+    rotation, i = part.rotation, q.shape[2]
+    if rotation is None or (rotation.remembers and placing is None):
         return q, k, gate_k
     keys = k if gate_k is None else torch.cat((k, gate_k), dim=1)
-    q_pos, k_pos, _ = call.of(q.shape[2], part.rotation_max)
-    free = k.shape[2] - k_pos.shape[-1]
-    q, turned_keys = part.rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
+    if placing is None:
+        q_pos, k_pos, _ = call.of(i, part.rotation_max)
+        placed = k_pos.shape[-1]
+    else:
+        k_pos = rotation.places(placing, call.places.documents)
+        placed = k_pos.shape[2]
+        q_pos = k_pos if i == placed else k_pos[:, :, -i:]
+    free = k.shape[2] - placed
+    q, turned_keys = rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
     if free:
         turned_keys = torch.cat((keys[:, :, :free], turned_keys), dim=2)
     if gate_k is None:
@@ -209,6 +239,7 @@ def attend_groups(
                 v[:, heads],
                 {name: None if t is None else t[:, heads] for name, t in gates.items()},
                 None if call.remembered is None else call.remembered[index],
+                placing=None if call.placing is None else call.placing[index],
                 mask=mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask,
                 **given,
             )

@@ -68,6 +68,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     _reads_length: bool
     _reads_places: bool
     _needs_all_tokens: bool
+    _placed_by_content: str
 
     def __init__(self, *, position: Position | None = None, **flags: Any) -> None:
         request = resolve(position, flags)
@@ -153,7 +154,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
                 that do not fit, or beside what tells of no documents: places, a cache, memories,
                 cross attention, and flags by which tokens meet elsewhere than in attention or
-                schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
+                schemes follow the length of the row, as dynamic NTK does; ``context_pos`` beside
+                places that come from what tokens are; no ``cu_seqlens`` where
                 ``attn_flash_pack_seq=True`` promised them.
         """
         kwargs = arguments("Decoder", args, kwargs)
@@ -178,6 +180,12 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         check_masks(x, kwargs)
         if kwargs.get("context_pos") is not None and kwargs.get("context") is not None:
             check_context_pos(kwargs["context_pos"], kwargs["context"])
+            if self._placed_by_content:
+                raise FlagError(
+                    "context_pos",
+                    f"context_pos is not read beside position {self._placed_by_content!r}, whose "
+                    "places come from what tokens are; its cross attention turns nothing: drop it",
+                )
         if kwargs.get("cache") is not None:
             self._check_cache(kwargs)
             if not self._reads_places and kwargs.get("pos") is not None:
@@ -231,8 +239,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             raise FlagError(
                 "cache",
                 "cache does not go together with a scheme by which earlier tokens change as more "
-                "follow, as dynamic NTK, or xPos beside learned memories: give all tokens, and no "
-                "cache",
+                "follow, as dynamic NTK, LongRoPE, or xPos beside learned memories: give all "
+                "tokens, and no cache",
             )
         if arguments.get("causal") is False:
             raise FlagError(
@@ -295,12 +303,27 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         self._reads_length = any(
             r is not None and (r.length_dependent or r.scales) for r in rotations
         )
+        self._placed_by_content = next(
+            (
+                part.rotation_name
+                for a in attentions
+                for part in a.attend.parts
+                if part.rotation is not None and part.rotation.remembers
+            ),
+            "",
+        )
         biases = [part.bias for a in attentions for part in a.attend.parts]
-        self._reads_places = any(one is not None for one in (*rotations, *biases))
+        placed = [r for r in rotations if r is not None and not r.remembers]
+        self._reads_places = bool(placed) or any(one is not None for one in biases)
         self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
         alike = {part.rotation for of_layer in parts for part in of_layer}
-        if turned and turned.rotation and len(alike) == 1 and not turned.rotation.widens:
+        if (
+            turned
+            and turned.rotation
+            and len(alike) == 1
+            and not (turned.rotation.widens or turned.rotation.remembers)
+        ):
             for attention in seam.cross_attentions(self):
                 seam.fill_cross_attention(attention, turned, self.cross_residual_attn)
         self.meetings = seam.meetings(self)
@@ -344,7 +367,14 @@ class Builder:
         for one in group:
             if one.slot is Slot.ROTATION:
                 rotation_max = getattr(one, "random_max", None)
-                part = replace(part, rotation=self._once(one, heads), rotation_max=rotation_max)
+                rotation = self._once(one, heads) if one.shared else self._build(one, heads)
+                part = replace(
+                    part,
+                    rotation=rotation,
+                    rotation_max=rotation_max,
+                    own_rotation=not one.shared,
+                    rotation_name=one.name,
+                )
             elif one.slot is Slot.BIAS:
                 bias_max = getattr(one, "random_max", None)
                 bias = self._once(one, heads) if one.shared else self._build(one, heads)

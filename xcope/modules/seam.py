@@ -58,6 +58,8 @@ from xcope.modules.attention import (
     attend_groups,
     bias_of,
     gate_keys_of,
+    keys_of_each_head,
+    read_by,
     softmax_only,
     turned,
     weights_of,
@@ -500,6 +502,7 @@ def restore_layers(layers: Any, own: Iterable[str]) -> None:
         elif isinstance(module, SchemeAttend):
             module.__class__ = Attend
             module._modules.pop("bias", None)
+            module._modules.pop("rotation", None)
             _drop(module, SchemeAttend.__annotations__)
         elif type(module) in _UPSTREAM_OF:
             module.__class__ = _UPSTREAM_OF[type(module)]
@@ -709,7 +712,7 @@ def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
             raise FlagError(
                 "cu_seqlens",
                 "cu_seqlens does not go together with what follows the length of the row, as "
-                "dynamic NTK",
+                "dynamic NTK or LongRoPE",
             )
     for meeting in given:
         if not meeting.packed:
@@ -899,6 +902,19 @@ class LastHeads(Rotation):
         self.rotation = rotation
         self.heads, self.last = heads, last
         self.length_dependent, self.scales = rotation.length_dependent, rotation.scales
+        self.remembers, self.each_head = rotation.remembers, rotation.each_head
+
+    def remember(self, x: Tensor) -> Tensor:
+        """As that of all heads."""
+        return self.rotation.remember(x)
+
+    def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
+        """As that of all heads."""
+        return self.rotation.places(remembered, documents)
+
+    def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+        """As that of all heads."""
+        return self.rotation.trace(remembered, documents)
 
     def rotate(
         self,
@@ -913,6 +929,8 @@ class LastHeads(Rotation):
         rest = self.heads - self.last
         groups = torch.split(k, self.heads, dim=1)
         last = torch.cat([keys[:, rest:] for keys in groups], dim=1)
+        if self.each_head and k_pos.ndim == 4:
+            q_pos, k_pos = q_pos[:, rest:], k_pos[:, rest:]
         turned_q, turned_k = self.rotation.rotate(q[:, rest:], last, q_pos, k_pos)
         pieces = zip(groups, torch.split(turned_k, self.last, dim=1), strict=True)
         k = torch.cat([piece for keys, mine in pieces for piece in (keys[:, :rest], mine)], dim=1)
@@ -923,7 +941,15 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     """Refuse what reads the input of a layer whose queries, keys and values have one each."""
     if not attention.qkv_receive_diff_residuals:
         return
-    reading = [p for p in parts if p.attend is not None and p.attend.remembers]
+    reading = [
+        name
+        for part in parts
+        for name, module in (
+            (part.attend_name, part.attend),
+            (part.rotation_name, part.rotation),
+        )
+        if module is not None and module.remembers
+    ]
     reads = {
         "position": bool(reading),
         "attn_num_mem_kv": attention.num_mem_kv > 0,
@@ -934,7 +960,7 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     }
     for flag, on in reads.items():
         if on:
-            name = f"position {reading[0].attend_name!r}" if flag == "position" else flag
+            name = f"position {reading[0]!r}" if flag == "position" else flag
             raise FlagError(
                 flag,
                 f"{name} does not go together with qkv_receive_diff_residuals, which "
@@ -1070,7 +1096,11 @@ class PlacedAttention(Attention):  # type: ignore[misc]
         remembered: list[Tensor | None] = []
         if self.attend.remembers and call is not None:
             remembered = self._remembered(x, kwargs.get("mem"), cache, call.places.padding)
-            call = replace(call, remembered=tuple(remembered))
+            placing, left = (
+                remembered[: len(self.attend.parts)],
+                remembered[len(self.attend.parts) :],
+            )
+            call = replace(call, placing=tuple(placing), remembered=tuple(left))
             if cache is not None:
                 cache = copy(cache)
                 cache.cached_kv = tuple(cache.cached_kv[:2])
@@ -1087,19 +1117,20 @@ class PlacedAttention(Attention):  # type: ignore[misc]
     def _remembered(
         self, x: Tensor, mem: Tensor | None, cache: Intermediates | None, padding: Tensor | None
     ) -> list[Tensor | None]:
-        """What the tokens of all keys leave behind, for each group of heads."""
+        """What the tokens of all keys leave behind: for the rotation of each group of heads, then
+        for what each has in the attend slot."""
         found: list[Tensor | None] = []
         cached = iter(() if cache is None else cache.cached_kv[2:])
-        for part in self.attend.parts:
-            if part.attend is None or not part.attend.remembers:
+        for module in read_by(self.attend.parts):
+            if module is None:
                 found.append(None)
                 continue
-            new = part.attend.remember(x)
+            new = module.remember(x)
             earlier = next(cached, None)
             if earlier is not None:
                 new = torch.cat((earlier if new.ndim == 4 else earlier[..., 0], new), dim=2)
             if mem is not None:
-                new = torch.cat((part.attend.remember(mem), new), dim=2)
+                new = torch.cat((module.remember(mem), new), dim=2)
             if padding is not None:
                 hidden = padding[:, None]
                 new = new.masked_fill(hidden if new.ndim == 3 else hidden[..., None], 0.0)
@@ -1160,9 +1191,13 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         own = [part.bias for part in parts if part.bias is not None and part.own_bias]
         if own:
             new.bias = own[0] if len(parts) == 1 else nn.ModuleList(own)
+        turning = [whole_rotation(part) for part in parts if part.own_rotation]
+        kept = [rotation for rotation in turning if rotation is not None]
+        if kept:
+            new.rotation = kept[0] if len(parts) == 1 else nn.ModuleList(kept)
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
-        new.remembers = any(module.remembers for module in modules)
+        new.remembers = any(module is not None for module in read_by(parts))
         if not all(module.gives_bias for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
@@ -1204,7 +1239,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             gates["values"] = v
         if "own" in self.gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
-        if len(parts) > 1:
+        if keys_of_each_head(parts):
             h = q.shape[1]
             k, v = for_each_query_head(k, h), for_each_query_head(v, h)
             gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
@@ -1268,7 +1303,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             # x-transformers' query head a uses key head a mod kv_heads
             given["order"] = torch.arange(h, device=q.device).view(-1, kv_heads).T.flatten()
         remembered = None if call.remembered is None else call.remembered[0]
-        return attend(parts[0], call, q, k, v, gates, remembered, **given)
+        placing = None if call.placing is None else call.placing[0]
+        return attend(parts[0], call, q, k, v, gates, remembered, placing=placing, **given)
 
     def _turned(
         self,
@@ -1286,7 +1322,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
             gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
-            its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
+            placing = None if call.placing is None else call.placing[index]
+            its_q, its_k, gate_k = turned(
+                part, call, q[:, heads], k[:, heads], gate_k, placing=placing
+            )
             qs.append(its_q)
             ks.append(its_k)
             if part.attend is None or part.attend.gives_bias:

@@ -288,12 +288,43 @@ class Rotation(WithConstants, ABC):
     learned memories, depend on the length."""
     widens: bool = False
     """Whether queries and keys come out wider than they went in."""
+    remembers: bool = False
+    """Whether places come from what tokens are (`remember`, `places`), not from where they are."""
+    each_head: bool = False
+    """Whether such places differ from query head to query head, so that each needs its keys."""
     upstream_name: str = "rotary_pos_emb"
     """Its name in x-transformers' state dicts."""
 
     def forward(self, pos: Tensor) -> Tensor:
         """The places as they are: x-transformers asks for angles, but turning is `rotate`'s."""
         return pos
+
+    def remember(self, x: Tensor) -> Tensor:
+        """What tokens say of their places, cached beside keys and values; 0 means nothing.
+
+        Args:
+            x: (b n dim), what the layer's attention reads.
+
+        Returns:
+            (b g n c), g = h, or 1 for all heads.
+        """
+        raise NotImplementedError
+
+    def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
+        """Where the tokens of all keys stand.
+
+        Args:
+            remembered: (b g j c), of all keys; 0 where padded.
+            documents: cu_seqlens (m + 1) where several documents are packed in the row.
+
+        Returns:
+            (b g j c), floating point.
+        """
+        raise NotImplementedError
+
+    def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+        """Name → (b g j j), query by key: what people want to see of places that tokens have."""
+        return {}
 
     @abstractmethod
     def rotate(
@@ -309,8 +340,8 @@ class Rotation(WithConstants, ABC):
         Args:
             q: (b h i d).
             k: (b hk j d).
-            q_pos: int64 places of the queries, (i) or (b i).
-            k_pos: int64 places of the keys, (j) or (b j).
+            q_pos: int64 places of the queries, (i) or (b i); (b g i c) where `places` made them.
+            k_pos: int64 places of the keys, (j) or (b j); (b g j c) where `places` made them.
             heads: int64 (h), which query heads ``q`` holds; None: all of them.
 
         Returns:
@@ -399,7 +430,7 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; ``"keys"``: the keys of attention, without a bias of theirs; None: there is none."""
+    ``"values"``; ``"keys"``, without a bias of the logits; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False

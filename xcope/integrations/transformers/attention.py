@@ -28,7 +28,7 @@ from xcope.integrations.transformers.layer import (
 )
 from xcope.positions import Plan, Position, Scheme, Slot, parse, scheme
 from xcope.positions.base import WithConstants
-from xcope.positions.rotary import RotaryScheme
+from xcope.positions.rotary import TurningScheme
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -366,7 +366,7 @@ def _like_the_models(one: Scheme, rotary: dict[str, Any] | None) -> Scheme:
     Raises:
         FlagError: the model's layout is not known, and none is given.
     """
-    if not isinstance(one, RotaryScheme) or rotary is None:
+    if not isinstance(one, TurningScheme) or rotary is None:
         return one
     given = one.given()
     known = {name: rotary[name] for name in ("dim", "base", "layout") if name not in given}
