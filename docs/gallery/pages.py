@@ -9,6 +9,7 @@ from pathlib import Path
 from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import read
 from gallery.together import together
+from xcope.config.yaml_tree import write_text
 from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
@@ -204,6 +205,9 @@ def _options(one: Scheme) -> Iterator[str]:
         default = code(repr(one.options()[option].default))
         rows.append((code(option), default, code(flag), spelled, told.get(option, "")))
     yield table(("option", "default", "keyword flag", "x-transformers", "meaning"), rows)
+    if one.authors and len(one.parts()) == 1:
+        options = write_text(dict(one.authors)).strip()
+        yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
 
 
 def _cost(costs: Mapping[str, str]) -> Iterator[str]:

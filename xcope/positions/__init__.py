@@ -4,16 +4,15 @@ from xcope.positions.base import (
     AddedToInput,
     AttendInputs,
     AttendModule,
+    Draw,
     Geometry,
     IndexBias,
     IndexedScheme,
     Rotation,
     Scheme,
     Slot,
-    draw_places,
-    draw_places_of_documents,
 )
-from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
+from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single, started
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
 from xcope.registry import discover
 
@@ -23,6 +22,7 @@ __all__ = [
     "AddedToInput",
     "AttendInputs",
     "AttendModule",
+    "Draw",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
@@ -34,12 +34,11 @@ __all__ = [
     "Slot",
     "clash",
     "combined",
-    "draw_places",
-    "draw_places_of_documents",
     "entries",
     "parse",
     "register",
     "scheme",
     "schemes",
     "single",
+    "started",
 ]
