@@ -178,6 +178,9 @@ def _switching(one: Scheme) -> Iterator[str]:
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")
     yield _upstream(one)
+    if one.authors and len(one.parts()) == 1:
+        options = write_text(dict(one.authors)).strip()
+        yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
 
 
 def _upstream(one: Scheme) -> str:
@@ -205,9 +208,6 @@ def _options(one: Scheme) -> Iterator[str]:
         default = code(repr(one.options()[option].default))
         rows.append((code(option), default, code(flag), spelled, told.get(option, "")))
     yield table(("option", "default", "keyword flag", "x-transformers", "meaning"), rows)
-    if one.authors and len(one.parts()) == 1:
-        options = write_text(dict(one.authors)).strip()
-        yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
 
 
 def _cost(costs: Mapping[str, str]) -> Iterator[str]:

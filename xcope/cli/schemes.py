@@ -72,7 +72,7 @@ def start_of(one: Mapping[str, Any]) -> list[str]:
     if not one["authors"]:
         return []
     told = ", ".join(f"{option}: {_show.as_yaml(v)}" for option, v in one["authors"].items())
-    return ["\n".join(textwrap.wrap(f"As its authors start it, start: authors, is {told}."))]
+    return ["\n".join(textwrap.wrap(f"start: authors sets {told}.", _show.width()))]
 
 
 def beside(one: Mapping[str, Any]) -> list[str]:

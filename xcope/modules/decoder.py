@@ -330,7 +330,8 @@ class Builder:
             elif one.slot is Slot.ATTEND:
                 part = replace(part, attend=self._build(one, heads), attend_name=one.name)
         real = part.bias_draw is not None and part.bias_draw.real
-        if real and part.attend is not None and not part.bias.terms_of_reals:
+        tabulated = part.bias is not None and not part.bias.terms_of_reals
+        if real and tabulated and part.attend is not None:
             name = next(one.name for one in group if one.slot is Slot.BIAS)
             raise FlagError(
                 f"{name}_random_float",

@@ -153,7 +153,7 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     return Request(plan, named, rest)
 
 
-def with_starts(position: Position, flags: Iterable[str]) -> Position:
+def with_starts(position: Any, flags: Iterable[str]) -> Any:
     """``position`` with the options that ``start: authors`` stands for, but for those that a flag
     beside it says.
 
@@ -162,8 +162,7 @@ def with_starts(position: Position, flags: Iterable[str]) -> Position:
     """
     takers = option_flags()
     said = {f"{name}_{option}" for flag in flags for name, option in takers.get(flag, ())}
-    spelled: Position = started(position, said)
-    return spelled
+    return started(position, said)
 
 
 def _foreign(rest: Mapping[str, Any]) -> list[str]:

@@ -44,11 +44,10 @@ class BamBias(DistanceBias):
         self.theta_alpha = nn.Parameter(torch.tensor(scales, dtype=torch.get_default_dtype()).log())
         self.theta_beta = nn.Parameter(torch.full((heads,), float(beta)))
         self.theta_mu: Tensor
-        start = torch.full((heads,), float(mu))
         if train_mu:
-            self.theta_mu = nn.Parameter(start)
+            self.theta_mu = nn.Parameter(torch.full((heads,), float(mu)))
         else:
-            self.add_constant("theta_mu", start)
+            self.add_constant("theta_mu", [mu] * heads)
 
     def curve(self, distance: Tensor) -> Tensor:
         """See `DistanceBias`."""
