@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.positions.base import Slot
@@ -30,8 +29,8 @@ class Cable(Forgetting):
     upstream_name = "cable"
 
     def log_f(self, gates: Tensor) -> Tensor:
-        """The negative distance from w·x + b, any shape."""
-        return -F.softplus(gates)
+        """−softplus(w·x + b), any shape."""
+        return super().log_f(-gates)
 
 
 @register
