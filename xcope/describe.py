@@ -50,6 +50,7 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "paper": kind.paper,
         "about": about(kind),
         "options": own,
+        "authors": authors(kind),
         "switch": kind.upstream_switch,
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
@@ -88,6 +89,19 @@ def options(kind: type[Named]) -> dict[str, dict[str, Any]]:
             "meaning": told.get(option, ""),
         }
         for option, field in kind.options().items()
+    }
+
+
+def authors(kind: type[Scheme]) -> dict[str, str]:
+    """Option, of a combination its parts' with their names → what ``start: authors`` makes of it,
+    as Python writes it; empty where that is not known."""
+    parts = kind().parts()
+    if not all(part.authors for part in parts):
+        return {}
+    return {
+        option if len(parts) == 1 else part.flag(option): repr(value)
+        for part in parts
+        for option, value in part.authors.items()
     }
 
 

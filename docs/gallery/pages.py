@@ -9,6 +9,7 @@ from pathlib import Path
 from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import read
 from gallery.together import together
+from xcope.config.yaml_tree import write_text
 from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
@@ -184,6 +185,9 @@ def _switching(one: Scheme) -> Iterator[str]:
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")
     yield _upstream(one)
+    if one.authors and len(one.parts()) == 1:
+        options = write_text(dict(one.authors)).strip()
+        yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
 
 
 def _upstream(one: Scheme) -> str:

@@ -6,7 +6,7 @@ import torch
 from benchmarks.schemes.workloads import position
 from xcope import Decoder, TransformerWrapper, schemes
 from xcope.errors import FlagError
-from xcope.positions import draw_places_of_documents
+from xcope.positions import Draw
 
 LENGTHS = (7, 0, 1, 12)
 EDGES = torch.tensor([0, 7, 7, 8, 20], dtype=torch.int32)
@@ -114,12 +114,12 @@ def test_random_places_are_drawn_once_for_all_documents(name):
 
 def test_random_places_are_drawn_for_the_longest_document():
     edges = torch.tensor([0, 3, 8, 8, 12])
-    draws = torch.stack([draw_places_of_documents(edges, 9)[:5] for _ in range(400)])
+    draws = torch.stack([Draw(9).places_of_documents(edges, 12)[:5] for _ in range(400)])
     assert (draws.diff(dim=1) > 0).all()
     assert (draws[:, 0] == 0).float().mean() < 0.7  # of 9 places 5 are drawn
     assert draws[:, 4].max() == 8
     with pytest.raises(FlagError, match="random_max=4 is not allowed with inputs of 5 tokens"):
-        draw_places_of_documents(edges, 4)
+        Draw(4).places_of_documents(edges, 12)
 
 
 def test_an_embedding_of_places_may_be_given():

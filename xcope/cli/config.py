@@ -11,6 +11,7 @@ from xcope import cli
 from xcope.cli import _complete, _show
 
 if TYPE_CHECKING:
+    from xcope.config import Config
     from xcope.config.yaml_tree import Node
 
 Path = tuple[str, ...]
@@ -41,9 +42,21 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
 
     loaded = load_config(config, overrides, sweep=True, data=False)
     tree = loaded.source or Node({}, Mark(config))
-    told = read_text(loaded.to_yaml(), Mark(config)).plain()
+    told = started(read_text(loaded.to_yaml(), Mark(config)).plain(), loaded)
     for line in annotated(told, tree, ()):
         print(line)
+
+
+def started(told: dict[str, Any], loaded: Config) -> dict[str, Any]:
+    """What is told, with the options that ``start: authors`` stands for, in sweeps, too."""
+    from xcope.modules.flags import with_starts
+
+    flags = loaded.model.flags
+    told["model"]["position"] = with_starts(told["model"]["position"], flags)
+    swept = told.get("sweep", {}).get("model.position")
+    if swept is not None:
+        told["sweep"]["model.position"] = [with_starts(value, flags) for value in swept]
+    return told
 
 
 def annotated(told: Mapping[str, Any], tree: Node, path: Path) -> Iterator[str]:
@@ -73,6 +86,9 @@ def origin(tree: Node, path: Path) -> str:
     node = tree.get(*path) or (short if short and isinstance(short.value, str) else None)
     if node is not None and (node.value is not None or path not in COMPUTED):
         return str(node.mark)
+    start = tree.get(*path[:-1], "start")
+    if start is not None and start.value is not None:
+        return f"start: {start.value}, {start.mark}"
     return COMPUTED.get(path, "default")
 
 

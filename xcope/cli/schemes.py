@@ -34,7 +34,7 @@ def command(name: str | None) -> None:
     for paragraph in paragraphs(name, known[name]):
         print(f"{paragraph}\n")
     print(_show.options(known[name]["options"]) + "\n")
-    for paragraph in beside(known[name]):
+    for paragraph in [*start_of(known[name]), *beside(known[name])]:
         print(f"{paragraph}\n")
     print(
         "Try it:\n  "
@@ -65,6 +65,14 @@ def paragraphs(name: str, one: Mapping[str, Any]) -> list[str]:
         ),
         one["about"],
     ]
+
+
+def start_of(one: Mapping[str, Any]) -> list[str]:
+    """What ``start: authors`` sets."""
+    if not one["authors"]:
+        return []
+    told = ", ".join(f"{option}: {_show.as_yaml(v)}" for option, v in one["authors"].items())
+    return ["\n".join(textwrap.wrap(f"start: authors sets {told}.", _show.width()))]
 
 
 def beside(one: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,8 @@ from xcope.registry import check_named
 
 SPLITS = ("layers", "heads")
 """Keys of a position that is split, see `xcope.positions.plan`."""
+START = "start"
+"""A key of any scheme, see there."""
 
 
 def typed(tree: Node) -> Config:
@@ -166,7 +168,8 @@ def _named(position: Any) -> Iterator[Named]:
         if split is not None:
             yield from _named(position[split])
         elif isinstance(position.get("name"), str):
-            yield position["name"], {k: v for k, v in position.items() if k != "name"}
+            said = {k: v for k, v in position.items() if k not in ("name", START)}
+            yield position["name"], said
 
 
 def _spelled_out(position: Any) -> Iterator[Named]:

@@ -466,8 +466,18 @@ def _dynamic(theirs: Any) -> Dynamic:
     return Dynamic(log_distance=theirs.log_distance, depth=len(blocks), norm=len(blocks[0]) > 2)
 
 
+def _t5_back(ours: T5Bias, geometry: Geometry) -> Any:
+    if ours.scale != geometry.dim_head**0.5:
+        raise FlagError("t5_scaled", "t5_scaled=False is not known to x-transformers")
+    buckets, furthest = ours.num_buckets, ours.max_distance
+    return xt.RelativePositionBias(ours.scale, True, buckets, furthest, geometry.heads)
+
+
 def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     *blocks, last = ours.mlp
+    if not isinstance(blocks[0][-1], nn.SiLU):
+        flag = "dynamic_activation"
+        raise FlagError(flag, f"{flag}='relu' is not known to x-transformers, which has SiLU")
     return xt.DynamicPositionBias(
         last.in_features,
         heads=geometry.heads,
@@ -528,6 +538,15 @@ def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
     )
 
 
+def _absolute_back(ours: AbsolutePositions, geometry: Geometry) -> Any:
+    theirs = xt.AbsolutePositionalEmbedding(
+        ours.emb.embedding_dim, ours.emb.num_embeddings, ours.l2norm
+    )
+    if ours.scale != theirs.scale:
+        raise FlagError("absolute_scaled", "absolute_scaled=False is not known to x-transformers")
+    return theirs
+
+
 def _alibi_flags(theirs: Any) -> dict[str, Any]:
     slopes = theirs.slopes.flatten().tolist()
     biased = len(slopes) - next((n for n, m in enumerate(reversed(slopes)) if m), len(slopes))
@@ -551,9 +570,7 @@ KINDS = (
         xt.RelativePositionBias,
         T5Bias,
         lambda m: T5(num_buckets=m.num_buckets, max_distance=m.max_distance),
-        lambda m, of: xt.RelativePositionBias(
-            m.scale, True, m.num_buckets, m.max_distance, of.heads
-        ),
+        _t5_back,
         lambda m: {
             "rel_pos_bias": True,
             "rel_pos_num_buckets": m.num_buckets,
@@ -649,9 +666,7 @@ KINDS = (
         xt.AbsolutePositionalEmbedding,
         AbsolutePositions,
         lambda m: Absolute(l2norm=m.l2norm_embed),
-        lambda m, of: xt.AbsolutePositionalEmbedding(
-            m.emb.embedding_dim, m.emb.num_embeddings, m.l2norm
-        ),
+        _absolute_back,
         lambda m: {"disable_abs_pos_emb": False},
     ),
     Kind(

@@ -6,7 +6,7 @@ Where x-transformers calls it is `xcope.modules.seam`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
-from xcope.ops.biased import biased_attention
+from xcope.ops.biased import BiasedInputs, biased_attention
+from xcope.ops.biased.reference import biased_attention_reference
+from xcope.ops.documents import document_of
 from xcope.ops.inputs import exporting
 from xcope.ops.transforms import by_definition
-from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
+from xcope.positions import AttendInputs, AttendModule, Draw, IndexBias, Rotation
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Part:
         rotation: turns q and k.
         bias: is added to the logits.
         attend: the attention operation, of this layer.
-        rotation_max: the rotation's ``random_max``.
-        bias_max: the bias' ``random_max``.
+        rotation_draw: how the rotation draws places at random, if it does.
+        bias_draw: how the bias does.
         own_bias: whether the bias is of this layer only.
         own_rotation: whether the rotation is of this layer only.
         attend_name: of the scheme in the attend slot.
@@ -42,8 +44,8 @@ class Part:
     rotation: Rotation | None = None
     bias: IndexBias | None = None
     attend: AttendModule | None = None
-    rotation_max: int | None = None
-    bias_max: int | None = None
+    rotation_draw: Draw | None = None
+    bias_draw: Draw | None = None
     own_bias: bool = False
     own_rotation: bool = False
     attend_name: str = ""
@@ -67,18 +69,17 @@ class LayerCall:
     remembered: tuple[Tensor | None, ...] | None = None
     q_places: Places | None = None
     placing: tuple[Tensor | None, ...] | None = None
+    draws: dict[Draw, Tensor] = field(default_factory=dict)
+    """What was drawn for this layer alone."""
 
-    def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
+    def of(self, i: int, draw: Draw | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
         keys, queries = self.places, self.q_places
-        k_pos, span = keys.keys, keys.keys.shape[-1]
-        if random_max is not None and keys.drawn:
-            k_pos, span = keys.draw(random_max), random_max
+        k_pos, span = keys.drawn(draw, self.draws), keys.keys.shape[-1]
+        if draw is not None and k_pos is not keys.keys:
+            span = draw.most
         if queries is not None:
-            q_pos = queries.keys
-            if random_max is not None and queries.drawn:
-                q_pos = queries.draw(random_max)
-            return q_pos[..., -i:], k_pos, span
+            return queries.drawn(draw, self.draws)[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
 
 
@@ -148,7 +149,11 @@ def attend(
     """
     terms, module = None, part.attend
     if part.bias is not None:
-        terms = part.bias.terms(*call.of(q.shape[2], part.bias_max))
+        q_pos, k_pos, span = call.of(q.shape[2], part.bias_draw)
+        if k_pos.is_floating_point() and not part.bias.terms_of_reals:
+            given: Any = {"scale": scale, "mask": mask, "causal": causal, "order": order}
+            return _attend_by_rows(part, call, q, k, v, **given)
+        terms = part.bias.terms(q_pos, k_pos, span)
     elif module is not None and module.gives_terms:
         terms = None if remembered is None else module.terms(remembered, q.shape[2])
         module = None
@@ -200,7 +205,7 @@ def turned(
         return q, k, gate_k
     keys = k if gate_k is None else torch.cat((k, gate_k), dim=1)
     if placing is None:
-        q_pos, k_pos, _ = call.of(i, part.rotation_max)
+        q_pos, k_pos, _ = call.of(i, part.rotation_draw)
         placed = k_pos.shape[-1]
     else:
         k_pos = rotation.places(placing, call.places.documents)
@@ -293,6 +298,72 @@ def _attend_wide(
     return out if inputs.heads is None else out[:, heads.argsort()]
 
 
+ROWS_AT_ONCE = 2**21
+"""Numbers that logits of some rows, and what their bias is computed from, may hold."""
+
+
+def _attend_by_rows(
+    part: Part,
+    call: LayerCall,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None,
+    causal: bool,
+    order: Tensor | None,
+) -> Tensor:
+    """`attend` with a bias of real distances, by its formula: some rows at a time.
+
+    Each row's logits are made again in the backward, so that none are held.
+    """
+    bias: Any = part.bias
+    q, k, _ = turned(part, call, q, k, None)
+    q = q if order is None else q[:, order]
+    (b, h, i, _), j = q.shape, k.shape[2]
+    q_pos, k_pos, _ = call.of(i, part.bias_draw)
+    free, edges = j - k_pos.shape[-1], call.places.documents
+    document = None if edges is None else document_of(edges, j)
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None]
+
+    def some(q: Tensor, k: Tensor, v: Tensor, first: int, stop: int) -> Tensor:
+        end = k.shape[2]
+
+        def added(q: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
+            of_keys = k_pos[..., : max(0, end - free)]
+            out = bias.dense(q_pos[..., first:stop], of_keys).to(logits.dtype)
+            out = out if order is None else out[..., order, :, :]
+            return F.pad(out, (end - of_keys.shape[-1], 0))
+
+        hidden = mask
+        if hidden is not None:
+            hidden = hidden[..., :end]
+            hidden = hidden[..., first:stop, :] if hidden.shape[-2] > 1 else hidden
+        if document is not None:
+            same = (document[first:stop, None] == document[:end])[None, None]
+            hidden = same if hidden is None else hidden & same
+        inputs = BiasedInputs.checked(
+            q, k, v, None, scale=scale, mask=hidden, causal=causal, cu_seqlens=None
+        )
+        return biased_attention_reference(inputs, added)
+
+    rows = max(1, ROWS_AT_ONCE // max(1, j * max(b * h, h * bias.held)))
+    outs = []
+    for first in range(0, i, rows):
+        stop = min(first + rows, i)
+        end = j - i + stop if causal else j
+        tensors = (q[:, :, first:stop], k[:, :, :end], v[:, :, :end])
+        if rows >= i or by_definition(*tensors):  # which knows no checkpoints
+            outs.append(some(*tensors, first, stop))
+        else:  # nothing in it is random: the places are drawn
+            kept: Any = {"use_reentrant": False, "preserve_rng_state": False}
+            outs.append(checkpoint(some, *tensors, first, stop, **kept))
+    out = torch.cat(outs, dim=2) if outs else v.new_zeros(b, h, 0, v.shape[-1])
+    return out if order is None else out[:, order.argsort()]
+
+
 # -- with all logits held ------------------------------------------------------------------------
 
 
@@ -318,7 +389,7 @@ def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | 
 
 def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | None:
     if part.bias is not None:
-        q_pos, k_pos, _ = call.of(i, part.bias_max)
+        q_pos, k_pos, _ = call.of(i, part.bias_draw)
         if k_pos.ndim == 3:  # places of each head
             rows = part.bias.dense(q_pos.flatten(0, 1), k_pos.flatten(0, 1))
             each = rows.view(*k_pos.shape[:2], *rows.shape[1:])

@@ -239,8 +239,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             raise FlagError(
                 "cache",
                 "cache does not go together with a scheme by which earlier tokens change as more "
-                "follow, as dynamic NTK, LongRoPE, or xPos beside learned memories: give all "
-                "tokens, and no cache",
+                "follow, as dynamic NTK, LongRoPE, places drawn at random in each call "
+                "(random_at_test), or xPos beside learned memories: give all tokens, and no cache",
             )
         if arguments.get("causal") is False:
             raise FlagError(
@@ -315,7 +315,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         biases = [part.bias for a in attentions for part in a.attend.parts]
         placed = [r for r in rotations if r is not None and not r.remembers]
         self._reads_places = bool(placed) or any(one is not None for one in biases)
-        self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
+        at_test = any(getattr(one, "random_at_test", False) for one in plan.schemes)
+        self._needs_all_tokens = at_test or any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
         alike = {part.rotation for of_layer in parts for part in of_layer}
         if (
@@ -366,21 +367,31 @@ class Builder:
         part = Part(heads)
         for one in group:
             if one.slot is Slot.ROTATION:
-                rotation_max = getattr(one, "random_max", None)
-                rotation = self._once(one, heads) if one.shared else self._build(one, heads)
+                draw = getattr(one, "draw", None)
+                rotation = self._build(one, heads) if one.per_layer else self._once(one, heads)
                 part = replace(
                     part,
                     rotation=rotation,
-                    rotation_max=rotation_max,
-                    own_rotation=not one.shared,
+                    rotation_draw=draw,
+                    own_rotation=one.per_layer,
                     rotation_name=one.name,
                 )
             elif one.slot is Slot.BIAS:
-                bias_max = getattr(one, "random_max", None)
-                bias = self._once(one, heads) if one.shared else self._build(one, heads)
-                part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
+                draw = getattr(one, "draw", None)
+                bias = self._build(one, heads) if one.per_layer else self._once(one, heads)
+                part = replace(part, bias=bias, bias_draw=draw, own_bias=one.per_layer)
             elif one.slot is Slot.ATTEND:
                 part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
+        real = part.bias_draw is not None and part.bias_draw.real
+        tabulated = part.bias is not None and not part.bias.terms_of_reals
+        if real and tabulated and part.attend is not None:
+            name = next(one.name for one in group if one.slot is Slot.BIAS)
+            raise FlagError(
+                f"{name}_random_float",
+                f"{name}_random_float=True is not allowed beside position {part.attend_name!r}, "
+                f"whose tiles read the bias of {name!r} from a table of whole distances: drop it, "
+                "or choose 'alibi', which needs no table",
+            )
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
@@ -391,7 +402,7 @@ class Builder:
 
     def _attend(self, one: Scheme, heads: int) -> Any:
         """Of one layer, unless an option shares it: then each of them has it under its own name."""
-        if "shared" not in one.options() or not one.shared:
+        if one.per_layer:
             return self._build(one, heads)
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)

@@ -20,6 +20,7 @@ from xcope.positions import (
     scheme,
     schemes,
     single,
+    started,
 )
 
 
@@ -137,7 +138,7 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
         if flag not in known:
             raise unknown("Decoder", flag, known)
     rest = dict(flags)
-    plan = single() if position is None else parse(position)
+    plan = single() if position is None else parse(with_starts(position, flags))
     foreign = _foreign(rest)
     switched = _switched(rest)
     if position is not None:
@@ -148,6 +149,18 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     _check_foreign(plan, foreign)
     named = position is not None or bool(plan.schemes) or bool(foreign)
     return Request(plan, named, rest)
+
+
+def with_starts(position: Any, flags: Iterable[str]) -> Any:
+    """``position`` with the options that ``start: authors`` stands for, but for those that a flag
+    beside it says.
+
+    Raises:
+        FlagError: see `xcope.positions.started`.
+    """
+    takers = option_flags()
+    said = {f"{name}_{option}" for flag in flags for name, option in takers.get(flag, ())}
+    return started(position, said)
 
 
 def _foreign(rest: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,6 @@ from xcope.positions import (
     Scheme,
     Slot,
     combined,
-    draw_places_of_documents,
     scheme,
     single,
 )
@@ -226,9 +225,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 f"a document of {int(pos.max()) + 1} tokens does not fit into learned absolute "
                 f"positions of max_seq_len={longest}: shorten it",
             )
-        random_max = getattr(self.pos_emb, "random_max", None)
-        if self.training and random_max is not None:
-            pos = draw_places_of_documents(documents, random_max)[pos]
+        draw = getattr(self.pos_emb, "draw", None)
+        if draw is not None and (self.training or draw.at_test):
+            pos = draw.places_of_documents(documents, n)[pos]
         return pos
 
 

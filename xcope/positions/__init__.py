@@ -4,16 +4,25 @@ from xcope.positions.base import (
     AddedToInput,
     AttendInputs,
     AttendModule,
+    Draw,
     Geometry,
     IndexBias,
     IndexedScheme,
     Rotation,
     Scheme,
     Slot,
-    draw_places,
-    draw_places_of_documents,
 )
-from xcope.positions.plan import Plan, Position, clash, combined, entries, fitted, parse, single
+from xcope.positions.plan import (
+    Plan,
+    Position,
+    clash,
+    combined,
+    entries,
+    fitted,
+    parse,
+    single,
+    started,
+)
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
 from xcope.registry import discover
 
@@ -23,6 +32,7 @@ __all__ = [
     "AddedToInput",
     "AttendInputs",
     "AttendModule",
+    "Draw",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
@@ -34,8 +44,6 @@ __all__ = [
     "Slot",
     "clash",
     "combined",
-    "draw_places",
-    "draw_places_of_documents",
     "entries",
     "fitted",
     "parse",
@@ -43,4 +51,5 @@ __all__ = [
     "scheme",
     "schemes",
     "single",
+    "started",
 ]

@@ -11,8 +11,9 @@ fills up with every other slope of the next larger one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,7 @@ class AlibiBias(IndexBias):
         heads: of the decoder.
     """
 
+    terms_of_reals = True
     slopes: Tensor
 
     def __init__(self, slopes: list[float], heads: int) -> None:
@@ -77,6 +79,7 @@ class Alibi(IndexedScheme):
     upstream_switch: ClassVar[str | None] = "alibi_pos_bias"
     upstream_options: ClassVar[dict[str, str]] = {"alibi_num_heads": "num_heads"}
     upstream_kwargs: ClassVar[str | None] = "rel_pos_kwargs"
+    authors: ClassVar[Mapping[str, Any]] = {"num_heads": None, "slopes": None}
 
     num_heads: int | None = None
     slopes: tuple[float, ...] | None = None

@@ -68,8 +68,9 @@ class Scheme(Named, ABC):
     """What its tests hold it to, never our own code: "x-transformers" (the equality tests take it,
     by `counterpart`); else another package, or "formula", the paper's formula in plain loops, in
     ``tests/positions/oracles/test_<name>.py``."""
-    shared: ClassVar[bool] = True
-    """Whether all layers share the module (of the rotation and bias slots)."""
+    authors: ClassVar[Mapping[str, Any]] = {}
+    """Option → the value with which the scheme's authors, or the code that is usually meant, start
+    or run it, also where it is the default here: what ``start: authors`` sets. Empty: not known."""
     excludes: ClassVar[Mapping[Slot | str, str]] = {}
     """Slot or name of what cannot stand beside it at the same heads → why."""
     upstream_switch: ClassVar[str | None] = None
@@ -113,6 +114,11 @@ class Scheme(Named, ABC):
         """The schemes that this one stands for: itself, unless it is a combination."""
         return (self,)
 
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has a module of its own, instead of one that all layers share."""
+        return self.slot is Slot.ATTEND
+
     @abstractmethod
     def build(self, geometry: Geometry) -> nn.Module | None:
         """The module that fills the slot, freshly initialised.
@@ -140,25 +146,110 @@ class Scheme(Named, ABC):
         return f"{self.name}({given})" if given else self.name
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How places are drawn at random, see `IndexedScheme`.
+
+    Args:
+        most: ``random_max``.
+        real: ``random_float``.
+        at_test: ``random_at_test``.
+    """
+
+    most: int
+    real: bool = False
+    at_test: bool = False
+
+    def places(self, n: int, device: torch.device) -> Tensor:
+        """Of n tokens, ascending, (n): int64, or float32 where they are real.
+
+        Raises:
+            FlagError: fewer whole places than tokens.
+        """
+        if self.real:
+            return (torch.rand(n, device=device, dtype=torch.float32) * self.most).sort().values
+        self._check(n)
+        return torch.randperm(self.most, device=device)[:n].sort().values
+
+    def places_of_documents(self, cu_seqlens: Tensor, n: int) -> Tensor:
+        """`places` for the longest of several documents in one row of n tokens.
+
+        Where in a document tokens stand is the index: after the longest document it means nothing.
+        Does not wait for the device, so it looks for what is wrong on CPUs only.
+
+        Raises:
+            FlagError: as there.
+        """
+        longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
+        device = cu_seqlens.device
+        if self.real:
+            drawn = torch.rand(n, device=device, dtype=torch.float32) * self.most
+            beyond = torch.arange(n, device=device) >= longest
+            return drawn.masked_fill(beyond, self.most).sort().values
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check(int(longest))
+        left_out = torch.randperm(self.most, device=device) >= longest
+        return left_out.sort(stable=True).indices
+
+    def _check(self, n: int) -> None:
+        if n > self.most:
+            raise FlagError(
+                "random_max",
+                f"random_max={self.most} is not allowed with inputs of {n} tokens, which need as "
+                "many places to be drawn from: raise it, or shorten the input",
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexedScheme(Scheme):
     """A scheme that reads the places of tokens, so that they can be drawn at random in training.
 
     Ruoss et al., *Randomized Positional Encodings Boost Length Generalization of Transformers*,
-    arXiv 2305.16843.
+    arXiv 2305.16843; real places: Shimizu, Taniguchi, Matsuo, *Position Encoding with Random Float
+    Sampling Enhances Length Generalization of Transformers*, arXiv 2602.14050.
 
     Args:
         random_max: in training, n tokens stand at n places drawn without repetition from
             0 … random_max − 1, in order, again for each batch; in evaluation at 0 … n − 1. None:
             always at 0 … n − 1.
+        random_float: the places are real numbers, drawn uniformly between 0 and random_max, in
+            order. A bias that is no straight line is then computed row by row from its formula, in
+            O(n) memory but slower.
+        random_at_test: True, as the authors of both: places are drawn in evaluation, too, and each
+            layer draws its own; no cache is kept then. False: in training only, once for all
+            layers.
     """
 
+    whole_places: ClassVar[str | None] = None
+    """Why places can only be whole numbers; None: they may be real."""
+
     random_max: int | None = None
+    random_float: bool = False
+    random_at_test: bool = False
 
     def __post_init__(self) -> None:
-        """See `Scheme`; and ``random_max`` is at least 1."""
+        """See `Scheme`; and ``random_max`` is at least 1, and there where others speak of it."""
         super().__post_init__()
         self.require(self.random_max is None or self.random_max >= 1, "random_max", "1 or more")
+        for option in ("random_float", "random_at_test"):
+            self.require(
+                self.random_max is not None or not getattr(self, option),
+                option,
+                f"it says how places are drawn, which they are only with {self.flag('random_max')}",
+            )
+        self.require(
+            self.whole_places is None or not self.random_float,
+            "random_float",
+            f"places of {self.name!r} are whole numbers: {self.whole_places}; drop it, or choose "
+            "rotary, alibi or another scheme that is a formula",
+        )
+
+    @property
+    def draw(self) -> Draw | None:
+        """How places are drawn; None: they are not."""
+        if self.random_max is None:
+            return None
+        return Draw(self.random_max, self.random_float, self.random_at_test)
 
 
 class WithConstants(nn.Module):
@@ -340,8 +431,9 @@ class Rotation(WithConstants, ABC):
         Args:
             q: (b h i d).
             k: (b hk j d).
-            q_pos: int64 places of the queries, (i) or (b i); (b g i c) where `places` made them.
-            k_pos: int64 places of the keys, (j) or (b j); (b g j c) where `places` made them.
+            q_pos: places of the queries, (i) or (b i), int64, or float32 where they are real;
+                (b g i c) where `places` made them.
+            k_pos: places of the keys, (j) or (b j) or (b g j c), likewise.
             heads: int64 (h), which query heads ``q`` holds; None: all of them.
 
         Returns:
@@ -354,14 +446,18 @@ class IndexBias(WithConstants, ABC):
 
     upstream_name: str = "rel_pos"
     """Its name in x-transformers' state dicts."""
+    terms_of_reals: bool = False
+    """Whether `terms` takes real places; if not, `dense` is asked for some rows at a time."""
+    held: int = 1
+    """How many numbers `dense` holds for each query and key on its way."""
 
     @abstractmethod
     def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The definition, written out.
 
         Args:
-            q_pos: int64 places of the queries, (i) or (b i).
-            k_pos: int64 places of the keys, (j) or (b j).
+            q_pos: places of the queries, (i) or (b i); int64, or float32 where they are real.
+            k_pos: places of the keys, (j) or (b j), likewise.
 
         Returns:
             (h i j) or (b h i j); also where a key stands after its query.
@@ -372,7 +468,7 @@ class IndexBias(WithConstants, ABC):
         """The same wherever no key stands after its query, as vectors for tiled attention.
 
         Args:
-            q_pos: as for `dense`.
+            q_pos: as for `dense`; real only under ``terms_of_reals``.
             k_pos: as for `dense`.
             span: no key that is seen stands this many places before its query.
         """
@@ -557,7 +653,7 @@ class AttendModule(nn.Module, ABC):
 class AddedToInput(WithConstants, ABC):
     """A module of the input slot."""
 
-    random_max: int | None = None
+    draw: Draw | None = None
     """See `IndexedScheme`."""
 
     @abstractmethod
@@ -597,43 +693,8 @@ class AddedToInput(WithConstants, ABC):
         drawn = None
         if pos is None:
             pos = torch.arange(x.shape[1], device=x.device) + offset
-            if self.training and self.random_max is not None:
-                drawn = draw_places(x.shape[1] + offset, self.random_max, x.device)
+            if self.draw is not None and (self.training or self.draw.at_test):
+                drawn = self.draw.places(x.shape[1] + offset, x.device)
         if seq_start_pos is not None:
             pos = pos - seq_start_pos[..., None]
         return pos if drawn is None else drawn[pos.clamp(min=0)]
-
-
-def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
-    """n places drawn without repetition from 0 … random_max − 1, in order; int64 (n).
-
-    Raises:
-        FlagError: fewer places than tokens.
-    """
-    _check_random_max(n, random_max)
-    return torch.randperm(random_max, device=device)[:n].sort().values
-
-
-def draw_places_of_documents(cu_seqlens: Tensor, random_max: int) -> Tensor:
-    """`draw_places` for the longest of several documents in one row; int64 (random_max).
-
-    Where in a document tokens stand is the index: after the longest document it means nothing.
-    Does not wait for the device, so it looks for what is wrong on CPUs only.
-
-    Raises:
-        FlagError: as there.
-    """
-    longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_random_max(int(longest), random_max)
-    left_out = torch.randperm(random_max, device=cu_seqlens.device) >= longest
-    return left_out.sort(stable=True).indices
-
-
-def _check_random_max(n: int, random_max: int) -> None:
-    if n > random_max:
-        raise FlagError(
-            "random_max",
-            f"random_max={random_max} is not allowed with inputs of {n} tokens, which need as many "
-            "places to be drawn from: raise it, or shorten the input",
-        )

@@ -254,9 +254,14 @@ class ContextualPosition(TableScheme):
     init_std: float = 0.0
     scaled: bool = False
     table_scale: float = 1.0
-    shared: bool = False  # type: ignore[misc]
+    shared: bool = False
     biased_gates: bool = True
     backend: str = "auto"
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""

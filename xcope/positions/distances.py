@@ -13,7 +13,7 @@ from xcope.positions.base import IndexBias
 
 
 def distances(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-    """q_pos_i − k_pos_j, int64 (i j) or (b i j); below 0 where a key stands after its query."""
+    """q_pos_i − k_pos_j, (i j) or (b i j); below 0 where a key stands after its query."""
     return q_pos[..., :, None] - k_pos[..., None, :]
 
 
@@ -30,12 +30,12 @@ def tabulated(curve: Callable[[Tensor], Tensor], distance: Tensor) -> Tensor:
 
     Args:
         curve: (…) → (… h).
-        distance: int64, any shape.
+        distance: int64, or real ones, which are computed one by one; any shape.
 
     Returns:
         (… h).
     """
-    if distance.numel() == 0:
+    if distance.numel() == 0 or distance.is_floating_point():
         return curve(distance)
     low, high = (int(end) for end in distance.aminmax())
     if high - low >= distance.numel():  # far apart, as places that a caller chose may be
@@ -52,7 +52,7 @@ class DistanceBias(IndexBias):
         """The formula.
 
         Args:
-            distance: int64 i − j, any shape; below 0 where a key stands after its query.
+            distance: i − j, int64 or real, any shape; below 0 where a key stands after its query.
 
         Returns:
             (… h).

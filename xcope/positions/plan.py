@@ -3,6 +3,7 @@
 rotary                                   a scheme
 {name: rotary, dim: 16}                  with options
 [absolute, cope]                         several at once
+{name: t5, start: authors}               with the options with which its authors start it
 {layers: [rotary, none]}                 layer by layer, repeated over the depth
 [rotary, none]                           the same: ``none`` beside another can mean nothing else
 {heads: [cope, rotary]}                  head by head: equal groups of each layer's heads
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ Layer: TypeAlias = tuple[Group, ...]
 """The groups of a layer's heads, equally large."""
 
 SPLITS = ("layers", "heads")
+START, AUTHORS = "start", "authors"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def _parse_mapping(position: Mapping[str, Any]) -> Plan:
             return arrange([_part_of(split, entry) for entry in entries], position)
     options = dict(position)
     name = options.pop("name", None)
+    if isinstance(name, str) and START in options:
+        return parse(started(position))
     if isinstance(name, str):
         return single(scheme(name, options))
     near = next((did_you_mean(key, SPLITS) for key in position if isinstance(key, str)), "")
@@ -143,6 +147,68 @@ def _parse_mapping(position: Mapping[str, Any]) -> Plan:
         "position",
         f"position={position!r} lacks 'name': write for instance {{name: cope, max_pos: 64}}{near}",
     )
+
+
+def started(position: Any, given: Collection[str] = ()) -> Any:
+    """``position`` with the options that each ``start: authors`` in it stands for, however deep.
+
+    A combination becomes a list of its parts.
+
+    Args:
+        position: as for `parse`.
+        given: keyword flags beside it, ``<scheme>_<option>``, whose options stay as they are.
+
+    Raises:
+        FlagError: another start, or a scheme whose authors' is not known.
+    """
+    if isinstance(position, list | tuple):
+        return [started(entry, given) for entry in position]
+    if not isinstance(position, Mapping):
+        return position
+    inner = {
+        split: started(position[split], given)
+        for split in SPLITS
+        if isinstance(position.get(split), list | tuple)
+    }
+    options = {**position, **inner}
+    if START not in options or not isinstance(options.get("name"), str):
+        return options
+    name, start = options.pop("name"), options.pop(START)
+    if start is None:
+        return {"name": name, **options}
+    flag, made = f"{name}_{START}", scheme(name, options)
+    if start != AUTHORS:
+        near = did_you_mean(start, [AUTHORS]) if isinstance(start, str) else ""
+        raise FlagError(
+            flag, f"{flag}={start!r} is not allowed: write start: {AUTHORS}, or leave it out{near}"
+        )
+    unknown = [part.name for part in made.parts() if not part.authors] or (
+        [] if made.parts() else [name]
+    )
+    if unknown:
+        known = [one for one, kind in schemes().items() if kind.slot is not None and kind.authors]
+        raise FlagError(
+            flag,
+            f"{flag}={start!r} is not allowed: how its authors start {listing(unknown)} is not "
+            f"known here; drop it. It is known of {listing(known)}",
+        )
+    parts = [_as_by_authors(made, part, options, given) for part in made.parts()]
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _as_by_authors(
+    whole: Scheme, part: Scheme, written: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
+    """A scheme, one of the parts of ``whole`` or itself, with its authors' values."""
+    prefixed = {option: part.flag(option) for option in part.options()}
+    spelled = {o: p if p in whole.options() else o for o, p in prefixed.items()}
+    own = {o: written[key] for o, key in spelled.items() if key in written}
+    authors = {
+        option: value
+        for option, value in part.authors.items()
+        if option not in own and prefixed[option] not in given
+    }
+    return {"name": part.name, **authors, **own}
 
 
 def _part_of(split: str, entry: Position) -> Plan:

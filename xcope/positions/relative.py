@@ -160,9 +160,14 @@ class RelativePositions(TableScheme):
     width: int | None = None
     beyond: str = "last"
     scaled: bool = False
-    shared: bool = False  # type: ignore[misc]
+    shared: bool = False
     init_std: float = 0.0
     backend: str = "auto"
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def build(self, geometry: Geometry) -> Relative:
         """One layer's module."""

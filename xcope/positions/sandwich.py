@@ -13,8 +13,9 @@ which the softmax does not see: so a key at distance 0 gets bias 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class SandwichBias(DistanceBias):
     def __init__(self, heads: int, dim: int, base: float) -> None:
         super().__init__()
         self.dim = dim
+        self.held = dim // 2
         self.base = base
         self.add_constant("ratios", [8 * h / heads for h in range(1, heads + 1)])
 
@@ -69,6 +71,7 @@ class Sandwich(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2212.10356"
     formula: ClassVar[str] = "q·k + Σ_m (cos((i−j)ω_m) − 1)/r_h"
     oracle: ClassVar[str] = "formula"
+    authors: ClassVar[Mapping[str, Any]] = {"dim": 128, "base": 10000.0}
 
     dim: int = 128
     base: float = 10000.0

@@ -75,5 +75,5 @@ class Sinusoidal(IndexedScheme):
                 f"dim={geometry.dim} is odd, but position 'sinusoidal' needs sine and cosine pairs",
             )
         module = SinusoidalPositions(geometry.dim, self.theta)
-        module.random_max = self.random_max
+        module.draw = self.draw
         return module
