@@ -449,6 +449,13 @@ def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | 
     )
 
 
+def own_sinks(parts: Sequence[Part], device: torch.device) -> list[Tensor | None]:
+    """The logits of the sinks of each group of heads, (h), where these hold what they learn."""
+    return [
+        None if part.sink is None else part.sink(part.sink.head_attn_sink, device) for part in parts
+    ]
+
+
 def sink_of_heads(parts: Sequence[Part], sinks: Sequence[Tensor | None]) -> Tensor | None:
     """The sinks' logits of all heads, (h), −∞ where a group has none; None: none has any."""
     given = [one for one in sinks if one is not None]
