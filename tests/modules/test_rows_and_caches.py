@@ -125,6 +125,7 @@ BEFORE = {
     "recurrent memories": ({"max_mem_len": 5}, {}),
     "recycling": ({"recycling": True}, {}),
     "window": ({}, {"attn_max_attend_past": 4}),
+    "window over memory tokens": ({"num_memory_tokens": 3}, {"attn_max_attend_past": 4}),
 }
 
 
@@ -195,12 +196,6 @@ def test_a_sliding_window_leaves_a_row_as_alone(name):
     together = greedy(model, prompts, 6, **given)
     for row, prompt in zip(together, prompts, strict=True):
         assert torch.equal(row, greedy(model, prompt[None], 6, **given)[0])
-
-
-def test_a_window_of_slots_would_count_padding_and_is_refused():
-    model = model_of("rotary", {"num_memory_tokens": 2}, attn_max_attend_past=4)
-    with pytest.raises(FlagError, match="attn_max_attend_past"):
-        model(torch.randint(20, (2, 8)), seq_start_pos=torch.tensor([0, 2]))
 
 
 def test_interspersed_memories_and_padding_are_refused_together():
