@@ -136,8 +136,10 @@ def rows():
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_padded_row_has_the_logits_that_it_has_alone(name, before):
-    if name == "pope" and before == "learned memories":
+    if (name, before) == ("pope", "learned memories"):
         pytest.skip("refused")
+    if name == "window" and before.startswith("window"):
+        pytest.skip("two sizes of one window are refused")
     wrapper, flags = BEFORE[before]
     model = model_of(where(name), wrapper, **flags)
     longest = max(LENGTHS)
@@ -235,7 +237,7 @@ def test_huge_places_are_finite_or_named(name):
 def test_places_of_each_head_are_for_biases(name):
     decoder = decoder_of(DECODERS.get(name, "none"))
     x, pos = torch.randn(2, 6, 32), torch.randint(9, (2, 4, 6)).sort(-1).values
-    if any(part.rotation is not None for a in decoder.plan.layers for part in _parts(decoder)):
+    if any(part.rotation is not None or part.scale is not None for part in _parts(decoder)):
         with pytest.raises(FlagError, match="pos"):
             decoder(x, pos=pos)
         return
