@@ -25,6 +25,7 @@ LACKED = {
     "cable": "nothing like Cable",
     "fire": "nothing like FireBias, of position 'fire': it has 'absolute'",
     "kerple": "nothing like KerpleBias",
+    "length_scale": "nothing like a scale of queries",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
     "rotary_llama3": "rotary's layout 'half_split'",
     "rotary_longrope": "nothing like LongRotaryAngles",
@@ -56,6 +57,7 @@ POSITIONS = {
     "both": {"position": ["absolute", "t5"]},
     "memories": {"position": "rotary", "use_abs_pos_emb": True, "max_seq_len": 80},
     "normed": {"position": "absolute", "l2norm_embed": True},
+    "some windows": {"position": ["rotary", {"layers": [{"name": "window", "size": 4}, "sink"]}]},
     "log": {"position": {"name": "dynamic", "log_distance": True, "norm": True, "depth": 3}},
 }
 REFUSED = {
@@ -72,6 +74,9 @@ REFUSED = {
     "whole": ({"name": "absolute", "start": "authors"}, "absolute_scaled=False is not known"),
     "relu": ({"name": "dynamic", "start": "authors"}, "dynamic_activation='relu' is not known"),
     "one for all": ({"name": "kerple", "shared": True}, "nothing like KerpleBias"),
+    "first keys": ({"name": "window", "sinks": 4}, "a window with first keys"),
+    "chunks": ({"name": "window", "chunked": True}, "or in chunks"),
+    "plus one": ({"name": "sink", "learned": False}, "a sink that is not learned"),
 }
 DRAWN = {"name": "rotary", "random_max": 100, "random_at_test": True}
 

@@ -64,7 +64,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     meetings: tuple[seam.Meeting, ...]
     packed: bool
     block: int | None = None
-    _windowed: bool
     _reads_length: bool
     _reads_places: bool
     _needs_all_tokens: bool
@@ -150,13 +149,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 that hides nothing and shows later tokens, which causal attention does not (on a
                 GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
                 angles; masks that are not bool or do not fit; a cache beside what changes as more
-                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
-                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
-                that do not fit, or beside what tells of no documents: places, a cache, memories,
-                cross attention, and flags by which tokens meet elsewhere than in attention or
-                schemes follow the length of the row, as dynamic NTK does; ``context_pos`` beside
-                places that come from what tokens are; no ``cu_seqlens`` where
-                ``attn_flash_pack_seq=True`` promised them.
+                tokens follow, as dynamic NTK does; ``cu_seqlens`` that do not fit, or beside what
+                tells of no documents: places, a cache, memories, cross attention, and flags by
+                which tokens meet elsewhere than in attention or schemes follow the length of the
+                row, as dynamic NTK does; ``context_pos`` beside places that come from what tokens
+                are; no ``cu_seqlens`` where ``attn_flash_pack_seq=True`` promised them.
         """
         kwargs = arguments("Decoder", args, kwargs)
         self._check_beside(kwargs)
@@ -192,12 +189,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 kwargs["pos"] = None  # no scheme here reads them
         mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
-        if places.between and self._windowed:
-            raise FlagError(
-                "seq_start_pos",
-                "seq_start_pos does not go together with attn_max_attend_past where memories or "
-                "prepended embeddings stand before the padding: give each row alone",
-            )
         if places.keys.ndim == 3:
             self._check_places_of_heads(places.keys)
         if self._reads_length:
@@ -255,7 +246,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         """Only what is added to the logits can differ from head to head."""
         heads = seam.self_attentions(self)[0].heads
         parts = [part for a in seam.self_attentions(self) for part in a.attend.parts]
-        turned = any(part.rotation is not None for part in parts)
+        turned = any(part.rotation is not None or part.scale is not None for part in parts)
         if turned or any(part.heads != heads for part in parts) or keys.shape[1] != heads:
             raise FlagError(
                 "pos",
@@ -298,7 +289,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             seam.keep_shared(self, module.upstream_name, module)
         self.plan, self.schemes = plan, plan.schemes
         self.register_load_state_dict_post_hook(fill_constants)
-        self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
             r is not None and (r.length_dependent or r.scales) for r in rotations
@@ -314,7 +304,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         )
         biases = [part.bias for a in attentions for part in a.attend.parts]
         placed = [r for r in rotations if r is not None and not r.remembers]
-        self._reads_places = bool(placed) or any(one is not None for one in biases)
+        scales = [part.scale for a in attentions for part in a.attend.parts]
+        self._reads_places = bool(placed) or any(one is not None for one in (*biases, *scales))
         at_test = any(getattr(one, "random_at_test", False) for one in plan.schemes)
         self._needs_all_tokens = at_test or any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
@@ -382,6 +373,12 @@ class Builder:
                 part = replace(part, bias=bias, bias_draw=draw, own_bias=one.per_layer)
             elif one.slot is Slot.ATTEND:
                 part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
+            elif one.slot is Slot.MASK:
+                part = replace(part, mask=self._once(one, heads))
+            elif one.slot is Slot.SINK:
+                part = replace(part, sink=self._build(one, heads))
+            elif one.slot is Slot.SCALE:
+                part = replace(part, scale=self._build(one, heads))
         real = part.bias_draw is not None and part.bias_draw.real
         tabulated = part.bias is not None and not part.bias.terms_of_reals
         if real and tabulated and part.attend is not None:
@@ -397,7 +394,8 @@ class Builder:
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
-            self.shared.append(self._made[one, heads])
+            if one.slot is not Slot.MASK:  # which has no parameters
+                self.shared.append(self._made[one, heads])
         return self._made[one, heads]
 
     def _attend(self, one: Scheme, heads: int) -> Any:
@@ -413,7 +411,7 @@ class Builder:
 
 
 def _materialised_by_dropout(part: Part) -> bool:
-    return part.bias is not None or part.attend is not None
+    return part.bias is not None or part.attend is not None or part.sink is not None
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:

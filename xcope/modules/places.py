@@ -29,6 +29,7 @@ class Places:
         training: whether they all do, not only those with ``random_at_test``.
         padding: (b j) bool, keys that mean nothing; None: there are none.
         between: whether other keys may stand before the padding: memories, embeddings.
+        windows: those that layers have made of the places, by what they are made from.
     """
 
     keys: Tensor
@@ -40,6 +41,11 @@ class Places:
     between: bool = False
     draws: dict[Draw, Tensor] = field(default_factory=dict, repr=False)
     """What was drawn for all layers of the call."""
+    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    def draws_by(self, draw: Draw | None) -> bool:
+        """Whether places are drawn for a scheme that draws them so, if at all."""
+        return draw is not None and self.drawable and (self.training or draw.at_test)
 
     def drawn(self, draw: Draw | None, of_layer: dict[Draw, Tensor]) -> Tensor:
         """The keys' places, at random for schemes that draw them.
@@ -48,7 +54,7 @@ class Places:
             draw: how the scheme draws; None: it does not.
             of_layer: what was drawn for this layer alone.
         """
-        if draw is None or not self.drawable or not (self.training or draw.at_test):
+        if draw is None or not self.draws_by(draw):
             return self.keys
         kept = of_layer if draw.at_test else self.draws
         if draw not in kept:

@@ -61,6 +61,9 @@ class CoPE(Table):
 
     beside_block = 1  # a count may be 0
 
+    takes_window = True
+    takes_sink = True
+
     def __init__(
         self,
         dim: int,
@@ -140,6 +143,8 @@ class CoPE(Table):
             head_mix=head_mix,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 

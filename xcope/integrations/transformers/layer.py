@@ -42,7 +42,10 @@ from xcope.modules.attention import (
     bias_of,
     gate_keys_of,
     keys_of_each_head,
+    mask_of,
+    own_sinks,
     read_by,
+    sink_of_heads,
     turned,
     weights_of,
     with_heads,
@@ -51,6 +54,7 @@ from xcope.modules.decoder import Builder
 from xcope.modules.places import Places, packed_places
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import with_column
 from xcope.positions import AttendInputs, Geometry, Scheme, scheme
 from xcope.positions.cope import CoPE
 
@@ -76,6 +80,9 @@ NOT_RESTORED = (
     "saved one with xcope.integrations.transformers.from_pretrained"
 )
 
+
+SLOTS = ("rotation", "bias", "attend", "mask", "sink", "scale")
+"""Of a `Part`; each is called as the slot that fills it."""
 
 watching: ContextVar[list[dict[str, Any]] | None] = ContextVar("watching", default=None)
 """While a model is looked at (`anatomy`): what its attention modules call with."""
@@ -114,7 +121,7 @@ class LayerPosition(nn.Module):
         parts = Builder(geometry).parts(groups)
         for index, part in enumerate(parts):
             names: dict[str, str] = {}
-            for slot in ("rotation", "bias", "attend"):
+            for slot in SLOTS:
                 module = getattr(part, slot)
                 if module is not None:
                     kind = next(
@@ -132,10 +139,11 @@ class LayerPosition(nn.Module):
                     "follow, which the cache of transformers does not allow: choose "
                     "'rotary_yarn' or 'rotary_ntk'",
                 )
-            self._groups.append((replace(part, rotation=None, bias=None, attend=None), names))
+            nothing: dict[str, Any] = dict.fromkeys(SLOTS)
+            self._groups.append((replace(part, **nothing), names))
         rotations = [part.rotation for part in parts if part.rotation is not None]
         self.needs_places = any(not rotation.remembers for rotation in rotations)
-        self.needs_places = self.needs_places or any(part.bias is not None for part in parts)
+        self.needs_places |= any(part.bias or part.mask or part.scale for part in parts)
         self.remembers = any(module is not None for module in read_by(parts))
         self.looked_at = False
 
@@ -391,14 +399,16 @@ def _fused(
     parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
 ) -> Tensor:
     """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
+    sinks = own_sinks(parts, q.device)
     if keys_of_each_head(parts):
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
+    gates: Gates = {None: None, "values": v}
     if len(parts) > 1:
-        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+        return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **settings)
     settings["placing"] = None if call.placing is None else call.placing[0]
     remembered = None if call.remembered is None else call.remembered[0]
-    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+    return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
 
 
 def _written_out(
@@ -420,7 +430,7 @@ def _written_out(
     gates: Gates = {None: None, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
-    seen = visible(q, k, mask, causal)
+    seen = visible(q, k, mask_of(parts, call, mask, i, j), causal)
     queries, logits = [], []
     inputs: list[AttendInputs | None] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
@@ -441,7 +451,8 @@ def _written_out(
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf))
+    sink = sink_of_heads(parts, own_sinks(parts, q.device))
+    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf), sink)
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)
