@@ -54,7 +54,6 @@ from xcope.modules.decoder import Builder
 from xcope.modules.places import Places, packed_places
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
-from xcope.ops.sinks import with_column
 from xcope.positions import AttendInputs, Geometry, Scheme, scheme
 from xcope.positions.cope import CoPE
 
