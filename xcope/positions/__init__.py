@@ -13,7 +13,7 @@ from xcope.positions.base import (
     draw_places,
     draw_places_of_documents,
 )
-from xcope.positions.plan import Plan, Position, clash, combined, entries, fitted, parse, single
+from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
 from xcope.registry import discover
 
@@ -37,7 +37,6 @@ __all__ = [
     "draw_places",
     "draw_places_of_documents",
     "entries",
-    "fitted",
     "parse",
     "register",
     "scheme",
