@@ -169,7 +169,7 @@ def _switching(one: Scheme) -> Iterator[str]:
     given = one.given() if needs_options(one) else {}
     flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
     switches = [f'position="{one.name}"']
-    if one.upstream_switch:
+    if one.upstream_switch and not one.upstream_varies:
         switches.append(f"{one.upstream_switch}=True")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")

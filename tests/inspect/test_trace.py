@@ -54,7 +54,7 @@ def check_equations(model, ids, **given):
 def test_attention_times_values_is_the_layer_s_output(make, ids, name):
     traced = check_equations(make(position(name)), ids)
     has_gates = traced.layers[0].gates is not None
-    assert has_gates == ("cope" in name)
+    assert has_gates == ("cope" in name or name in ("decay", "stick_breaking"))
     assert set(traced.layers[0].named) >= {"logits", "seen", "attention"}
 
 
