@@ -54,7 +54,7 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "about": about(kind),
         "options": own,
         "authors": authors(kind),
-        "switch": kind.upstream_switch,
+        "switch": None if kind.upstream_varies else kind.upstream_switch,
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
         "not_beside": {

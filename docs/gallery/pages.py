@@ -189,7 +189,7 @@ def _switching(one: Scheme) -> Iterator[str]:
     flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
     switches = [f'position="{one.name}"']
     same = one.counterpart()
-    if one.upstream_switch and same is not None:
+    if one.upstream_switch and not one.upstream_varies and same is not None:
         switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")

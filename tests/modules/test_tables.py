@@ -10,8 +10,9 @@ import xcope
 from xcope.config import Config
 from xcope.config.build import make_model_for, make_task
 from xcope.errors import FlagError
+from xcope.integrations.transformers.export import exported_model
 from xcope.modules import seam
-from xcope.positions import fitted
+from xcope.positions.plan import fitted
 
 SIZE = {"dim": 32, "depth": 3, "heads": 4, "attn_dim_head": 16, "verbose": False}
 
@@ -142,18 +143,24 @@ def test_a_decoder_that_nobody_told_how_long_rows_are_says_so():
         xcope.Decoder(**SIZE, position="cope", cope_max_pos="blok")
 
 
-def test_a_config_knows_how_long_rows_are_in_training():
-    config = Config.model_validate(
-        {
-            "model": {"dim": 32, "depth": 1, "heads": 2,
-                      "position": {"name": "cope", "max_pos": "block"}},
-            "task": {"name": "copy"},
-        }
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "position",
+    [
+        {"position": {"name": "cope", "max_pos": "block"}},
+        {"position": "cope", "cope_max_pos": "block"},
+    ],
+    ids=str,
+)
+def test_a_config_knows_how_long_rows_are_in_training(position):
+    sizes = {"dim": 32, "depth": 1, "heads": 2}
+    config = Config.model_validate({"model": {**sizes, **position}, "task": {"name": "copy"}})
     task = make_task(config.task)
     assert task.seq_len("train") < task.max_seq_len
     model = make_model_for(config.model, task)
     assert len(tables(model)[0]) == task.seq_len("train") + 1
+    exported = exported_model(config, model)
+    ids = torch.arange(9)[None] % model.num_tokens
+    torch.testing.assert_close(exported(ids).logits, model.eval()(ids))
 
 
 def test_gates_of_the_logits_without_their_bias():

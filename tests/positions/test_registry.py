@@ -12,7 +12,6 @@ import xcope
 from xcope.errors import FlagError
 from xcope.positions import AttendInputs, Geometry, Slot, clash, parse, register, single
 from xcope.positions.alibi import alibi_slopes
-from xcope.positions.cope import CoPE
 
 SINGLE = [n for n, kind in xcope.schemes().items() if kind.slot is not None]
 
@@ -82,13 +81,13 @@ def test_each_scheme_builds_what_its_slot_needs(name):
             assert module(module.head_attn_sink, pos.device).shape == (4,)
         elif part.slot is Slot.SCALE:
             assert module(pos[4:], pos[4:] + 1).shape == (4, 3)
-        elif isinstance(module, CoPE):
+        elif module.gives_bias:
+            gates = module.remember(torch.randn(2, 7, 32))
+            assert gates.shape[:3] == (2, 4, 7)
+            assert module.dense(gates, 3).shape == (2, 4, 3, 7)
+        else:
             q = torch.randn(1, 4, 7, 16)
             assert module.attend(q, q, q, AttendInputs(scale=0.25)).shape == q.shape
-        else:
-            gates = module.remember(torch.randn(2, 7, 32))
-            assert gates.shape == (2, 4, 7)
-            assert module.dense(gates, 3).shape == (2, 4, 3, 7)
 
 
 def test_the_table_for_people_lists_every_scheme_with_its_paper():

@@ -1322,7 +1322,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             # rounded once, at the end; under autocast products are still narrow
             wide = torch.promote_types(bias.dtype, dtype)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        self._given, ordinary = inputs, self.attn_fn
+        ordinary = getattr(self, "attn_fn")  # noqa: B009, it has no type
+        self._given = inputs
         if not softmax_only(self.parts):
             self.attn_fn = partial(weights_of, self.parts)
         self._given_sink = sink_of_heads(self.parts, self.sinks(q.device))

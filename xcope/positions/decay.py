@@ -73,7 +73,7 @@ class Decay(AttendModule):
     def remember(self, x: Tensor) -> Tensor:
         """g, scaled, g' and 1 of each token, (b h n 2c + 1); where there is no token all is 0."""
         gates: Tensor = self.to_forget_gates(x)
-        g, keys = gates.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        g, keys = gates.view(*gates.shape[:2], 2, self.heads, self.width).permute(2, 0, 3, 1, 4)
         there = torch.ones_like(g[..., :1])
         return torch.cat((g * g.shape[-1] ** -0.5, keys, there), dim=-1)
 

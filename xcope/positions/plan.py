@@ -310,14 +310,19 @@ def clash(one: Scheme, other: Scheme) -> str | None:
     return None
 
 
+def table_size(name: str, block: int) -> int | str:
+    """What ``max_pos: block`` of a scheme means for so many tokens of a row in training."""
+    one = scheme(name, {"max_pos": BLOCK})
+    return one.fitted(block).max_pos if isinstance(one, TableScheme) else BLOCK
+
+
 def fitted(position: Position, block: int) -> Position:
     """``position`` with sizes in place of ``max_pos: block``, for so many tokens in training."""
     if isinstance(position, TableScheme):
         return position.fitted(block)
     if isinstance(position, Mapping):
         if position.get("max_pos") == BLOCK:
-            size = scheme(position["name"]).beside_block + block
-            return dict(position) | {"max_pos": size}
+            return dict(position) | {"max_pos": table_size(position["name"], block)}
         return {key: fitted(value, block) for key, value in position.items()}
     if isinstance(position, list | tuple):
         return [fitted(entry, block) for entry in position]

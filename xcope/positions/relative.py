@@ -81,7 +81,7 @@ class Relative(Table):
     def remember(self, x: Tensor) -> Tensor:
         """r of each token, (b h n width); only those of later queries are read."""
         r: Tensor = self.to_r(x)
-        return r.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return r.view(*r.shape[:2], self.heads, r.shape[2] // self.heads).transpose(1, 2)
 
     def _reader(self, q: Tensor, inputs: AttendInputs | None) -> Tensor:
         """r of the queries, (b h i c), in the dtype of q."""

@@ -132,9 +132,9 @@ class Call:
         self._hand("out", _in_vectors(out))
         self._hand_rows(m, inverse, *counts)
         grads: dict[str, Tensor] = {}
-        for name, field, width in (("q", "dq", "d"), ("r", "dr_", "dr")):
+        for name, field, size in (("q", "dq", "d"), ("r", "dr_", "dr")):
             if name in self.shapes:
-                grads[name] = heads_last(dout, b, h, i, int(call[width]))
+                grads[name] = heads_last(dout, b, h, i, int(call[size]))
                 self._hand(field, grads[name])
         by_chunk = {}
         for name, field, size in (
@@ -165,8 +165,8 @@ class Call:
             if name in self.shapes:
                 grads[name] = _cut(grad, self.shapes[name][-1])
         if "pos_emb" in grads:
-            width = self.shapes["r" if "r" in self.shapes else "q"][-1]
-            grads["pos_emb"] = grads["pos_emb"][..., :width].contiguous()
+            read = self.shapes["r" if "r" in self.shapes else "q"][-1]
+            grads["pos_emb"] = grads["pos_emb"][..., :read].contiguous()
         return grads | self._gradients_of_bias()
 
     # -- what is handed over -------------------------------------------------------------------

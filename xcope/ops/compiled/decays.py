@@ -124,7 +124,7 @@ def forward(call: Any, frame: Frame, first: int, keys: int) -> Any:
 
 
 @compiled
-def own_key(call: Any, place: Place, r: int) -> int:
+def own_key(call: Any, place: Place, r: int) -> Any:
     """Of a lane: its query's own key, or −1 where it is not seen or there is none."""
     key = place.query + r + call.j - call.i
     if place.query + r < 0 or key < 0:

@@ -176,6 +176,13 @@ class CopeInputs:
             raise FlagError("pos_emb", f"pos_emb {shape(e)} has {wrong}")
 
     @property
+    def table(self) -> Tensor:
+        """``pos_emb``, where positions are read."""
+        if self.pos_emb is None:
+            raise ValueError(f"{self.recurrence!r} reads no positions")
+        return self.pos_emb
+
+    @property
     def gate_scale(self) -> float:
         """What makes the gates' logits of products with ``gate_k``; of decays what is lost is
         softplus of it, so it is turned round."""

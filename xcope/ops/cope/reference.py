@@ -116,9 +116,10 @@ def position_bias(
     return interpolated(table_logits, pos)
 
 
-def own_keys(i: int, j: int, device: torch.device) -> Tensor:
-    """Which key is the query's own: bool (i j)."""
-    return torch.ones(i, j, dtype=torch.bool, device=device).tril(j - i).triu(j - i)
+def own_keys(s: Tensor) -> Tensor:
+    """Which key is the query's own, of logits (… i j): bool (i j)."""
+    i, j = s.shape[-2:]
+    return torch.ones(i, j, dtype=torch.bool, device=s.device).tril(j - i).triu(j - i)
 
 
 def decays(
@@ -144,11 +145,12 @@ def decays(
 
 def decays_of(inputs: CopeInputs, gate_logits: Tensor, seen: Tensor) -> Tensor:
     """`decays` as the options say, (b h i j); 0 for keys that come before the first gate."""
-    bare, gated = inputs.bare, seen[..., inputs.bare :]
+    bare = inputs.bare
     if inputs.hidden_gates:
-        edges, j = inputs.cu_seqlens, inputs.k.shape[2]
-        gated = None if edges is None else within_documents(None, edges, j)[..., bare:]
-    added = decays(gate_logits[..., bare:], gated, rate=inputs.rate, own=inputs.own)
+        edges, seen = inputs.cu_seqlens, torch.ones_like(seen)
+        seen = seen if edges is None else within_documents(seen, edges, inputs.k.shape[2])
+    x = gate_logits[..., bare:]
+    added = decays(x, seen[..., bare:], rate=inputs.rate, own=inputs.own)
     return F.pad(added, (bare, 0))
 
 
@@ -161,7 +163,7 @@ def log_shares(s: Tensor, seen: Tensor, *, own: bool = False, remainder: bool = 
         own: the query's own key breaks its share off.
         remainder: what is left goes to the query's own value.
     """
-    diagonal = own_keys(*s.shape[-2:], s.device)
+    diagonal = own_keys(s)
     breaks = seen if own else seen & ~diagonal
     s = s.masked_fill(~breaks, 0.0)
     leaves = F.logsigmoid(-s).masked_fill(~breaks, 0.0)
@@ -203,7 +205,7 @@ def cope_attention_reference(inputs: CopeInputs) -> Tensor:
     if kind == "stick":
         attn = log_shares(s, seen, own=inputs.own, remainder=inputs.remainder).exp()
         if not (inputs.own or inputs.remainder):
-            seen = seen & ~own_keys(*s.shape[-2:], s.device)
+            seen = seen & ~own_keys(s)
         return weighted_sums(attn, v, seen).to(dtype)
     if kind == "decay":
         s = s + decays_of(inputs, gate_logits, seen)

@@ -48,7 +48,7 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
         a = torch.einsum("gh,bhij->bgij", head_mix, a)
     if seen is not None:
         s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
-    L = r @ inputs.pos_emb.mT
+    L = r @ inputs.table.mT
     if inputs.soft_onehot:  # all positions are weighed, if next to nothing
         s = s + 0 * L.sum(-1, keepdim=True)
     prob = with_column(_biased(s, a, L, inputs.sharpness), inputs.sink)
