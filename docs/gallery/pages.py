@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gallery.examples import built, described, linked, named, needs_options
-from gallery.sentence import read
+from gallery.sentence import by_hand, read
 from gallery.together import together
 from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
@@ -21,6 +21,7 @@ MEASURED = {
     "time_over_sdpa": "time over attention without positions (SDPA)",
     "memory_over_sdpa": "peak memory over it",
     "x_transformers_over_ours": "x-transformers' time over ours",
+    "naive_over_ours": "time of a naive version, which holds all logits, over ours",
 }
 """Columns of the measurements → what they say."""
 NOTHING = "Causal attention of a query to all keys before it, if q·k is the same for all."
@@ -45,14 +46,11 @@ CAPTIONS = {
     ),
 }
 """Of the first diagram, and of the others."""
+LEFT = "What a token leaves for later queries is learned; by hand"
 LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
 LOGITS_BY_HAND = (
     "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
     "−8 elsewhere, so that gates are open at spaces only."
-)
-LEFT_BY_HAND = (
-    "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
-    "space and 0 elsewhere."
 )
 
 
@@ -153,7 +151,7 @@ def caption(one: Scheme) -> Iterator[str]:
             module = built(part)
             maps, _ = read(module)
             by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
-            by_tokens = LEFT_BY_HAND if module.remembers else ""
+            by_tokens = f"{LEFT} {by_hand(module).told}" if module.remembers else ""
             yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
         elif part.slot is not None:
             first, others = CAPTIONS[part.slot]
