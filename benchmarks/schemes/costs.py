@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.measure import ratio
-from benchmarks.schemes.workloads import Layer, Plain, Scale, memory, rivals
+from benchmarks.schemes.naive import NAIVE, works
+from benchmarks.schemes.workloads import DIM_HEAD, HEADS, Layer, Plain, Scale, memory, rivals
 
 TIME_LIMITS = {
     "rotary": 1.15,
@@ -40,6 +41,8 @@ class Cost:
         memory: the peak of these, over plain attention's.
         upstream: x-transformers' model over ours, if it has the scheme.
         upstream_how: how x-transformers computes its attention; empty if it has no such scheme.
+        naive: a naive version's attention over ours, where x-transformers has none.
+        naive_how: what that holds, and at how many tokens it was measured.
     """
 
     scheme: str
@@ -47,6 +50,8 @@ class Cost:
     memory: float
     upstream: float | None = None
     upstream_how: str = ""
+    naive: float | None = None
+    naive_how: str = ""
 
     @property
     def time_limit(self) -> float | None:
@@ -71,9 +76,9 @@ class Cost:
 
     def __str__(self) -> str:
         limit = f"≤ {self.time_limit:g}" if self.time_limit else ""
-        theirs = (
-            f"x-transformers {self.upstream:.2f} ({self.upstream_how})" if self.upstream else ""
-        )
+        theirs = f"{self.naive_how} {self.naive:.2f}" if self.naive else ""
+        if self.upstream:
+            theirs = f"x-transformers {self.upstream:.2f} ({self.upstream_how})"
         return (
             f"{self.scheme:16} time {self.time:5.2f} {limit:6}  memory {self.memory:5.2f} "
             f"≤ {self.memory_limit:g}  {self.verdict:8}  {theirs}"
@@ -86,7 +91,16 @@ def costs(names: Iterable[str], scale: Scale, threads: int) -> Iterator[Cost]:
     for name in names:
         time = ratio(Layer(name, scale.n), Plain(scale.n), scale.repeats)
         peak = memory(name, scale.n, threads) / plain_bytes
-        yield Cost(name, time, peak, *_upstream(name, scale))
+        yield Cost(name, time, peak, *_upstream(name, scale), *_naively(name, scale))
+
+
+def _naively(name: str, scale: Scale) -> tuple[float | None, str]:
+    """A naive version's time over ours, what it holds and at how many tokens."""
+    if name not in NAIVE:
+        return None, ""
+    n = min(scale.n, NAIVE[name].most)
+    theirs, ours = works(name, n, HEADS, DIM_HEAD)
+    return ratio(theirs, ours, scale.slow), f"{NAIVE[name].how}, n={n}"
 
 
 def _upstream(name: str, scale: Scale) -> tuple[float | None, str]:

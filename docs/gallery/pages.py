@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gallery.examples import built, described, linked, named, needs_options
-from gallery.sentence import read
+from gallery.sentence import by_hand, read
 from gallery.together import together
 from xcope.config.yaml_tree import write_text
 from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
@@ -22,6 +22,7 @@ MEASURED = {
     "time_over_sdpa": "time over attention without positions (SDPA)",
     "memory_over_sdpa": "peak memory over it",
     "x_transformers_over_ours": "x-transformers' time over ours",
+    "naive_over_ours": "time of a naive version, which holds all logits, over ours",
 }
 """Columns of the measurements → what they say."""
 NOTHING = "Causal attention of a query to all keys before it, if q·k is the same for all."
@@ -57,6 +58,7 @@ CAPTIONS = {
     ),
 }
 """Of the first diagram, and of the others."""
+LEFT = "What a token leaves for later queries is learned; by hand"
 LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
 LOGITS_BY_HAND = (
     "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
@@ -66,10 +68,6 @@ STEPS_BY_HAND = (
     "How far a token steps is learned; by hand spaces take a step of 1 and letters none, so that "
     "places count words. Beside it what is left of q·k between equal unit vectors so many steps "
     "apart, the mean over random ones."
-)
-LEFT_BY_HAND = (
-    "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
-    "space and 0 elsewhere."
 )
 
 
@@ -170,7 +168,7 @@ def caption(one: Scheme) -> Iterator[str]:
             module = built(part)
             maps, _ = read(module)
             by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
-            by_tokens = LEFT_BY_HAND if module.remembers else ""
+            by_tokens = f"{LEFT} {by_hand(module).told}" if module.remembers else ""
             yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
         elif part.slot is Slot.ROTATION and built(part).remembers:
             yield f"{LETTERS} {STEPS_BY_HAND}"
