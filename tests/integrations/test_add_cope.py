@@ -658,6 +658,7 @@ WRONG = {
     "cope_val_gates.*keep_rotary=False": lambda model: add_cope(model, val_gates=True),
     "turn queries and keys twice": lambda model: set_position(model, "rotary", keep_rotary=True),
     "alibi_random_max": lambda model: set_position(model, {"name": "alibi", "random_max": 64}),
+    "kerple_shared=True": lambda model: set_position(model, {"name": "kerple", "shared": True}),
     "'absolute'.*keep_absolute": lambda model: set_position(model, ["absolute", "cope"]),
     "rotary_yarn": lambda model: set_position(model, {"name": "rotary_dynamic", "trained_len": 9}),
     "3 equal groups": lambda model: set_position(model, {"heads": ["cope", "alibi", "none"]}),

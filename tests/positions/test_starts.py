@@ -157,6 +157,10 @@ def test_a_combination_starts_both_parts(monkeypatch):
         ({"name": "none", "start": "authors"}, r"authors start 'none' is not known.*'t5'"),
         ({"name": "t5", "start": "authors", "bukets": 3}, "no option 'bukets'"),
         ({"start": "authors"}, "lacks 'name'"),
+        (
+            {"name": "t5", "start": "authors", "init_std": 1.0, "scaled": True},
+            "sets nothing but 't5_init_std' and 't5_scaled', and the position says otherwise",
+        ),
     ],
     ids=str,
 )

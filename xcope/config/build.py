@@ -174,11 +174,11 @@ def _check_length(model: TransformerWrapper, task: Task) -> None:
 def _check_draws(model: TransformerWrapper, task: Task) -> None:
     for one in model.schemes:
         draw = getattr(one, "draw", None)
-        if draw is None or draw.real:
+        if draw is None:
             continue
         splits = task.every_split if draw.at_test else ("train",)
         longest = max(splits, key=task.seq_len)
-        if task.seq_len(longest) > draw.most:
+        if task.seq_len(longest) > draw.places_for:
             flag = one.flag("random_max")
             raise FlagError(
                 flag,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -182,6 +183,11 @@ class Draw:
     most: int
     real: bool = False
     at_test: bool = False
+
+    @property
+    def places_for(self) -> float:
+        """How many tokens there are places for."""
+        return math.inf if self.real else self.most
 
     def places(self, n: int, device: torch.device) -> Tensor:
         """Of n tokens, ascending, (n): int64, or float32 where they are real.

@@ -159,7 +159,8 @@ def started(position: Any, given: Collection[str] = ()) -> Any:
         given: keyword flags beside it, ``<scheme>_<option>``, whose options stay as they are.
 
     Raises:
-        FlagError: another start, or a scheme whose authors' is not known.
+        FlagError: another start, one of a scheme whose authors' is not known, or one that all
+            options beside it contradict.
     """
     if isinstance(position, list | tuple):
         return [started(entry, given) for entry in position]
@@ -192,23 +193,31 @@ def started(position: Any, given: Collection[str] = ()) -> Any:
             f"{flag}={start!r} is not allowed: how its authors start {listing(unknown)} is not "
             f"known here; drop it. It is known of {listing(known)}",
         )
-    parts = [_as_by_authors(made, part, options, given) for part in made.parts()]
+    parts = []
+    for part in made.parts():
+        own = _own(made, part, options)
+        authors = {o: v for o, v in part.authors.items() if part.flag(o) not in given}
+        parts.append({"name": part.name, **authors, **own})
+    set_here = [
+        option
+        for part, entry in zip(made.parts(), parts, strict=True)
+        for option, value in part.authors.items()
+        if entry.get(option, START) == value
+    ]
+    if not set_here:
+        told = [part.flag(option) for part in made.parts() for option in part.authors]
+        raise FlagError(
+            flag,
+            f"{flag}={start!r} sets nothing but {listing(told)}, and the position says otherwise: "
+            "drop one of them",
+        )
     return parts[0] if len(parts) == 1 else parts
 
 
-def _as_by_authors(
-    whole: Scheme, part: Scheme, written: Mapping[str, Any], given: Collection[str]
-) -> dict[str, Any]:
-    """A scheme, one of the parts of ``whole`` or itself, with its authors' values."""
-    prefixed = {option: part.flag(option) for option in part.options()}
-    spelled = {o: p if p in whole.options() else o for o, p in prefixed.items()}
-    own = {o: written[key] for o, key in spelled.items() if key in written}
-    authors = {
-        option: value
-        for option, value in part.authors.items()
-        if option not in own and prefixed[option] not in given
-    }
-    return {"name": part.name, **authors, **own}
+def _own(whole: Scheme, part: Scheme, written: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written of a part of ``whole``, or of itself: ``rotary_dim`` of ``cope_rotary``."""
+    spelled = {o: p if (p := part.flag(o)) in whole.options() else o for o in part.options()}
+    return {option: written[key] for option, key in spelled.items() if key in written}
 
 
 def _part_of(split: str, entry: Position) -> Plan:
