@@ -21,6 +21,9 @@ TIME_LIMITS = {
     "dynamic": 3.0,
     "path": 3.0,
     "wall": 3.0,
+    "window": 0.4,
+    "sink": 1.3,
+    "length_scale": 1.3,
 }
 """Scheme → limit of its time over plain attention's; others have none."""
 
