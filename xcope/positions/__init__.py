@@ -4,6 +4,7 @@ from xcope.positions.base import (
     AddedToInput,
     AttendInputs,
     AttendModule,
+    Family,
     Geometry,
     IndexBias,
     IndexedScheme,
@@ -14,6 +15,7 @@ from xcope.positions.base import (
     draw_places_of_documents,
 )
 from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
+from xcope.positions.presets import Preset, presets
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
 from xcope.registry import discover
 
@@ -23,11 +25,13 @@ __all__ = [
     "AddedToInput",
     "AttendInputs",
     "AttendModule",
+    "Family",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
     "Plan",
     "Position",
+    "Preset",
     "Rotation",
     "Scheme",
     "SchemeTable",
@@ -38,6 +42,7 @@ __all__ = [
     "draw_places_of_documents",
     "entries",
     "parse",
+    "presets",
     "register",
     "scheme",
     "schemes",

@@ -188,8 +188,9 @@ def last_word(key: str) -> str:
 def as_text(value: object) -> str:
     """A swept value as it stands in names and tables: ``cope(max_pos=32)``, ``a+b``, ``true``."""
     if isinstance(value, Mapping):
-        options = ", ".join(f"{key}={as_text(v)}" for key, v in value.items() if key != "name")
-        name = str(value.get("name", ""))
+        key = "preset" if "preset" in value else "name"
+        options = ", ".join(f"{k}={as_text(v)}" for k, v in value.items() if k != key)
+        name = str(value.get(key, ""))
         return f"{name}({options})" if options else name
     if isinstance(value, list | tuple):
         return "+".join(map(as_text, value))
