@@ -22,6 +22,9 @@ WHERE = {
     Slot.ROTATION: "turns queries and keys",
     Slot.BIAS: "added to the attention logits",
     Slot.ATTEND: "the attention operation itself",
+    Slot.MASK: "says which keys a query sees",
+    Slot.SINK: "takes a share of attention",
+    Slot.SCALE: "multiplies queries",
 }
 
 

@@ -44,6 +44,17 @@ CAPTIONS = {
         "Beside it the share of attention that a query at place 4096 gives to the keys up to a "
         "distance, if q·k is the same for all.",
     ),
+    Slot.MASK: ("Queries from top to bottom, keys from left to right; bright is seen.", ""),
+    Slot.SINK: (
+        "What the sink leaves to the keys of attention, for several of its logits: the more keys "
+        "there are, or the larger their logits, the less it takes.",
+        "",
+    ),
+    Slot.SCALE: (
+        "The factor of a query against its place, of each kind; the thick line is the one of the "
+        "YAML file.",
+        "",
+    ),
 }
 """Of the first diagram, and of the others."""
 LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
@@ -200,8 +211,9 @@ def _switching(one: Scheme) -> Iterator[str]:
     given = one.given() if needs_options(one) else {}
     flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
     switches = [f'position="{one.name}"']
-    if one.upstream_switch:
-        switches.append(f"{one.upstream_switch}=True")
+    same = one.counterpart()
+    if one.upstream_switch and same is not None:
+        switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
     lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())

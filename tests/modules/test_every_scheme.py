@@ -17,6 +17,7 @@ FLAGS = {
     "qk_norm": {"attn_qk_norm": True},
     "value_residual": {"add_value_residual": True},
     "window": {"attn_max_attend_past": 5},
+    "sink": {"attn_head_learned_sink": True},
 }
 REFUSED = {("pope", "kv_heads"), ("pope", "one_kv_head"), ("pope", "mem_kv")}
 

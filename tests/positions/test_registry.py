@@ -75,6 +75,13 @@ def test_each_scheme_builds_what_its_slot_needs(name):
             assert q.shape == k.shape == (1, 4, 7, 32 if module.widens else 16)
         elif part.slot is Slot.BIAS:
             assert module.dense(pos[4:], pos).shape == (4, 3, 7)
+        elif part.slot is Slot.MASK:
+            first, near = module(pos)
+            assert first.shape == near.shape == (7,)
+        elif part.slot is Slot.SINK:
+            assert module(module.head_attn_sink, pos.device).shape == (4,)
+        elif part.slot is Slot.SCALE:
+            assert module(pos[4:], pos[4:] + 1).shape == (4, 3)
         elif isinstance(module, CoPE):
             q = torch.randn(1, 4, 7, 16)
             assert module.attend(q, q, q, AttendInputs(scale=0.25)).shape == q.shape

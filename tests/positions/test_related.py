@@ -89,8 +89,8 @@ FIRST = torch.arange(0, HEADS * D, D)
 def with_gates(all_open):
     """CoPE whose gates are all 1 or all 0, and its table noise.
 
-    The first channel of each head is for the gates: 1 in queries, far from 0 in the gates' keys, 0 in
-    keys and in the table.
+    The first channel of each head is for the gates: 1 in queries, far from 0 in the gates' keys, 0
+    in keys and in the table.
     """
     decoder = layer({"name": "cope", "max_pos": 6, "sep_keys": True, "init_std": 1.0})
     own = attention(decoder)
@@ -191,8 +191,8 @@ def _():
 
 
 @related(
-    "Stick-breaking is per-row decay whose gates are 1 − σ(q·k), its weights as they are instead of "
-    "their softmax."
+    "Stick-breaking is per-row decay whose gates are 1 − σ(q·k), its weights as they are instead "
+    "of their softmax."
 )
 def _():
     weights = (LOGITS + added({"name": "stick_breaking"}, LOGITS)).exp()

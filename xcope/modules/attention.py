@@ -15,10 +15,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
+from xcope.ops import windows
 from xcope.ops.biased import biased_attention, dense
-from xcope.ops.inputs import exporting
+from xcope.ops.inputs import exporting, few_queries
+from xcope.ops.terms import without_keys
 from xcope.ops.transforms import by_definition
-from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
+from xcope.positions import (
+    AttendInputs,
+    AttendModule,
+    IndexBias,
+    KeyLimits,
+    QueryScale,
+    Rotation,
+    Sinks,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,9 @@ class Part:
         bias_max: the bias' ``random_max``.
         own_bias: whether the bias is of this layer only.
         attend_name: of the scheme in the attend slot.
+        mask: which keys a query sees.
+        sink: takes a share of attention.
+        scale: a factor of the queries, of this layer.
     """
 
     heads: int
@@ -44,6 +57,9 @@ class Part:
     bias_max: int | None = None
     own_bias: bool = False
     attend_name: str = ""
+    mask: KeyLimits | None = None
+    sink: Sinks | None = None
+    scale: QueryScale | None = None
 
 
 @dataclass(frozen=True)
@@ -55,17 +71,19 @@ class LayerCall:
         bias: (… i j), further bias that the caller or another part of the layer adds.
         remembered: for each part of the layer, see `AttendInputs`.
         q_places: of the queries where they are not the last keys (cross attention).
+        span: what distances stay below, where it is not the number of places.
     """
 
     places: Places
     bias: Tensor | None = None
     remembered: tuple[Tensor | None, ...] | None = None
     q_places: Places | None = None
+    span: int | None = None
 
     def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
         keys, queries = self.places, self.q_places
-        k_pos, span = keys.keys, keys.keys.shape[-1]
+        k_pos, span = keys.keys, self.span or keys.keys.shape[-1]
         if random_max is not None and keys.drawn:
             k_pos, span = keys.draw(random_max), random_max
         if queries is not None:
@@ -74,6 +92,62 @@ class LayerCall:
                 q_pos = queries.draw(random_max)
             return q_pos[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
+
+    def window(self, limits: KeyLimits, i: int, j: int, mask: Tensor | None) -> Tensor:
+        """Which of j keys i queries see, see `xcope.ops.windows`; all of those without a place.
+
+        Layers share it.
+        """
+        known = self.places.windows
+        if (limits, i, j) not in known:
+            known[limits, i, j] = _window(self.places, limits, i, j, mask, self.q_places)
+        return known[limits, i, j]
+
+    def without(self, hidden: tuple[int, int], free: int) -> LayerCall:
+        """The call without the keys of a `windows.gap`; ``free`` keys come before the places."""
+        first, past = (max(0, key - free) for key in hidden)
+        keys, whole = self.places.keys, self.places.keys.shape[-1]
+        keys = windows.around(keys, (first, past), keys.ndim - 1)
+        return replace(self, places=replace(self.places, keys=keys, windows={}), span=whole)
+
+
+def _window(
+    places: Places, limits: KeyLimits, i: int, j: int, mask: Tensor | None, queries: Places | None
+) -> Tensor:
+    keys = places.keys
+    free, slots = j - keys.shape[-1], torch.arange(keys.shape[-1], device=keys.device)
+    ranks = slots if places.given else keys
+    if not places.given and places.documents is None:
+        ranks = keys - keys[..., :1].clamp(max=0)  # memories before the tokens have their place
+    base = _first_rank(mask, ranks)
+    ranks = ranks if base is None else (ranks - base).clamp(min=0)
+    if queries is None:
+        of_queries, at = ranks[..., -i:], slots[-i:]
+    else:
+        of_queries = queries.keys[..., -i:]
+        at = torch.searchsorted(ranks.contiguous(), of_queries.contiguous())
+    first, near = limits(of_queries)
+    if places.padding is None:
+        first, near = (t + (at - of_queries) for t in (first, near))
+    else:  # between what stands before a row and the row itself
+        ranks = ranks.contiguous()
+        first, near = (torch.searchsorted(ranks, t.contiguous()) for t in (first, near))
+    bounds = torch.stack((first, near), dim=-2).clamp(min=0) + free
+    return (bounds if bounds.ndim == 3 else bounds[None]).to(torch.int32)
+
+
+def _first_rank(mask: Tensor | None, ranks: Tensor) -> Tensor | None:
+    """The rank of the first key that is seen, (b 1), where rows are masked on the left; else None.
+
+    Where queries differ in what they see, no key is the first.
+    """
+    if mask is None or ranks.ndim > 1:
+        return None
+    free = mask.shape[-1] - len(ranks)
+    if free < 0 or (mask.ndim == 4 and (mask.shape[1] > 1 or mask.shape[2] > 1)):
+        return None
+    seen = mask.reshape(len(mask), -1)[:, free:]
+    return ranks[seen.to(torch.uint8).argmax(-1, keepdim=True)]
 
 
 def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
@@ -101,6 +175,7 @@ def attend(
     mask: Tensor | None,
     causal: bool,
     order: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Attention of a group of heads, in O(n) memory unless its scheme needs more.
 
@@ -116,18 +191,35 @@ def attend(
         mask: bool, True where a key may be attended; broadcasts to (b h i j).
         causal: query i sees keys up to its own place.
         order: (h) int64; query head order[a] uses key head a // (h / hk). None: head a does.
+        sink: (h), logits of the group's sinks.
 
     Returns:
         (b h i dv), heads in the order of ``q``.
     """
-    terms, module = None, part.attend
-    if part.bias is not None:
-        terms = part.bias.terms(*call.of(q.shape[2], part.bias_max))
-    elif module is not None and module.gives_terms:
-        terms = None if remembered is None else module.terms(remembered, q.shape[2])
+    terms, window, module, i = None, None, part.attend, q.shape[2]
+    if module is not None and module.gives_terms:
+        terms = None if remembered is None else module.terms(remembered, i)
         module = None
+    if part.mask is not None:
+        window, j = call.window(part.mask, i, k.shape[2], mask), k.shape[2]
+        hidden = _unread(call, window, module, q, k, v, *gates.values())
+        if hidden != (0, 0):  # not even to be turned
+            call = call.without(hidden, j - call.places.keys.shape[-1])
+            k, v = windows.around(k, hidden, 2), windows.around(v, hidden, 2)
+            gates = {
+                n: None if t is None else windows.around(t, hidden, 2) for n, t in gates.items()
+            }
+            terms = None if terms is None else without_keys(terms, *hidden, among=j)
+            if mask is not None and mask.shape[-1] > 1:
+                mask = windows.around(mask, hidden, mask.ndim - 1)
+            window = windows.moved(window, hidden)
+        if module is not None and not module.takes_window:
+            mask, window = windows.masked_within(mask, window, k.shape[2]), None
+    if part.bias is not None:
+        terms = part.bias.terms(*call.of(i, part.bias_max))
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
+        sink = None if sink is None else sink[order]
         mask = mask[:, order] if mask is not None and mask.shape[1] > 1 else mask
     inputs = AttendInputs(
         scale=scale,
@@ -138,20 +230,48 @@ def attend(
         gate_k=None if module is None else gates[module.gate_keys],
         remembered=remembered,
         heads=order,
+        window=window,
+        sink=sink,
     )
     if part.rotation is not None and part.rotation.widens and module is None:
         return _attend_wide(part, call, q, k, v, inputs)
-    if part.rotation is not None:
+    if part.rotation is not None or part.scale is not None:
         q, k, gate_k = turned(part, call, q, k, inputs.gate_k)
         inputs = inputs if gate_k is None else replace(inputs, gate_k=gate_k)
     q = q if order is None else q[:, order]
     if module is None:
         out = biased_attention(
-            q, k, v, terms, scale=scale, mask=mask, causal=causal, cu_seqlens=inputs.cu_seqlens
+            q,
+            k,
+            v,
+            terms,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            cu_seqlens=inputs.cu_seqlens,
+            window=window,
+            sink=sink,
         )
     else:
         out = module.attend(q, k, v, inputs)
     return out if order is None else out[:, order.argsort()]
+
+
+def _unread(
+    call: LayerCall,
+    window: Tensor,
+    module: AttendModule | None,
+    q: Tensor,
+    k: Tensor,
+    *others: Tensor | None,
+) -> tuple[int, int]:
+    """The keys that a few queries with a long cache do not read; (0, 0): none, or not known."""
+    known = module is None or (module.takes_window and not module.remembers)
+    usual = call.places.documents is None and not call.places.drawn and call.q_places is None
+    few = few_queries(q, k, *others) and not torch.compiler.is_compiling()
+    if not (known and usual and few) or by_definition(q, k, *others):
+        return 0, 0
+    return windows.gap(window, k.shape[2])
 
 
 def turned(
@@ -162,11 +282,14 @@ def turned(
     gate_k: Tensor | None,
     heads: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """q (b h i d) and k (b hk j d) after the rotation; keys before the first place stay.
+    """q (b h i d) and k (b hk j d) after the rotation and the queries' scale.
 
-    What gates are made from is turned as keys are: it meets turned queries. ``heads`` (h) int64 are
-    those that ``q`` holds, None: all of the group.
+    Keys before the first place stay. What gates are made from is turned as keys are: it meets
+    turned queries. ``heads`` (h) int64 are those that ``q`` holds, None: all of the group.
     """
+    if part.scale is not None:
+        q, k, gate_k = turned(replace(part, scale=None), call, q, k, gate_k, heads)
+        return _scaled(part.scale, part.mask, call, q, heads), k, gate_k
     if part.rotation is None:
         return q, k, gate_k
     keys = k if gate_k is None else torch.cat((k, gate_k), dim=1)
@@ -181,6 +304,16 @@ def turned(
     return q, k, gate_k
 
 
+def _scaled(
+    scale: QueryScale, limits: KeyLimits | None, call: LayerCall, q: Tensor, heads: Tensor | None
+) -> Tensor:
+    pos, *_ = call.of(q.shape[2], None)
+    factor: Tensor = scale(pos, pos + 1 if limits is None else limits.count(pos))
+    if heads is not None and factor.shape[-2] > 1:
+        factor = factor[..., heads, :]
+    return (q * factor[..., None]).to(q.dtype)
+
+
 def attend_groups(
     parts: Sequence[Part],
     call: LayerCall,
@@ -190,9 +323,10 @@ def attend_groups(
     gates: Gates,
     *,
     mask: Tensor | None,
+    sinks: Sequence[Tensor | None],
     **given: Any,
 ) -> Tensor:
-    """`attend` for each group of heads; k, v and gates are (b h j d)."""
+    """`attend` for each group of heads; k, v and gates are (b h j d), sinks one for each group."""
     outs = []
     for index, (part, heads) in enumerate(with_heads(parts)):
         outs.append(
@@ -205,6 +339,7 @@ def attend_groups(
                 {name: None if t is None else t[:, heads] for name, t in gates.items()},
                 None if call.remembered is None else call.remembered[index],
                 mask=mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask,
+                sink=sinks[index],
                 **given,
             )
         )
@@ -225,7 +360,7 @@ def _attend_wide(
     """
     heads = torch.arange(q.shape[1], device=q.device) if inputs.heads is None else inputs.heads
     q, groups = q[:, heads], q.shape[1] // k.shape[1]
-    terms, mask = inputs.bias, inputs.mask
+    terms, mask, sink = inputs.bias, inputs.mask, inputs.sink
 
     def some(q: Tensor, k: Tensor, v: Tensor, those: slice) -> Tensor:
         q, k, _ = turned(part, call, q, k, None, heads[those])
@@ -239,6 +374,8 @@ def _attend_wide(
             mask=mask[:, those] if mask is not None and mask.shape[1] > 1 else mask,
             causal=inputs.causal,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=None if sink is None else sink[index],
         )
 
     outs = []
@@ -260,6 +397,38 @@ def _attend_wide(
 # -- with all logits held ------------------------------------------------------------------------
 
 
+def mask_of(
+    parts: Sequence[Part], call: LayerCall, mask: Tensor | None, i: int, j: int
+) -> Tensor | None:
+    """The mask, (b j) or one that broadcasts to (b h i j), with each group's window in it."""
+    if all(part.mask is None for part in parts):
+        return mask
+    pieces = []
+    for part, heads in with_heads(parts):
+        its = mask[:, heads] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
+        if part.mask is not None:
+            its = windows.masked_within(its, call.window(part.mask, i, j, mask), j)
+        pieces.append(its)
+    if len(parts) == 1:
+        return pieces[0]
+    whole = [
+        torch.ones(1, 1, 1, 1, dtype=torch.bool, device=call.places.keys.device)
+        if its is None
+        else its[:, None, None]
+        if its.ndim == 2
+        else its
+        for its in pieces
+    ]
+    b = max(len(its) for its in whole)
+    return torch.cat(
+        [
+            its.expand(b, part.heads, i, j)
+            for its, (part, _) in zip(whole, with_heads(parts), strict=True)
+        ],
+        dim=1,
+    )
+
+
 def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | None:
     """What places, and what tokens left behind, add to the logits: (h i j) or (b h i j).
 
@@ -277,6 +446,20 @@ def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | 
             for part, piece in zip(parts, pieces, strict=True)
         ],
         dim=-3,
+    )
+
+
+def sink_of_heads(parts: Sequence[Part], sinks: Sequence[Tensor | None]) -> Tensor | None:
+    """The sinks' logits of all heads, (h), −∞ where a group has none; None: none has any."""
+    given = [one for one in sinks if one is not None]
+    if not given:
+        return None
+    nothing = torch.full((), -torch.inf, dtype=given[0].dtype, device=given[0].device)
+    return torch.cat(
+        [
+            (nothing if one is None else one).expand(part.heads)
+            for one, part in zip(sinks, parts, strict=True)
+        ]
     )
 
 

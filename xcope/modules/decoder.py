@@ -60,7 +60,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     abs_pos_default: bool
     meetings: tuple[seam.Meeting, ...]
     packed: bool
-    _windowed: bool
     _reads_length: bool
     _reads_places: bool
     _needs_all_tokens: bool
@@ -145,12 +144,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 that hides nothing and shows later tokens, which causal attention does not (on a
                 GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
                 angles; masks that are not bool or do not fit; a cache beside what changes as more
-                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
-                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
-                that do not fit, or beside what tells of no documents: places, a cache, memories,
-                cross attention, and flags by which tokens meet elsewhere than in attention or
-                schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
-                ``attn_flash_pack_seq=True`` promised them.
+                tokens follow, as dynamic NTK does; ``cu_seqlens`` that do not fit, or beside what
+                tells of no documents: places, a cache, memories, cross attention, and flags by
+                which tokens meet elsewhere than in attention or schemes follow the length of the
+                row, as dynamic NTK does; no ``cu_seqlens`` where ``attn_flash_pack_seq=True``
+                promised them.
         """
         kwargs = arguments("Decoder", args, kwargs)
         self._check_beside(kwargs)
@@ -180,12 +178,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 kwargs["pos"] = None  # no scheme here reads them
         mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
-        if places.padding is not None and self._windowed:
-            raise FlagError(
-                "seq_start_pos",
-                "seq_start_pos does not go together with attn_max_attend_past where memories or "
-                "prepended embeddings stand before the padding: give each row alone",
-            )
         if places.keys.ndim == 3:
             self._check_places_of_heads(places.keys)
         if self._reads_length:
@@ -243,7 +235,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         """Only what is added to the logits can differ from head to head."""
         heads = seam.self_attentions(self)[0].heads
         parts = [part for a in seam.self_attentions(self) for part in a.attend.parts]
-        turned = any(part.rotation is not None for part in parts)
+        turned = any(part.rotation is not None or part.scale is not None for part in parts)
         if turned or any(part.heads != heads for part in parts) or keys.shape[1] != heads:
             raise FlagError(
                 "pos",
@@ -267,13 +259,13 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             seam.keep_shared(self, module.upstream_name, module)
         self.plan, self.schemes = plan, plan.schemes
         self.register_load_state_dict_post_hook(fill_constants)
-        self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
             r is not None and (r.length_dependent or r.scales) for r in rotations
         )
         biases = [part.bias for a in attentions for part in a.attend.parts]
-        self._reads_places = any(one is not None for one in (*rotations, *biases))
+        scales = [part.scale for a in attentions for part in a.attend.parts]
+        self._reads_places = any(one is not None for one in (*rotations, *biases, *scales))
         self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
         alike = {part.rotation for of_layer in parts for part in of_layer}
@@ -328,12 +320,19 @@ class Builder:
                 part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
             elif one.slot is Slot.ATTEND:
                 part = replace(part, attend=self._build(one, heads), attend_name=one.name)
+            elif one.slot is Slot.MASK:
+                part = replace(part, mask=self._once(one, heads))
+            elif one.slot is Slot.SINK:
+                part = replace(part, sink=self._build(one, heads))
+            elif one.slot is Slot.SCALE:
+                part = replace(part, scale=self._build(one, heads))
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
-            self.shared.append(self._made[one, heads])
+            if one.slot is not Slot.MASK:  # which has no parameters
+                self.shared.append(self._made[one, heads])
         return self._made[one, heads]
 
     def _build(self, one: Scheme, heads: int) -> Any:
@@ -341,7 +340,7 @@ class Builder:
 
 
 def _materialised_by_dropout(part: Part) -> bool:
-    return part.bias is not None or part.attend is not None
+    return part.bias is not None or part.attend is not None or part.sink is not None
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:

@@ -144,12 +144,12 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     switched = _switched(rest, foreign)
     if position is not None:
         _check_switches(position, plan, [*switched, *foreign])
-    for layers, name in switched.values():
-        plan = _with_scheme(plan, name, layers)
+    for flag, asked in switched.items():
+        plan = _with_scheme(plan, flag, asked)
     plan = _with_options(rest, plan)
     _check_foreign(plan, foreign)
-    named = position is not None or bool(plan.schemes) or bool(foreign)
-    return Request(plan, named, rest)
+    told = any(one.slot is None or not one.slot.beside for one in plan.schemes)
+    return Request(plan, position is not None or told or bool(foreign), rest)
 
 
 def _foreign(rest: Mapping[str, Any]) -> list[str]:
@@ -164,33 +164,41 @@ def _on(value: Any) -> bool:
     return any(value) if isinstance(value, tuple) else bool(value)
 
 
-Switched = dict[str, tuple[tuple[bool, ...] | None, str]]
+Switched = dict[str, Scheme | tuple[Scheme | None, ...]]
 
 
 def _switched(rest: dict[str, Any], foreign: Sequence[str]) -> Switched:
-    """Take the switches out of ``rest``: flag → the layers (None for all) and the scheme."""
+    """Take the switches out of ``rest``: flag → the scheme of all layers, or of each."""
     switched: Switched = {}
     for flag, name in switch_flags().items():
         if flag not in rest or (flag == "attn_data_dependent_alibi" and PER_ROW in foreign):
             continue
+        kind = schemes()[name]
+        beside = kind.slot is not None and kind.slot.beside
+        if beside and _on(rest.get("only_cross")):
+            continue  # there is no other attention that has it
         value = rest.pop(flag)
-        layers = None
-        if isinstance(value, tuple) and schemes()[name].slot is Slot.ATTEND:
-            layers = tuple(map(bool, value))
-        elif not isinstance(value, bool):
-            raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
-        if _on(value):
-            switched[flag] = (layers, name)
-    for _, name in [*switched.values()]:
-        for flag in schemes()[name].upstream_implies:
-            switched.pop(flag, None)
+        if isinstance(value, tuple) and (beside or kind.slot is Slot.ATTEND):
+            of_layers = tuple(map(kind.switched, value))
+            if any(of_layers):
+                switched[flag] = of_layers
+            continue
+        asked = kind.switched(value)
+        if asked is not None:
+            switched[flag] = asked
+            if beside and _on(rest.get("cross_attend")):  # where x-transformers has it, too
+                rest.setdefault(f"cross_{flag}", value)
+    for flag in [*switched]:
+        for implied in schemes()[switch_flags()[flag]].upstream_implies:
+            switched.pop(implied, None)
     return switched
 
 
 def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> None:
     names, chosen = switch_flags(), {one.name for one in plan.schemes}
     for flag in switches:
-        if names.get(flag) not in chosen:
+        slot = schemes()[names[flag]].slot if flag in names else None
+        if names.get(flag) not in chosen and not (slot is not None and slot.beside):
             both = listing([*sorted(chosen), names[flag]]) if flag in names and chosen else None
             raise FlagError(
                 flag,
@@ -199,15 +207,25 @@ def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> 
             )
 
 
-def _with_scheme(plan: Plan, name: str, layers: tuple[bool, ...] | None) -> Plan:
-    """The plan with a scheme that a switch turned on, in all layers or in some."""
+def _with_scheme(plan: Plan, flag: str, asked: Scheme | tuple[Scheme | None, ...]) -> Plan:
+    """The plan with a scheme that a switch turned on, in all layers or in some.
+
+    Raises:
+        FlagError: the plan has it with other options.
+    """
+    name = switch_flags()[flag]
     chosen = next((one for one in plan.schemes if one.name == name), None)
-    if chosen is not None and layers is None:
+    of_layers = asked if isinstance(asked, tuple) else (asked,)
+    for one in of_layers:
+        if one is not None and chosen is not None and one.given() and one != chosen:
+            raise FlagError(
+                flag,
+                f"{flag} asks for {one.label()}, but position for {chosen.label()}: drop one",
+            )
+    if chosen is not None and not isinstance(asked, tuple):
         return plan
-    added = single(chosen or scheme(name))
-    if layers is not None:
-        nothing = single().layers[0]
-        added = Plan(tuple(added.layers[0] if on else nothing for on in layers), exact=True)
+    layers = [single() if one is None else single(chosen or one) for one in of_layers]
+    added = Plan(tuple(one.layers[0] for one in layers), exact=isinstance(asked, tuple))
     return combined([plan.without(name), added])
 
 

@@ -27,6 +27,7 @@ class Places:
             within each.
         drawn: whether schemes with ``random_max`` draw theirs at random; not where given.
         padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
+        windows: those that layers have made of the places, by what they are made from.
     """
 
     keys: Tensor
@@ -35,6 +36,7 @@ class Places:
     drawn: bool = False
     padding: Tensor | None = None
     _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def draw(self, random_max: int) -> Tensor:
         """The keys' places at random, for schemes with this option.

@@ -36,11 +36,13 @@ from xcope.positions.base import (
     AddedToInput,
     AttendModule,
     IndexBias,
+    QueryScale,
     Rotation,
+    Sinks,
     fill_constants,
 )
 
-SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule, Sinks, QueryScale)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
@@ -147,6 +149,10 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             if isinstance(module, SCHEME_MODULES)
             for parameter in module.parameters()
         }
+        for module in self.modules():
+            learned = module.head_attn_sink if isinstance(module, seam.SchemeAttend) else None
+            if learned is not None:
+                found[learned] = None
         return list(found)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.inputs import number, require_device, shape
+from xcope.ops.windows import of_tokens
 
 Inputs = TypeVar("Inputs")
 
@@ -92,8 +93,8 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     Args:
         attention: takes inputs of one document.
         inputs: a dataclass with q (1 h n d), k, v, mask, bias and cu_seqlens, which is checked;
-            if it has ``gate_k``, too, (1 hk n d) or None, that is cut as keys are. What else it
-            has, documents have in common.
+            if it has ``gate_k``, too, (1 hk n d) or None, that is cut as keys are; a ``window`` is
+            cut, too. What else it has, documents have in common.
 
     Returns:
         (1 h n dv).
@@ -115,6 +116,8 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
         its: dict[str, Any] = {name: part[at] for name, part in parts.items()}
         its["mask"] = None if mask is None else _of_tokens(mask, tokens)
         its["bias"] = None if given.bias is None else given.bias.of_tokens(tokens)
+        if getattr(given, "window", None) is not None:
+            its["window"] = of_tokens(given.window, tokens)
         outs.append(attention(replace(given, cu_seqlens=None, **its)))
     return torch.cat(outs, dim=2)
 

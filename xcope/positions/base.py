@@ -31,6 +31,17 @@ class Slot(enum.Enum):
     """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
     """the attention operation itself (`AttendModule`)"""
+    MASK = "mask"
+    """which keys a query sees (`KeyLimits`)"""
+    SINK = "sink"
+    """a share of attention that goes to no key (`Sinks`)"""
+    SCALE = "scale"
+    """a factor of the queries by their place (`QueryScale`)"""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it tells of no place itself, and stands beside schemes that do, or alone."""
+        return self in (Slot.MASK, Slot.SINK, Slot.SCALE)
 
 
 class Family(enum.Enum):
@@ -94,7 +105,7 @@ class Scheme(Named, ABC):
     excludes: ClassVar[Mapping[Slot | str, str]] = {}
     """Slot or name of what cannot stand beside it at the same heads → why."""
     upstream_switch: ClassVar[str | None] = None
-    """x-transformers' flag that turns the scheme on, if it has the scheme."""
+    """x-transformers' flag that turns the scheme on, if it has the scheme; see `switched`."""
     upstream_implies: ClassVar[frozenset[str]] = frozenset()
     """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
     upstream_options: ClassVar[Mapping[str, str]] = {}
@@ -118,6 +129,18 @@ class Scheme(Named, ABC):
         if cls.upstream_switch is None:
             return None
         return {cls.upstream_switch: True}, {"use_abs_pos_emb": False}
+
+    @classmethod
+    def switched(cls, value: Any) -> Self | None:
+        """What a value of ``upstream_switch`` asks for; None: nothing.
+
+        Raises:
+            FlagError: it is not of the kind that the flag has.
+        """
+        if not isinstance(value, bool):
+            flag = str(cls.upstream_switch)
+            raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
+        return cls() if value else None
 
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""
@@ -344,6 +367,66 @@ class IndexBias(WithConstants, ABC):
         """
 
 
+class KeyLimits(nn.Module, ABC):
+    """A module of the mask slot: which keys a query sees, by their ranks among those of its row.
+
+    The first key of a row has rank 0; padding before it has none, and keys that stand before all
+    places (learned memories) are seen in any case.
+    """
+
+    @abstractmethod
+    def forward(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries of these ranks, whole numbers (…).
+
+        Returns:
+            How many first keys are seen in any case, and the rank from which on all are, up to the
+            query itself: both (…).
+        """
+
+    def count(self, rank: Tensor) -> Tensor:
+        """How many keys queries of these ranks see, (…)."""
+        first, near = self(rank)
+        return rank + 1 - near + torch.minimum(first, near)
+
+
+class Sinks(nn.Module, ABC):
+    """A module of the sink slot: a logit for each head, of what takes a share and gives no value.
+
+    See `xcope.ops.sinks`. What is learned is a parameter ``head_attn_sink`` (h), which layers of
+    ours hold themselves, where x-transformers has it.
+    """
+
+    learned: bool
+    head_attn_sink: nn.Parameter | None
+
+    @abstractmethod
+    def forward(self, learned: Tensor | None, device: torch.device) -> Tensor:
+        """The logits, (h), of what is learned, (h), if anything is."""
+
+
+class QueryScale(nn.Module, ABC):
+    """A module of the scale slot: a factor of each query, and so of all that it is multiplied with.
+
+    It acts on turned queries: q·k, CoPE's q·e and the gates made of them have it, a bias of the
+    logits has not.
+    """
+
+    upstream_name: str = "attend.length_scale"
+    """Its name in the attention layer's state dict."""
+
+    @abstractmethod
+    def forward(self, pos: Tensor, n: Tensor) -> Tensor:
+        """The factors.
+
+        Args:
+            pos: int64 places of the queries, (i) or (b i).
+            n: how many keys they see, as ``pos``.
+
+        Returns:
+            (h i), (1 i), (b h i) or (b 1 i), at least float32.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttendInputs:
     """What attention of a group of heads gets beside q, k and v.
@@ -357,6 +440,9 @@ class AttendInputs:
         gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
         remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
         heads: int64 (h), which head of the group each head of q is; None: they are in order.
+        window: see `xcope.ops.windows`; modules that do not say ``takes_window`` get it as a mask.
+        sink: (h) logits in the order of q's heads, see `xcope.ops.sinks`, for modules that say
+            ``takes_sink``.
     """
 
     scale: float
@@ -367,6 +453,8 @@ class AttendInputs:
     gate_k: Tensor | None = None
     remembered: Tensor | None = None
     heads: Tensor | None = None
+    window: Tensor | None = None
+    sink: Tensor | None = None
 
     def written_out(self, q: Tensor, j: int) -> AttendInputs:
         """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
@@ -403,10 +491,16 @@ class AttendModule(nn.Module, ABC):
     """Whether `remember` gives something that is cached beside each token's key and value."""
     gives_terms: bool = False
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
+    takes_window: bool = False
+    """Whether `attend` reads ``AttendInputs.window``, and skips what it hides."""
+    takes_sink: bool = False
+    """Whether `attend` reads ``AttendInputs.sink``: set where it is the one by the definition."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.gives_terms = cls.terms is not AttendModule.terms
+        if "takes_sink" not in vars(cls):
+            cls.takes_sink = cls.gives_terms or cls.attend is AttendModule.attend
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another
@@ -488,6 +582,8 @@ class AttendModule(nn.Module, ABC):
                 mask=mask,
                 causal=inputs.causal,
                 cu_seqlens=inputs.cu_seqlens,
+                window=inputs.window,
+                sink=None if inputs.sink is None else inputs.sink[place],
             ),
             added,
         )

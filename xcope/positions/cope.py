@@ -50,6 +50,9 @@ class CoPE(AttendModule):
         backend: of `xcope.ops.cope.cope_attention`.
     """
 
+    takes_window = True
+    takes_sink = True
+
     def __init__(
         self,
         dim: int,
@@ -120,6 +123,8 @@ class CoPE(AttendModule):
             head_mix=head_mix,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 

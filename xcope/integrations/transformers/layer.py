@@ -40,6 +40,8 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    mask_of,
+    sink_of_heads,
     turned,
     with_heads,
 )
@@ -47,6 +49,7 @@ from xcope.modules.decoder import Builder
 from xcope.modules.places import Places, packed_places
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import with_column
 from xcope.positions import AttendInputs, Geometry, Scheme, scheme
 from xcope.positions.cope import CoPE
 
@@ -72,6 +75,9 @@ NOT_RESTORED = (
     "saved one with xcope.integrations.transformers.from_pretrained"
 )
 
+
+SLOTS = ("rotation", "bias", "attend", "mask", "sink", "scale")
+"""Of a `Part`; each is called as the slot that fills it."""
 
 watching: ContextVar[list[dict[str, Any]] | None] = ContextVar("watching", default=None)
 """While a model is looked at (`anatomy`): what its attention modules call with."""
@@ -110,7 +116,7 @@ class LayerPosition(nn.Module):
         parts = Builder(geometry).parts(groups)
         for index, part in enumerate(parts):
             names: dict[str, str] = {}
-            for slot in ("rotation", "bias", "attend"):
+            for slot in SLOTS:
                 module = getattr(part, slot)
                 if module is not None:
                     kind = next(
@@ -128,8 +134,10 @@ class LayerPosition(nn.Module):
                     "which the cache of transformers does not allow: choose 'rotary_yarn' or "
                     "'rotary_ntk'",
                 )
-            self._groups.append((replace(part, rotation=None, bias=None, attend=None), names))
-        self.needs_places = any(part.rotation or part.bias for part in parts)
+            self._groups.append((replace(part, **dict.fromkeys(SLOTS)), names))
+        self.needs_places = any(
+            part.rotation or part.bias or part.mask or part.scale for part in parts
+        )
         self.remembers = any(part.attend is not None and part.attend.remembers for part in parts)
         self.looked_at = False
 
@@ -381,12 +389,22 @@ def _fused(
     parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
 ) -> Tensor:
     """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
+    sinks = _sinks(parts, q.device)
     if len(parts) > 1:
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+        gates: Gates = {None: None, "values": v}
+        return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **settings)
     remembered = None if call.remembered is None else call.remembered[0]
-    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+    gates = {None: None, "values": v}
+    return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
+
+
+def _sinks(parts: Sequence[Part], device: torch.device) -> list[Tensor | None]:
+    """The logits of the sinks of each group of heads."""
+    return [
+        None if part.sink is None else part.sink(part.sink.head_attn_sink, device) for part in parts
+    ]
 
 
 def _written_out(
@@ -408,7 +426,7 @@ def _written_out(
     gates: Gates = {None: None, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
-    seen = visible(q, k, mask, causal)
+    seen = visible(q, k, mask_of(parts, call, mask, i, j), causal)
     queries, logits = [], []
     inputs: list[AttendInputs | None] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
@@ -427,7 +445,8 @@ def _written_out(
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    weights = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    sink = sink_of_heads(parts, _sinks(parts, q.device))
+    weights = with_column(s.masked_fill(~seen, -torch.inf), sink)
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)

@@ -19,7 +19,11 @@ from xcope.ops.compiled.frames import (
     FRACTION,
     INVERSE,
     KEYS,
+    LEAD,
+    LEADING,
     LOW,
+    NEAR,
+    NEAREST,
     START,
     TOP,
     TOTAL,
@@ -28,7 +32,9 @@ from xcope.ops.compiled.frames import (
     M,
     Place,
     call_at,
+    enter_window,
     frame_at,
+    hidden_of,
     line,
     numbers,
     place_of,
@@ -56,7 +62,9 @@ from xcope.ops.compiled.simd import (
     any_of,
     exp,
     lane_numbers,
+    largest,
     load,
+    load_integers,
     multiply,
     spread,
     store,
@@ -80,6 +88,15 @@ def row(
     address: int, of_batch: int, of_head: int, of_token: int, batch: int, head: int, token: int
 ) -> int:
     return address + batch * of_batch + head * of_head + token * of_token
+
+
+@compiled
+def seen_of(place: Place, frame: Frame, first: int, end: int) -> Any:
+    """Of the keys ``first`` … ``end`` − 1 those that a frame's rows see: the first, how many."""
+    number = numbers(frame)
+    if number[LEADING] <= first < number[NEAREST]:
+        first = int(number[NEAREST])
+    return first, min(end, place.seen) - first
 
 
 # -- one block -----------------------------------------------------------------------------------
@@ -162,7 +179,7 @@ def unmix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> N
 
 
 @compiled
-def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
+def hide(call: Any, place: Place, frame: Frame, lines: int, first: int, keys: int) -> None:
     """Set −∞ where a key may not be attended; lanes before query 0 attend to none."""
     infinity = spread(f32(-np.inf))
     if place.query < 0:
@@ -173,6 +190,11 @@ def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
         ahead = place.query + call.j - call.i  # the last key that the first lane sees
         for t in range(max(0, ahead + 1 - first), keys):
             seen = lane_numbers() >= i32(first + t - ahead)
+            store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
+    if call.window:
+        lead, near = load_integers(line(frame, LEAD)), load_integers(line(frame, NEAR))
+        for t in range(min(keys, largest(near) - first)):
+            seen = (lead > i32(first + t)) | (near <= i32(first + t))
             store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
     if call.mask:
         mask = call.mask + place.batch * call.mask_b + place.head * call.mask_h
@@ -199,6 +221,7 @@ def enter_forward(call: Any, place: Place, frame: Frame) -> None:
     store(line(frame, TOTAL), spread(f32(0)))
     for column in range(0, LINE * call.dv, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
     forms.enter(call, place, frame)
     if call.table:
         counts.enter_forward(call, place, frame)
@@ -209,9 +232,9 @@ def attend(
     call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
 ) -> None:  # fmt: skip
     """Bias the block's logits, take their softmax and add the values that they weigh."""
-    hide(call, place, frame.s, first, keys)
+    hide(call, place, frame, frame.s, first, keys)
     if counting and frame.a != frame.s:
-        hide(call, place, frame.a, first, keys)
+        hide(call, place, frame, frame.a, first, keys)
     constant = spread(f32(0))
     if counting:
         top = counts.forward(call, place, frame, keys)
@@ -319,19 +342,26 @@ def forward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         end = place_of(call, task, begin + some - 1, 0).seen
+        hidden = hidden_of(call, scratch, some)
         while end > 0:
+            if hidden[0] < end <= hidden[1]:
+                end = hidden[0]
+                continue
             first = max(0, end - KEYS)
+            if hidden[0] < hidden[1] < end:
+                first = max(first, hidden[1])
             if call.mix:
                 for vector in range(begin, begin + some):
                     forward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
                     if keys > 0:
-                        counting = counts.counting(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, counting)
-                        attend(call, place, frame, first, keys, counting)
+                        counting = counts.counting(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, counting)
+                        attend(call, place, frame, its, keys, counting)
             end = first
         for n in range(rows):
             leave_forward(
@@ -360,6 +390,7 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
     read_line(row_address(call.inverse, call, place), before, line(frame, INVERSE))
     for column in range(0, LINE * call.d, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
     forms.enter(call, place, frame)
     if call.table:
         which = (place.batch * call.h + place.head) * call.i + place.query
@@ -383,9 +414,9 @@ def differentiate(
     multiply(
         frame.ds, LINE, v, call.v_n, 4, frame.dout_beside, LINE, keys, LANES, call.dv, False
     )  # fmt: skip
-    hide(call, place, frame.s, first, keys)
+    hide(call, place, frame, frame.s, first, keys)
     if counting and frame.a != frame.s:
-        hide(call, place, frame.a, first, keys)
+        hide(call, place, frame, frame.a, first, keys)
     if call.table:
         counts.backward(call, place, frame, first, keys, counting)
         return
@@ -493,20 +524,28 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         limit = place_of(call, task, begin + some - 1, 0).seen
-        for first in range(0, limit, KEYS):
+        hidden, first = hidden_of(call, scratch, some), 0
+        while first < limit:
+            if hidden[0] <= first < hidden[1]:
+                first = hidden[1]
+                continue
             end = min(limit, first + KEYS)
+            if first < hidden[0] < hidden[1]:
+                end = min(end, hidden[0])
             if call.mix:
                 for vector in range(begin, begin + some):
                     backward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
                     if keys > 0:
-                        counting = counts.counted(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, counting)
-                        differentiate(call, place, frame, first, keys, counting)
-                        gather_gradients(call, place, frame, first, keys, counting)
+                        counting = counts.counted(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, counting)
+                        differentiate(call, place, frame, its, keys, counting)
+                        gather_gradients(call, place, frame, its, keys, counting)
+            first = end
         for n in range(rows):
             leave_backward(
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)

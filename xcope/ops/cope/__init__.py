@@ -19,6 +19,7 @@ from xcope.ops.inputs import few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, noticed
 from xcope.ops.terms import Terms
 from xcope.ops.transforms import by_definition
+from xcope.ops.windows import narrowed
 
 
 def cope_attention(
@@ -36,6 +37,8 @@ def cope_attention(
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with Contextual Position Encoding (arXiv 2405.18719).
@@ -72,6 +75,11 @@ def cope_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees, and counts, keys of its own document only. On a GPU
             its values are not checked, and backend "tiled" waits for them.
+        window: how many keys a query sees, itself the last of them; or two bounds for each query,
+            int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`. Other keys do not count, and are
+            not looked at.
+        sink: (h), a logit of each head that takes its share of the softmax and leaves no value,
+            see `xcope.ops.sinks`; zeros: softmax plus one.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n (d + p)) memory; so does
             "triton", for CUDA, which hands to "tiled" what its kernels cannot take, and says so;
             "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever they are exact and run.
@@ -100,6 +108,8 @@ def cope_attention(
         head_mix=head_mix,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
     )
     if backend != "auto":
         require_backend(backend, ["auto", *BACKENDS], "CoPE")
@@ -131,10 +141,13 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
         )
     if inputs.cu_seqlens is not None:
         return one_by_one(cope_attention_tiled, inputs)
+    few = few_queries(*inputs.named().values())
+    if few and not torch.compiler.is_compiling():
+        inputs = narrowed(inputs)
     dtype, inputs = inputs.q.dtype, inputs.widened()
     if inputs.head_mix is not None:
         inputs = inputs.with_all_heads()
-    if few_queries(*inputs.named().values()):
+    if few:
         out = cope_attention_few(inputs)
         if noticed(out):
 

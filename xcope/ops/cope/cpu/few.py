@@ -13,6 +13,8 @@ from xcope.ops.biased.reference import dense
 from xcope.ops.cope.cpu.eager import Interpolation
 from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import with_column
+from xcope.ops.windows import masked_within
 
 
 def cope_attention_few(inputs: CopeInputs) -> Tensor:
@@ -24,8 +26,9 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
     b, h, i, d = q.shape
     hk, j = k.shape[1:3]
     seen = None
-    if inputs.mask is not None or (inputs.causal and i > 1):
-        seen = visible(q, k, inputs.mask, inputs.causal).expand(b, h, i, j)
+    mask = masked_within(inputs.mask, inputs.window, j)
+    if mask is not None or (inputs.causal and i > 1):
+        seen = visible(q, k, mask, inputs.causal).expand(b, h, i, j)
 
     scaled = (q * inputs.scale).reshape(b, hk, h // hk * i, d)
     s = (scaled @ k.mT).view(b, h, i, j)
@@ -39,7 +42,7 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
     L = q @ inputs.pos_emb.mT
     if inputs.soft_onehot:  # all positions are weighed, if next to nothing
         s = s + 0 * L.sum(-1, keepdim=True)
-    prob = _biased(s, a, L, inputs.sharpness).softmax(-1)
+    prob = with_column(_biased(s, a, L, inputs.sharpness), inputs.sink)
     if seen is not None:
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])

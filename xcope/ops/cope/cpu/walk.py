@@ -82,6 +82,7 @@ def compiled(inputs: CopeInputs, of_bias: bool = False) -> Call | None:
         scale=inputs.scale,
         causal=inputs.causal,
         mask=inputs.mask,
+        window=inputs.window,
         bias=inputs.bias,
         of_bias=of_bias,
         table=inputs.pos_emb,
@@ -102,6 +103,7 @@ def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
         k=k,
         v=v,
         hidden=hidden,
+        window=inputs.window,
         scale=inputs.scale,
         causal=inputs.causal,
         heads=inputs.q.shape[1],
@@ -157,8 +159,7 @@ def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Save
     q = q * heads.scale
     for tile in reversed(tiles):
         s, _, a = _logits(heads, q, tile)
-        if heads.hidden is not None:
-            heads.mask(tile, s, a)
+        heads.mask(tile, s, a)
         eager.forward(s, a, rows, tile, heads.sharpness)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     inverse = finish(rows)
@@ -230,8 +231,7 @@ def _backward_rows(
         s, raw, a = _logits(heads, scaled, tile)
         if raw is s and a is not s:
             raw = raw.clone()  # what is written into s is not for the mixing's gradient
-        if heads.hidden is not None:
-            heads.mask(tile, s, a)
+        heads.mask(tile, s, a)
         dp = heads.product("dp", heads.v[:, tile.keys], dout)
         eager.backward(s, dp, a, rows, tile, heads.sharpness)
         sums["v"].add(tile, s, dout)
