@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-from xcope import Decoder
+from xcope import AutoregressiveWrapper, Decoder, TransformerWrapper
+from xcope.integrations.transformers import set_position
 from xcope.modules.seam import self_attentions
 from xcope.positions import presets
 
@@ -540,7 +541,8 @@ def test_every_size_acts(name, size, monkeypatch):
     preset = presets()[name](**case.sizes)
     value = getattr(preset, size)
     other = value[::-1] if isinstance(value, tuple) else value * 2
-    other = value + 1 if size in ("every", "window", "chunk", "extent") else other
+    if size in ("every", "window", "chunk", "extent"):
+        other = value - 1 if value > 2 else value + 1
     model = case.model(preset)
     texts = [TEXTS[:1, :n] for n in LENGTHS]
     truth = [logits(model, text) for text in texts]
@@ -551,3 +553,71 @@ def test_every_size_acts(name, size, monkeypatch):
 
 def test_there_is_a_model_for_each_preset():
     assert CASES.keys() == presets().keys()
+
+
+# -- whole models ----------------------------------------------------------------------------------
+
+
+def as_ours(model, position):
+    """A `TransformerWrapper` with the weights of a model that is built as LLaMA is."""
+    layers, text = model.model.layers, model.config
+    decoder = Decoder(
+        dim=HIDDEN,
+        depth=len(layers),
+        heads=HEADS,
+        attn_kv_heads=text.num_key_value_heads,
+        attn_dim_head=HEAD,
+        position=position,
+        use_rmsnorm=True,
+        ff_glu=True,
+        ff_swish=True,
+        ff_no_bias=True,
+        ff_mult=text.intermediate_size / HIDDEN,
+    )
+    ours = TransformerWrapper(num_tokens=TOKENS, max_seq_len=64, attn_layers=decoder)
+    ours.eval().requires_grad_(False)
+    # as in x-transformers, query heads take turns at the key heads
+    order = torch.arange(HEADS).view(text.num_key_value_heads, -1).T.flatten()
+    ours.token_emb.emb.weight.copy_(model.model.embed_tokens.weight)
+    ours.to_logits.weight.copy_(model.lm_head.weight)
+    decoder.final_norm.g.copy_(model.model.norm.weight - 1)  # x-transformers adds the 1
+    blocks = list(decoder.layers)
+    for their, attend, feed in zip(layers, blocks[::2], blocks[1::2], strict=True):
+        attention, (inner, out) = attend[1], (feed[1].ff[0], feed[1].ff[-1])
+        attend[0][0].g.copy_(their.input_layernorm.weight - 1)
+        feed[0][0].g.copy_(their.post_attention_layernorm.weight - 1)
+        q, o = their.self_attn.q_proj.weight, their.self_attn.o_proj.weight
+        attention.to_q.weight.copy_(q.unflatten(0, (HEADS, HEAD))[order].flatten(0, 1))
+        attention.to_k.weight.copy_(their.self_attn.k_proj.weight)
+        attention.to_v.weight.copy_(their.self_attn.v_proj.weight)
+        attention.to_out.weight.copy_(o.unflatten(1, (HEADS, HEAD))[:, order].flatten(1))
+        inner.proj.weight.copy_(torch.cat((their.mlp.up_proj.weight, their.mlp.gate_proj.weight)))
+        inner.proj.bias.zero_()
+        out.weight.copy_(their.mlp.down_proj.weight)
+    return ours
+
+
+@pytest.mark.parametrize("name", ["smollm3", "llama3", "mistral", "ministral3"])
+def test_a_whole_model_has_the_logits_of_transformers_and_goes_on_alike(name):
+    case = CASES[name]
+    # x-transformers' norms add nothing to their divisor
+    model = case.model(presets()[name](**case.sizes), rms_norm_eps=1e-12)
+    ours = as_ours(model, {"preset": name, **case.sizes})
+    starts = torch.tensor([24 - n for n in LENGTHS])
+    rows = torch.stack([F.pad(TEXTS[row, :n], (24 - n, 0)) for row, n in enumerate(LENGTHS)])
+    together = ours(rows, seq_start_pos=starts)
+    for row, n in enumerate(LENGTHS):
+        truth = logits(model, TEXTS[[row], :n])[0]
+        torch.testing.assert_close(together[row, -n:], truth, atol=1e-4, rtol=1e-4)
+    theirs = model.generate(TEXTS[:1], max_new_tokens=8, do_sample=False, eos_token_id=-1)
+    own = AutoregressiveWrapper(ours).generate(TEXTS[:1], 8, temperature=0.0)
+    assert own.tolist() == theirs[:, 24:].tolist()  # each beside a cache of its own
+
+
+def test_a_model_of_transformers_takes_a_preset():
+    case = CASES["smollm3"]
+    truth = logits(case.model(presets()["smollm3"](**case.sizes)), TEXTS)
+    turning_everywhere = case.model(presets()["smollm3"](**case.sizes), no_rope_layers=[1] * 4)
+    assert (logits(turning_everywhere, TEXTS) - truth).abs().max() > 0.1
+    set_position(turning_everywhere, {"preset": "smollm3", **case.sizes})
+    torch.testing.assert_close(logits(turning_everywhere, TEXTS), truth, atol=1e-4, rtol=1e-4)

@@ -32,8 +32,12 @@ class Preset(Named, ABC):
     """Who released it, the year, and where it is described."""
 
     def __post_init__(self) -> None:
-        """See `Named.check_types`."""
+        """See `Named.check_types`; and sizes are above 0."""
         self.check_types()
+        for option in self.options():
+            value = getattr(self, option)
+            above = not isinstance(value, int | float) or value > 0
+            self.require(above, option, "it must be above 0")
 
     @classmethod
     def flag(cls, option: str) -> str:
@@ -102,12 +106,7 @@ class _Interleaved(Preset):
     every: int
 
     def layers(self, most: Any, last: Any) -> dict[str, Any]:
-        """``every`` − 1 times the one, then the other.
-
-        Raises:
-            FlagError: ``every`` below 1.
-        """
-        self.require(self.every >= 1, "every", "1 or more")
+        """``every`` − 1 times the one, then the other."""
         return {"layers": [most] * (self.every - 1) + [last]}
 
 
