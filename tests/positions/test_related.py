@@ -344,6 +344,12 @@ def _():
     return same({"name": "xpos", "scale_base": 1e9}, "rotary")
 
 
+@related("Rotations and tables by distance do not see where a text begins.")
+def _():
+    for name in ("rotary", "pope", "alibi", "t5", "kerple", "sandwich", "dynamic"):
+        yield read(layer(name), pos=torch.arange(N) + 100), read(layer(name))
+
+
 # -- input -----------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def _with_paths(tree: Node) -> Any:
     kinds = path_keys(named.value if named and isinstance(named.value, str) else None)
     for path, kind in [*kinds.items()]:
         kinds["sweep", ".".join(path)] = kind
-    for path, kind in kinds.items():
+    for path, kind in [*kinds.items(), *_paths_of_swept_tasks(tree)]:
         node = tree.get(*path)
         if node is not None:
             inner = plain
@@ -66,6 +66,16 @@ def _with_paths(tree: Node) -> Any:
                 inner = inner[key]
             inner[path[-1]] = _located_paths(node, kind, path)
     return plain
+
+
+def _paths_of_swept_tasks(tree: Node) -> Iterator[tuple[Any, files.IsPath]]:
+    """The options of ``sweep: {task: [{name: text, …}]}`` that are paths, and where they stand."""
+    swept = tree.get("sweep", "task")
+    for index, one in enumerate(swept.value if swept and isinstance(swept.value, list) else ()):
+        name = one.get("name")
+        for path, kind in path_keys(name.value).items() if name else ():
+            if path[0] == "task":
+                yield ("sweep", "task", index, path[1]), kind
 
 
 def _located_paths(node: Node, kind: files.IsPath, path: Path) -> Any:

@@ -73,7 +73,8 @@ class Run:
         """The task with what is swept of it: ``counting``, ``counting(variables=3)``."""
         swept = {k: v for k, v in self.swept.items() if k.startswith("task.") and k != "task.name"}
         options = [_short(key, value) for key, value in swept.items()]
-        return self.config.task.name + (f"({', '.join(options)})" if options else "")
+        whole = self.swept.get("task", self.config.task.name)
+        return whole + (f"({', '.join(options)})" if options else "")
 
     @property
     def others(self) -> dict[str, str]:
