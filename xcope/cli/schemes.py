@@ -54,7 +54,10 @@ def groups(known: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {family: [] for family in known["families"]}
     for name, one in known["schemes"].items():
         found[one["family"]].append((name, one["paper"], one["title"]))
-    presets = [(name, one["source"], one["title"]) for name, one in known["presets"].items()]
+    presets = [
+        (name, one["source"].partition(",")[0], one["title"])
+        for name, one in known["presets"].items()
+    ]
     told = {family: rows for family, rows in found.items() if rows}
     return told | {"presets of released models: {preset: NAME}": presets}
 
