@@ -73,7 +73,8 @@ def _paths_of_swept_tasks(tree: Node) -> Iterator[tuple[Any, files.IsPath]]:
     swept = tree.get("sweep", "task")
     for index, one in enumerate(swept.value if swept and isinstance(swept.value, list) else ()):
         name = one.get("name")
-        for path, kind in path_keys(name.value).items() if name else ():
+        kinds = path_keys(name.value) if name and isinstance(name.value, str) else {}
+        for path, kind in kinds.items():
             if path[0] == "task":
                 yield ("sweep", "task", index, path[1]), kind
 

@@ -86,7 +86,7 @@ def preset(name: object, options: Mapping[str, Any], schemes: Collection[str]) -
 # -- what the models below are made of ------------------------------------------------------------
 
 
-def _rotary(name: str = "rotary", layout: str = "half_split", **options: Any) -> dict[str, Any]:
+def _rotary(name: str = "rotary", layout: str = "half_split", /, **options: Any) -> dict[str, Any]:
     """A rotary scheme that turns the whole head, by default in halves as LLaMA's checkpoints."""
     return {"name": name, "dim": "whole", "layout": layout, **options}
 
@@ -279,7 +279,7 @@ class CommandA(_Interleaved):
 
     def position(self) -> Any:
         """See `Preset`."""
-        turned = _rotary(layout="interleaved", base=self.base)
+        turned = _rotary("rotary", "interleaved", base=self.base)
         return self.layers([turned, _window(self.window)], "none")
 
 
@@ -577,4 +577,4 @@ class GptJ(Preset):
 
     def position(self) -> Any:
         """See `Preset`."""
-        return _rotary(layout="interleaved", base=self.base, dim=self.share)
+        return _rotary("rotary", "interleaved", base=self.base, dim=self.share)
