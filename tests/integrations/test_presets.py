@@ -455,7 +455,7 @@ class Ours:
             table.pos_emb = nn.Parameter(their.rel_logits_proj.proj.T)
             r = their.r_proj.weight.unflatten(0, (own.heads, -1))[self.order].flatten(0, 1)
             table.to_r.weight = nn.Parameter(r @ pick)
-            table.to_r.bias.zero_()
+            table.to_r.bias = nn.Parameter(torch.zeros_like(table.to_r.bias))
 
 
 def attention_by_ours(module, query, key, value, mask, scaling=None, **kwargs):
