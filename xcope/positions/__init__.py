@@ -18,8 +18,8 @@ from xcope.positions.base import (
     draw_places_of_documents,
 )
 from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
-from xcope.positions.presets import Preset, presets
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.positions.released import Preset, presets
 from xcope.registry import discover
 
 discover(__name__, __path__)

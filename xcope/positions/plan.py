@@ -7,7 +7,7 @@ rotary                                   a scheme
 [rotary, none]                           the same: ``none`` beside another can mean nothing else
 {heads: [cope, rotary]}                  head by head: equal groups of each layer's heads
 [absolute, {layers: [cope, {heads: [rotary, alibi]}]}]
-{preset: gemma3, window: 64}             what a released model has (`xcope.positions.presets`)
+{preset: gemma3, window: 64}             what a released model has (`xcope.positions.released`)
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.positions.base import Scheme, Slot
-from xcope.positions.presets import Preset, preset
 from xcope.positions.registry import scheme, schemes
+from xcope.positions.released import Preset, preset
 
 Position: TypeAlias = str | Mapping[str, Any] | Scheme | Sequence[Any]
 """What ``position`` may be."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from xcope.plugins import load_installed
 from xcope.positions.base import Family, Scheme
-from xcope.positions.presets import Preset, presets
+from xcope.positions.released import Preset, presets
 from xcope.registry import add, make
 
 S = TypeVar("S", bound=type[Scheme])
