@@ -85,8 +85,9 @@ class Named:
     def require(self, ok: bool, option: str, allowed: str) -> None:
         """Raise an error that names the option's flag unless ``ok``."""
         if not ok:
-            flag, value = self.flag(option), getattr(self, option)
-            raise FlagError(flag, f"{flag}={value!r} is not allowed: {allowed}")
+            flag, value = self.flag(option), repr(getattr(self, option))
+            value = value if len(value) <= 80 else f"{value[:40]}…{value[-9:]}"
+            raise FlagError(flag, f"{flag}={value} is not allowed: {allowed}")
 
 
 N = TypeVar("N", bound=Named)

@@ -100,7 +100,7 @@ class _Interleaved(Preset):
     """Layers of two kinds.
 
     Args:
-        every: each so many layers the last one is of the other kind.
+        every: layers of a period, the last of which is of the other kind.
     """
 
     every: int
