@@ -17,6 +17,9 @@ TIME_LIMITS = {
     "kerple": 2.0,
     "fire": 3.0,
     "dynamic": 3.0,
+    "window": 0.4,
+    "sink": 1.3,
+    "length_scale": 1.3,
 }
 """Scheme → limit of its time over plain attention's; others have none."""
 

@@ -17,7 +17,7 @@ from benchmarks.measure import Work, peak_memory
 from xcope.config.compose import LIBRARY, compose
 from xcope.config.errors import ConfigError
 from xcope.modules import Decoder, TransformerWrapper
-from xcope.modules.attention import LayerCall, Part, attend_groups
+from xcope.modules.attention import LayerCall, Part, attend_groups, own_sinks
 from xcope.modules.decoder import Builder
 from xcope.modules.places import Places
 from xcope.modules.seam import UpstreamDecoder, UpstreamTransformerWrapper
@@ -140,7 +140,10 @@ class Layer:
         q, k, v = self.qkv
         gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
         scale = DIM_HEAD**-0.5
-        return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
+        sinks = own_sinks(self.parts, q.device)
+        return attend_groups(
+            self.parts, call, q, k, v, gates, mask=None, sinks=sinks, scale=scale, causal=True
+        )
 
 
 def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
@@ -158,7 +161,7 @@ def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
 
 def _modules(parts: list[Part]) -> Iterator[nn.Module]:
     for part in parts:
-        for module in (part.rotation, part.bias, part.attend):
+        for module in (part.rotation, part.bias, part.attend, part.sink, part.scale):
             if module is not None:
                 yield module
 

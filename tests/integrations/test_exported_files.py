@@ -22,6 +22,7 @@ from xcope.training import RunError, load_run, train
 LACKED = {
     "fire": "nothing like FireBias, of position 'fire': it has 'absolute'",
     "kerple": "nothing like KerpleBias",
+    "length_scale": "nothing like a scale of queries",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
@@ -50,6 +51,7 @@ POSITIONS = {
     "both": {"position": ["absolute", "t5"]},
     "memories": {"position": "rotary", "use_abs_pos_emb": True, "max_seq_len": 80},
     "normed": {"position": "absolute", "l2norm_embed": True},
+    "some windows": {"position": ["rotary", {"layers": [{"name": "window", "size": 4}, "sink"]}]},
     "log": {"position": {"name": "dynamic", "log_distance": True, "norm": True, "depth": 3}},
 }
 REFUSED = {
@@ -62,6 +64,9 @@ REFUSED = {
     "values": ({"name": "cope", "val_gates": True}, "cope_val_gates=True is not known"),
     "per head": ({"name": "cope", "per_head": True}, "cope_per_head=True is not known"),
     "half": ({"name": "rotary", "layout": "half_split"}, "rotary's layout 'half_split'"),
+    "first keys": ({"name": "window", "sinks": 4}, "a window with first keys"),
+    "chunks": ({"name": "window", "chunked": True}, "or in chunks"),
+    "plus one": ({"name": "sink", "learned": False}, "a sink that is not learned"),
 }
 
 

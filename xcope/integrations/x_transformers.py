@@ -346,7 +346,8 @@ def _window_given_back(part: Part, layers: Any) -> int | None:
         FlagError: the layer has a window, a sink or a scale that x-transformers has not.
     """
     window, lacking = part.mask, ""
-    if window is not None and (window.sinks or window.chunked):
+    plain = isinstance(window, WindowLimits) and not (window.sinks or window.chunked)
+    if window is not None and not plain:
         lacking = "a window with first keys, or in chunks"
     elif part.sink is not None and not part.sink.learned:
         lacking = "a sink that is not learned"
@@ -356,7 +357,7 @@ def _window_given_back(part: Part, layers: Any) -> int | None:
         raise FlagError(
             "position", f"x-transformers has nothing like {lacking}: {layers.plan.label()}"
         )
-    return None if window is None else window.size - 1
+    return window.size - 1 if isinstance(window, WindowLimits) else None
 
 
 def _geometry(layers: Any) -> Geometry:

@@ -98,10 +98,12 @@ class LayerCall:
 
         Layers share it.
         """
-        known = self.places.windows
-        if (limits, i, j) not in known:
-            known[limits, i, j] = _window(self.places, limits, i, j, mask, self.q_places)
-        return known[limits, i, j]
+        known, key = self.places.windows, (limits, i, j)
+        if torch.compiler.is_compiling():  # sizes are no keys there
+            return _window(self.places, limits, i, j, mask, self.q_places)
+        if key not in known:
+            known[key] = _window(self.places, limits, i, j, mask, self.q_places)
+        return known[key]
 
     def without(self, hidden: tuple[int, int], free: int) -> LayerCall:
         """The call without the keys of a `windows.gap`; ``free`` keys come before the places."""
@@ -447,6 +449,13 @@ def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | 
         ],
         dim=-3,
     )
+
+
+def own_sinks(parts: Sequence[Part], device: torch.device) -> list[Tensor | None]:
+    """The logits of the sinks of each group of heads, (h), where these hold what they learn."""
+    return [
+        None if part.sink is None else part.sink(part.sink.head_attn_sink, device) for part in parts
+    ]
 
 
 def sink_of_heads(parts: Sequence[Part], sinks: Sequence[Tensor | None]) -> Tensor | None:

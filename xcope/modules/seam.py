@@ -1336,10 +1336,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
 def _take_sinks(attend: SchemeAttend) -> None:
     """Let the layer hold what its groups' sinks learn, as x-transformers' layers do."""
     sinks = [part.sink for part in attend.parts if part.sink is not None]
-    learned = [one.head_attn_sink for one in sinks if one.head_attn_sink is not None]
+    learned = [one.head_attn_sink.detach() for one in sinks if one.head_attn_sink is not None]
     if learned and attend._parameters.get("head_attn_sink") is None:
-        vars(attend).pop("head_attn_sink", None)
-        attend._parameters["head_attn_sink"] = nn.Parameter(torch.cat(learned).detach())
+        _drop(attend, ["head_attn_sink"])
+        attend._parameters["head_attn_sink"] = nn.Parameter(torch.cat(learned))
     for one in sinks:
         one.head_attn_sink = None
     attend.head_learned_sink = bool(sinks)

@@ -13,6 +13,8 @@ Xiao et al., arXiv 2309.17453 (softmax plus one); OpenAI, gpt-oss (learned for e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,8 +52,9 @@ def sunk(saved: tuple[Tensor, ...], sink: Tensor | None) -> tuple[Tensor, ...]:
     )
 
 
-def gradient(dout: Tensor, out: Tensor, m: Tensor, inverse: Tensor, sink: Tensor) -> Tensor:
+def gradient(dout: Tensor, saved: Sequence[Tensor], sink: Tensor) -> Tensor:
     """dsink (h), from what `sunk` gave."""
+    out, m, inverse, *_ = saved
     weight = torch.where(inverse > 0, (sink[:, None] - m).exp() * inverse, 0.0)
     return -(weight * (dout * out).sum(-1)).sum((0, 2))
 

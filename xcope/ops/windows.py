@@ -59,7 +59,7 @@ def checked(window: Tensor | int | None, q: Tensor, k: Tensor) -> Tensor | None:
 def within(window: Tensor, keys: slice) -> Tensor:
     """Which of these keys each query sees: bool (1 1 i K) or (b 1 i K)."""
     key = torch.arange(keys.start, keys.stop, device=window.device, dtype=window.dtype)
-    first, near = window[:, None, :, :, None].unbind(2)
+    first, near = window[:, None, 0, :, None], window[:, None, 1, :, None]
     return (key < first) | (key >= near)
 
 
@@ -75,7 +75,8 @@ def masked_within(mask: Tensor | None, window: Tensor | None, j: int) -> Tensor 
 
 def of_tokens(window: Tensor, tokens: slice) -> Tensor:
     """The window among these of i = j tokens."""
-    return (window[..., tokens] - tokens.start).clamp(min=0)
+    its: Tensor = window[..., tokens] - tokens.start
+    return its.clamp(min=0)
 
 
 def gap(window: Tensor, j: int) -> tuple[int, int]:

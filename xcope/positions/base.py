@@ -386,7 +386,8 @@ class KeyLimits(nn.Module, ABC):
     def count(self, rank: Tensor) -> Tensor:
         """How many keys queries of these ranks see, (…)."""
         first, near = self(rank)
-        return rank + 1 - near + torch.minimum(first, near)
+        seen: Tensor = rank + 1 - near + torch.minimum(first, near)
+        return seen
 
 
 class Sinks(nn.Module, ABC):

@@ -78,7 +78,7 @@ class LengthScale(Scheme):
     Args:
         kind: ssmax, log_n, llama4 or ministral3, see the formulas.
         init: where s of ssmax begins; with 0.168 the mean of s · log n over 1024 places is 1.
-        trained_len: of log_n: the length up to which nothing is scaled; it needs one.
+        trained_len: of log_n, which needs one: the length up to which nothing is scaled.
         every: of llama4 and ministral3: after how many places the factor grows (Llama 4's
             ``floor_scale``).
         rate: of these: how much (Llama 4's ``attn_scale``, Ministral's ``llama_4_scaling_beta``).
@@ -104,9 +104,9 @@ class LengthScale(Scheme):
         self.require(math.isfinite(self.init), "init", "a finite number")
         length = self.trained_len
         self.require(
-            length is None if self.kind != "log_n" else length is not None and length >= 2,
+            self.kind != "log_n" if length is None else length >= 2,
             "trained_len",
-            "kind log_n needs the training length, 2 or more; the others take none",
+            "2 or more; kind log_n needs it",
         )
         self.require(self.every >= 1, "every", "1 or more")
         self.require(self.rate >= 0, "rate", "0 or more")

@@ -120,7 +120,7 @@ def test_gradients_reach_s_of_each_head():
     [
         ({"kind": "log"}, "length_scale_kind"),
         ({"kind": "log_n"}, "length_scale_trained_len"),
-        ({"trained_len": 512}, "length_scale_trained_len"),
+        ({"trained_len": 1}, "length_scale_trained_len"),
         ({"every": 0}, "length_scale_every"),
         ({"rate": -0.1}, "length_scale_rate"),
     ],

@@ -41,6 +41,7 @@ from xcope.modules.attention import (
     attend_groups,
     bias_of,
     mask_of,
+    own_sinks,
     sink_of_heads,
     turned,
     with_heads,
@@ -134,7 +135,8 @@ class LayerPosition(nn.Module):
                     "which the cache of transformers does not allow: choose 'rotary_yarn' or "
                     "'rotary_ntk'",
                 )
-            self._groups.append((replace(part, **dict.fromkeys(SLOTS)), names))
+            nothing: dict[str, Any] = dict.fromkeys(SLOTS)
+            self._groups.append((replace(part, **nothing), names))
         self.needs_places = any(
             part.rotation or part.bias or part.mask or part.scale for part in parts
         )
@@ -389,7 +391,7 @@ def _fused(
     parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
 ) -> Tensor:
     """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
-    sinks = _sinks(parts, q.device)
+    sinks = own_sinks(parts, q.device)
     if len(parts) > 1:
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
@@ -398,13 +400,6 @@ def _fused(
     remembered = None if call.remembered is None else call.remembered[0]
     gates = {None: None, "values": v}
     return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
-
-
-def _sinks(parts: Sequence[Part], device: torch.device) -> list[Tensor | None]:
-    """The logits of the sinks of each group of heads."""
-    return [
-        None if part.sink is None else part.sink(part.sink.head_attn_sink, device) for part in parts
-    ]
 
 
 def _written_out(
@@ -445,7 +440,7 @@ def _written_out(
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    sink = sink_of_heads(parts, _sinks(parts, q.device))
+    sink = sink_of_heads(parts, own_sinks(parts, q.device))
     weights = with_column(s.masked_fill(~seen, -torch.inf), sink)
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:

@@ -95,7 +95,7 @@ def biased_tiled_backward(
         its = inputs.with_named(given)
         grads = walk.backward(dout, walk.Saved(*saved), its, of_vectors)
         if its.sink is not None:
-            grads["sink"] = gradient_of_sink(dout, *saved, its.sink)
+            grads["sink"] = gradient_of_sink(dout, saved, its.sink)
         return grads
 
     waits = q.device.type != "cpu"  # if numbers are looked at

@@ -68,7 +68,7 @@ class CopeInputs:
     @classmethod
     def checked(
         cls, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, gate_k: Tensor | None,
-        mask: Tensor | None, window: Tensor | int | None, **others: Any,
+        mask: Tensor | None, window: Tensor | int | None = None, **others: Any,
     ) -> CopeInputs:  # fmt: skip
         """Of a user's call, in autocast's dtype where that is on.
 

@@ -157,7 +157,7 @@ def _backward_in_tiles(
     def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
         grads = walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
         if inputs.sink is not None:
-            grads["sink"] = gradient_of_sink(dout, *saved[:3], given["sink"])
+            grads["sink"] = gradient_of_sink(dout, saved, given["sink"])
         return grads
 
     if all_finite(kept.inverse, *_swallowed(inputs)):

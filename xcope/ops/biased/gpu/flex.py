@@ -148,7 +148,7 @@ def attention_of(kind: Kind) -> Attention:
             return found  # type: ignore[no-any-return]
         out: Tensor = found[0]
         lse = getattr(found[1], "lse", found[1])
-        share = (lse - sink.to(lse.dtype)[:, None]).sigmoid()
+        share: Tensor = (lse - sink.to(lse.dtype)[:, None]).sigmoid()
         return (out * share[..., None]).to(out.dtype)
 
     return attention
