@@ -361,14 +361,10 @@ def _check_layers(plan: Plan, attentions: int) -> None:
             "self-attention layers",
         )
     if asked > attentions:
-        shorter = "shorten it, or raise depth"
-        if plan.preset is not None:  # of layers of two kinds, as `Preset`s of several are
-            name = plan.preset.name
-            shorter = f"raise depth, or write {{preset: {name}, every: {attentions}}}"
         raise FlagError(
             "position",
             f"position has {asked} layers, but there are {attentions} self-attention layers: "
-            + shorter,
+            f"{plan.to_shorten(attentions)}, or raise depth",
         )
 
 

@@ -95,6 +95,12 @@ class Plan:
         layers = [_listed("heads", [_label(group) for group in layer]) for layer in self.layers]
         return _listed("layers", layers)
 
+    def to_shorten(self, layers: int) -> str:
+        """What to do where there are fewer layers than these: of an error."""
+        if self.preset is None:
+            return "shorten it"
+        return f"write {{preset: {self.preset.name}, every: {layers}}}"
+
 
 def _label(group: Group) -> str:
     return "+".join(one.label() for one in group) or "none"
