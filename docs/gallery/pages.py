@@ -10,13 +10,14 @@ from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import by_hand, read
 from gallery.together import together
 from xcope.config.yaml_tree import write_text
-from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
+from xcope.describe import before_args, flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
-from xcope.positions import Scheme, Slot
+from xcope.positions import Family, Scheme, Slot, presets
 
 UP = "../.."
 """From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
+PRESET_TESTS = "tests/integrations/test_presets.py"
 COSTS = Path("results/schemes-cpu/schemes.csv")
 MEASURED = {
     "time_over_sdpa": "time over attention without positions (SDPA)",
@@ -117,14 +118,16 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
             described(type(one)),
             f"![{one.title}: what it does to attention]({one.name}.png)",
             *caption(one),
-            f"Where it enters: {where(one)}. In short: `{one.formula}`. "
+            f"Family: {one.family.value}. Where it enters: {where(one)}. In short: "
+            f"`{one.formula}`. "
             f"Paper: {linked(one.paper)}.",
             *_switching(one),
             *_options(one),
             *_cost(costs),
             *_together(one, examples),
             *_held(one),
-            f"[All schemes](README.md) · [source]({UP}/xcope/positions/{one.name}.py) · "
+            "[All schemes](README.md) · [how they are related](../related.md) · "
+            f"[source]({UP}/xcope/positions/{one.name}.py) · "
             f"[YAML]({UP}/configs/schemes/{one.name}.yaml)",
         ]
     )
@@ -132,23 +135,21 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
 
 def index_page(examples: Sequence[Scheme]) -> str:
     """The Markdown of ``README.md``."""
-    rows = [
-        (
-            f"[`{one.name}`]({one.name}.md)",
-            one.title,
-            where(one),
-            code(one.formula),
-            linked(one.paper),
-        )
-        for one in examples
-    ]
     return page(
         [
             "# Positional schemes",
             "Each is one file under [xcope/positions](../../xcope/positions) and one under "
             "[configs/schemes](../../configs/schemes). `python scripts/gallery.py` writes these "
-            "pages and pictures.",
-            table(("name", "title", "where it enters", "formula", "paper"), rows),
+            "pages and pictures. [Which of these are related](../related.md) tells how one becomes "
+            "another.",
+            *(block for family in Family for block in _family(family, examples)),
+            "## Presets of released models",
+            "The positional part of a model, said with the schemes above: `position: {preset: "
+            "gemma3}`, and `{preset: gemma3, window: 64}` where a small model needs another size. "
+            "`xcope config` and `xcope schemes gemma3` print what it stands for, layer by layer. "
+            f"Each gives the logits of transformers' model with its weights, in [{PRESET_TESTS}]"
+            f"({UP}/{PRESET_TESTS}).",
+            table(("preset", "model", "what it is", "sizes", "source"), _presets()),
             "## What each does to attention",
             "Biases and rotations against the distance of query and key, vectors of the input by "
             "their likeness, attention itself on a sentence; heads from dark to light. The page of "
@@ -158,6 +159,36 @@ def index_page(examples: Sequence[Scheme]) -> str:
             *together(examples),
         ]
     )
+
+
+def _family(family: Family, examples: Sequence[Scheme]) -> Iterator[str]:
+    """The heading and the table of a family's schemes, if it has any."""
+    rows = [
+        (
+            f"[`{one.name}`]({one.name}.md)",
+            one.title,
+            where(one),
+            code(one.formula),
+            linked(one.paper),
+        )
+        for one in examples
+        if one.family is family
+    ]
+    if rows:
+        yield f"## {family.value.capitalize()}"
+        yield table(("name", "title", "where it enters", "formula", "paper"), rows)
+
+
+def _presets() -> Iterator[tuple[str, ...]]:
+    """A row for each preset."""
+    for name, kind in presets().items():
+        sizes = ", ".join(
+            f"{option} {field.default:,.12g}"
+            for option, field in kind.options().items()
+            if isinstance(field.default, int | float)
+        )
+        what = before_args(kind).replace("``", "`")
+        yield code(name), kind.title, what, sizes or "–", linked(kind.source)
 
 
 def caption(one: Scheme) -> Iterator[str]:

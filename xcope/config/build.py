@@ -130,7 +130,7 @@ def _checked_flags(config: ModelConfig) -> dict[str, Any]:
     _check_said_once(config)
     for entry in entries(config.position):
         for option, value in entry.items():
-            _check_size(f"{entry.get('name')}_{option}", value)
+            _check_size(f"{entry.get('preset', entry.get('name'))}_{option}", value)
     return flags
 
 

@@ -435,7 +435,7 @@ def _check_layers(plan: Plan, attentions: int) -> None:
         raise FlagError(
             "position",
             f"position has {asked} layers, but there are {attentions} self-attention layers: "
-            "shorten it, or raise depth",
+            f"{plan.to_shorten(attentions)}, or raise depth",
         )
 
 

@@ -5,6 +5,7 @@ from xcope.positions.base import (
     AttendInputs,
     AttendModule,
     Draw,
+    Family,
     Geometry,
     IndexBias,
     IndexedScheme,
@@ -26,6 +27,7 @@ from xcope.positions.plan import (
     started,
 )
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.positions.released import Preset, presets
 from xcope.registry import discover
 
 discover(__name__, __path__)
@@ -35,12 +37,14 @@ __all__ = [
     "AttendInputs",
     "AttendModule",
     "Draw",
+    "Family",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
     "KeyLimits",
     "Plan",
     "Position",
+    "Preset",
     "QueryScale",
     "Rotation",
     "Scheme",
@@ -51,6 +55,7 @@ __all__ = [
     "combined",
     "entries",
     "parse",
+    "presets",
     "register",
     "scheme",
     "schemes",

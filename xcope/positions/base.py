@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.terms import Terms
-from xcope.registry import Named, hints, is_a
+from xcope.registry import Named
 
 
 class Slot(enum.Enum):
@@ -44,6 +43,26 @@ class Slot(enum.Enum):
     def beside(self) -> bool:
         """Whether it tells of no place itself, and stands beside schemes that do, or alone."""
         return self in (Slot.MASK, Slot.SINK, Slot.SCALE)
+
+
+class Family(enum.Enum):
+    """Where what a scheme does comes from: how tables of schemes are grouped, in this order."""
+
+    FIXED = "fixed"
+    LEARNED = "learned, by place or distance"
+    CONTENT = "by content"
+    ROTATION = "rotations"
+    OPTION = "options beside any scheme"
+
+    @classmethod
+    def of(cls, slot: Slot) -> Family:
+        """What a scheme of a slot mostly is."""
+        return {
+            Slot.INPUT: cls.LEARNED,
+            Slot.ROTATION: cls.ROTATION,
+            Slot.BIAS: cls.LEARNED,
+            Slot.ATTEND: cls.CONTENT,
+        }.get(slot, cls.OPTION)
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,8 @@ class Scheme(Named, ABC):
     """its name for people"""
     slot: ClassVar[Slot | None]
     """None: nothing is built (``none``), or the scheme is a pair of others (see `parts`)."""
+    family: ClassVar[Family] = Family.FIXED
+    """A class that fills a slot and does not say it is what its slot mostly is (`Family.of`)."""
     paper: ClassVar[str]
     formula: ClassVar[str]
     oracle: ClassVar[str]
@@ -96,23 +117,15 @@ class Scheme(Named, ABC):
     upstream_kwargs: ClassVar[str | None] = None
     """x-transformers' flag whose value is a mapping of options, if it has one."""
 
-    def __post_init__(self) -> None:
-        """Refuse values of the wrong type; lists, as YAML has them, become tuples.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if own.get("slot") is not None and "family" not in own:
+            cls.family = Family.of(own["slot"])
 
-        Raises:
-            FlagError: names the flag and the type.
-        """
-        for option in self.options():
-            value = getattr(self, option)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, option, value)
-            hint = hints(type(self))[option]
-            if not is_a(value, hint):
-                flag = self.flag(option)
-                plain = typing.get_origin(hint) is None
-                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
-                raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
+    def __post_init__(self) -> None:
+        """See `Named.check_types`."""
+        self.check_types()
 
     @classmethod
     def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -155,19 +168,6 @@ class Scheme(Named, ABC):
     def flag(cls, option: str) -> str:
         """``cope_max_pos``: the keyword flag of an option."""
         return f"{cls.name}_{option}"
-
-    def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {
-            name: getattr(self, name)
-            for name, field in self.options().items()
-            if getattr(self, name) != field.default
-        }
-
-    def label(self) -> str:
-        """``cope``, or ``cope(max_pos=64)`` where options differ from their defaults."""
-        given = ", ".join(f"{name}={value}" for name, value in self.given().items())
-        return f"{self.name}({given})" if given else self.name
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def set_position(
     if len(plan.layers) > len(names):
         raise FlagError(
             "position",
-            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: shorten it",
+            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: "
+            f"{plan.to_shorten(len(names))}",
         )
     settings = dict(record["layers"])
     for index, name in enumerate(names):
