@@ -130,7 +130,8 @@ class CarriedScheme(Scheme):
         """See `Scheme`."""
         super().__post_init__()
         excluded: dict[Slot | str, str] = {
-            "pope": "PoPE's queries are twice as wide as a head, and tokens act on its own channels"
+            "pope": "PoPE's queries are twice as wide as a head, and tokens act on its own channels",
+            Slot.SINK: "their attention keeps no sum that a sink could have its share of",
         }
         if self.forget:
             excluded[Slot.BIAS] = "what is forgotten is itself a bias of the logits"
