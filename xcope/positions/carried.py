@@ -130,7 +130,7 @@ class CarriedScheme(Scheme):
         """See `Scheme`."""
         super().__post_init__()
         excluded: dict[Slot | str, str] = {
-            "pope": "PoPE's queries are twice as wide as a head, and tokens act on its own channels",
+            "pope": "PoPE's queries are twice as wide as the channels that tokens act on",
             Slot.SINK: "their attention keeps no sum that a sink could have its share of",
         }
         if self.forget:
