@@ -13,6 +13,8 @@ from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 
+WIDTH = 100
+"""Of a line of code."""
 UP = "../.."
 """From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
@@ -174,16 +176,25 @@ def caption(one: Scheme) -> Iterator[str]:
 def _switching(one: Scheme) -> Iterator[str]:
     yield "## Switch it on"
     given = one.given() if needs_options(one) else {}
-    flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
+    flags = [f"{flag_of(one, option)}={value!r}" for option, value in given.items()]
     switches = [f'position="{one.name}"']
     if one.upstream_switch:
         switches.append(f"{one.upstream_switch}=True")
-    lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
+    lines = [_decoder([switch, *flags]) for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")
     yield _upstream(one)
+
+
+def _decoder(flags: Sequence[str]) -> str:
+    """A call of Decoder, in lines of its own where one is too long."""
+    arguments = ["dim=128", "depth=2", "heads=4", *flags]
+    line = f"Decoder({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join(["Decoder(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _upstream(one: Scheme) -> str:

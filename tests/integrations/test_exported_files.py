@@ -24,9 +24,7 @@ LACKED = {
     "fire": "nothing like FireBias, of position 'fire': it has 'absolute'",
     "kerple": "nothing like KerpleBias",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
-    "rotary_llama3": "rotary's layout 'half_split'",
     "rotary_longrope": "nothing like LongRotaryAngles",
-    "rotary_proportional": "rotary's layout 'half_split'",
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
 }
