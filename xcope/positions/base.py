@@ -177,7 +177,8 @@ class Draw:
         if self.steps is None:
             return (torch.rand(n, device=device, dtype=torch.float32) * self.most).sort().values
         self._check(n)
-        return self._scaled(torch.randperm(self.most * self.steps, device=device)[:n].sort().values)
+        drawn = torch.randperm(self.most * self.steps, device=device)[:n].sort().values
+        return drawn if self.steps == 1 else drawn.float() / self.steps
 
     def places_of_documents(self, cu_seqlens: Tensor, n: int) -> Tensor:
         """`places` for the longest of several documents in one row of n tokens.
@@ -197,9 +198,7 @@ class Draw:
         if device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(int(longest))
         left_out = torch.randperm(self.most * self.steps, device=device) >= longest
-        return self._scaled(left_out.sort(stable=True).indices)
-
-    def _scaled(self, drawn: Tensor) -> Tensor:
+        drawn = left_out.sort(stable=True).indices
         return drawn if self.steps == 1 else drawn.float() / self.steps
 
     def _check(self, n: int) -> None:
