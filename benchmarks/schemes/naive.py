@@ -23,9 +23,7 @@ BLOCK = 64
 def path(q: Tensor, k: Tensor, v: Tensor, moves: Tensor) -> Tensor:
     """PaTH block by block of keys; (h n n) tensors."""
     n, w, beta = q.shape[2], F.normalize(moves[..., :-1], dim=-1), moves[..., -1:]
-    q, k, w, beta = (
-        t.reshape(*t.shape[:2], -1, BLOCK, t.shape[-1]) for t in (q, k, w, beta)
-    )
+    q, k, w, beta = (t.reshape(*t.shape[:2], -1, BLOCK, t.shape[-1]) for t in (q, k, w, beta))
     unit = torch.eye(BLOCK)
     system = unit + (beta * w @ w.mT).tril(-1)
     T = torch.linalg.solve_triangular(system, unit.expand_as(system), upper=False)
