@@ -14,6 +14,8 @@ from xcope.describe import before_args, flag_of, meanings, reason, refusal, thei
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Family, Scheme, Slot, presets
 
+WIDTH = 100
+"""Of a line of code."""
 UP = "../.."
 """From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
@@ -215,12 +217,12 @@ def caption(one: Scheme) -> Iterator[str]:
 def _switching(one: Scheme) -> Iterator[str]:
     yield "## Switch it on"
     given = one.given() if needs_options(one) else {}
-    flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
+    flags = [f"{flag_of(one, option)}={value!r}" for option, value in given.items()]
     switches = [f'position="{one.name}"']
     same = one.counterpart()
     if one.upstream_switch and not one.upstream_varies and same is not None:
         switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
-    lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
+    lines = [_decoder([switch, *flags]) for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
@@ -229,6 +231,15 @@ def _switching(one: Scheme) -> Iterator[str]:
     if one.authors and len(one.parts()) == 1:
         options = write_text(dict(one.authors)).strip()
         yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
+
+
+def _decoder(flags: Sequence[str]) -> str:
+    """A call of Decoder, in lines of its own where one is too long."""
+    arguments = ["dim=128", "depth=2", "heads=4", *flags]
+    line = f"Decoder({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join(["Decoder(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _upstream(one: Scheme) -> str:

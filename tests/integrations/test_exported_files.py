@@ -27,9 +27,7 @@ LACKED = {
     "kerple": "nothing like KerpleBias",
     "length_scale": "nothing like a scale of queries",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
-    "rotary_llama3": "rotary's layout 'half_split'",
     "rotary_longrope": "nothing like LongRotaryAngles",
-    "rotary_proportional": "rotary's layout 'half_split'",
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
 }

@@ -8,8 +8,8 @@ from schemes import position
 
 import xcope
 from xcope.errors import FlagError
-from xcope.modules import attention
-from xcope.positions import Draw
+from xcope.ops.biased.reference import dense as written_out
+from xcope.positions import Draw, Geometry, parse, scheme
 
 REAL = [
     "alibi",
@@ -41,20 +41,18 @@ def model_of(where, **flags):
 
 
 def test_real_places_are_distinct_and_fill_the_range_evenly():
-    drawn = torch.stack([Draw(50, real=True).places(9, torch.device("cpu")) for _ in range(2000)])
+    drawn = torch.stack([Draw(50, None).places(9, torch.device("cpu")) for _ in range(2000)])
     assert drawn.dtype == torch.float32
     assert (drawn.diff() > 0).all()
     # order statistics of nine uniform numbers
     expected = 50 * torch.arange(1, 10) / 10
     torch.testing.assert_close(drawn.mean(0), expected, atol=0.5, rtol=0)
-    assert Draw(3, real=True).places(9, torch.device("cpu")).max() < 3
+    assert Draw(3, None).places(9, torch.device("cpu")).max() < 3
 
 
 def test_the_longest_document_has_real_places_of_the_whole_range():
     edges = torch.tensor([0, 2, 6, 7])
-    drawn = torch.stack(
-        [Draw(50, real=True).places_of_documents(edges, 7)[:4] for _ in range(2000)]
-    )
+    drawn = torch.stack([Draw(50, None).places_of_documents(edges, 7)[:4] for _ in range(2000)])
     torch.testing.assert_close(drawn.mean(0), 50 * torch.arange(1, 5) / 5, atol=0.8, rtol=0)
 
 
@@ -69,62 +67,63 @@ def test_real_places_in_training_and_the_usual_ones_in_evaluation(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_whole_numbers_among_real_places_give_what_whole_places_give(name, monkeypatch):
-    """The rows by formula, against tables of whole distances."""
     whole = model_of(position(name, random_max=48)).train()
     real = model_of(position(name, random_max=48, random_float=True)).train()
     tokens = torch.randint(40, (2, 30))
-    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 1000)
     drawn = torch.randperm(48)[:30].sort().values
-    monkeypatch.setattr(
-        Draw, "places", lambda draw, n, device: drawn.float() if draw.real else drawn
-    )
+    monkeypatch.setattr(Draw, "places", lambda draw, *_: drawn if draw.steps == 1 else 1.0 * drawn)
     outs, grads = [], []
     for model in (whole, real):
-        out = model(tokens)
-        outs.append(out)
-        grads.append(torch.autograd.grad(out.square().sum(), [*model.parameters()]))
+        outs.append(model(tokens))
+        grads.append(torch.autograd.grad(outs[-1].square().sum(), [*model.parameters()]))
     torch.testing.assert_close(outs[1], outs[0], atol=2e-5, rtol=1e-4)
     for got, expected in zip(grads[1], grads[0], strict=True):
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["alibi", *CURVES])
+def test_vectors_agree_with_the_formula_at_real_places(name):
+    (one,) = parse(position(name, random_max=30, random_float=True)).schemes
+    assert one.draw.steps == (None if name == "alibi" else 16)
+    module = one.build(Geometry(dim=32, heads=3, dim_head=16)).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    pos = one.draw.places(25, torch.device("cpu"))
+    assert (pos != pos.round()).any()
+    q_pos = pos[-9:]
+    dense, tiled = module.dense(q_pos, pos), written_out(module.terms(q_pos, pos, 30))
+    seen = q_pos[:, None] >= pos
+    torch.testing.assert_close(tiled[:, seen], dense[:, seen].to(tiled.dtype))
+    alone = [module.dense(q_pos[i : i + 1], pos[j : j + 1]) for i, j in ((0, 3), (8, 24), (4, 17))]
+    for value, (i, j) in zip(alone, ((0, 3), (8, 24), (4, 17)), strict=True):
+        torch.testing.assert_close(value[:, 0, 0], dense[:, i, j])
+
+
+def test_a_bias_at_real_places_is_its_formula_there():
+    kerple = scheme("kerple", {"random_max": 9, "random_float": True})
+    module = kerple.build(Geometry(dim=8, heads=2, dim_head=8)).double()
+    q_pos, k_pos = torch.tensor([7.5]), torch.tensor([0.0, 3.0625, 7.4375])
+    expected = -module.r1[:, None] * torch.log1p(module.r2[:, None] * (q_pos - k_pos).double())
+    torch.testing.assert_close(module.dense(q_pos, k_pos)[:, 0], expected)
+    torch.testing.assert_close(written_out(module.terms(q_pos, k_pos, 9))[:, 0], expected)
+
+
 @pytest.mark.parametrize("name", CURVES)
-def test_rows_by_formula_know_documents_padding_grouped_keys_and_groups_of_heads(name, monkeypatch):
-    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 300)
+def test_real_places_know_documents_padding_grouped_keys_and_groups_of_heads(name, monkeypatch):
     where = {"heads": [position(name, random_max=40, random_float=True), "none"]}
     tokens = torch.randint(40, (1, 20))
     model = model_of(where, heads=4, attn_kv_heads=2).train()
     edges = torch.tensor([0, 6, 14, 20])
     torch.manual_seed(1)
     packed = model(tokens, cu_seqlens=edges)
-    drawn = Draw(40, real=True)
     torch.manual_seed(1)
-    places = drawn.places_of_documents(edges, 20)
+    places = Draw(40, 16).places_of_documents(edges, 20)
     monkeypatch.setattr(Draw, "places", lambda draw, n, device: places[:n])
     for first, stop in pairwise(edges.tolist()):
         alone = model(tokens[:, first:stop])
         torch.testing.assert_close(packed[:, first:stop], alone, atol=1e-5, rtol=1e-4)
-    start = torch.tensor([7])
-    padded = model(tokens, seq_start_pos=start)
+    padded = model(tokens, seq_start_pos=torch.tensor([7]))
     torch.testing.assert_close(padded[:, 7:], model(tokens[:, 7:]), atol=1e-5, rtol=1e-4)
-
-
-def test_rows_by_formula_hold_no_square_of_the_length(monkeypatch):
-    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 2**16)
-
-    def held(n):
-        model = model_of(position("kerple", random_max=4096, random_float=True), depth=1).train()
-        sizes = []
-
-        def note(tensor):
-            sizes.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            model(torch.randint(40, (1, n))).sum()
-        return max(sizes)
-
-    assert held(1024) == 2 * held(512)
 
 
 NINE = {"random_max": 9, "random_float": True}
@@ -137,7 +136,6 @@ NINE = {"random_max": 9, "random_float": True}
         ({"name": "absolute"} | NINE, "absolute_random_float", "table"),
         ({"name": "rotary", "random_float": True}, "rotary_random_float", "with rotary_random_max"),
         ({"name": "alibi", "random_at_test": True}, "alibi_random_at_test", "alibi_random_max"),
-        (["cope", {"name": "kerple"} | NINE], "kerple_random_float", "'cope'"),
     ],
     ids=str,
 )
@@ -147,8 +145,9 @@ def test_what_cannot_be_drawn_is_refused_by_name(where, flag, message):
     assert caught.value.flag == flag
 
 
-def test_alibi_with_real_places_stands_beside_cope():
-    model = model_of(["cope", {"name": "alibi", "random_max": 9, "random_float": True}]).train()
+@pytest.mark.parametrize("name", ["alibi", "kerple"])
+def test_a_bias_of_real_places_stands_beside_cope(name):
+    model = model_of(["cope", {"name": name, "random_max": 9, "random_float": True}]).train()
     model(torch.randint(40, (2, 12))).sum().backward()
 
 

@@ -92,13 +92,12 @@ def test_each_scheme_builds_what_its_slot_needs(name):
             assert module(module.head_attn_sink, pos.device).shape == (4,)
         elif part.slot is Slot.SCALE:
             assert module(pos[4:], pos[4:] + 1).shape == (4, 3)
-        elif module.gives_bias:
-            gates = module.remember(torch.randn(2, 7, 32))
-            assert gates.shape[:3] == (2, 4, 7)
-            assert module.dense(gates, 3).shape == (2, 4, 3, 7)
         else:
-            q = torch.randn(1, 4, 7, 16)
-            assert module.attend(q, q, q, AttendInputs(scale=0.25)).shape == q.shape
+            left = module.remember(torch.randn(2, 7, 32)) if module.remembers else None
+            assert left is None or left.shape[:3] == (2, 4, 7)
+            q = torch.randn(2, 4, 7, 16)
+            inputs = AttendInputs(scale=0.25, remembered=left)
+            assert module.attend(q, q, q, inputs).shape == q.shape
 
 
 def test_the_table_for_people_has_every_scheme_under_its_family_and_every_preset():

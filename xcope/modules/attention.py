@@ -16,9 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
 from xcope.ops import windows
-from xcope.ops.biased import BiasedInputs, biased_attention
-from xcope.ops.biased.reference import biased_attention_reference
-from xcope.ops.documents import document_of
+from xcope.ops.biased import biased_attention
 from xcope.ops.inputs import exporting, few_queries
 from xcope.ops.sinks import with_column
 from xcope.ops.terms import without_keys
@@ -247,13 +245,7 @@ def attend(
         if module is not None and not module.takes_window:
             mask, window = windows.masked_within(mask, window, k.shape[2]), None
     if part.bias is not None:
-        q_pos, k_pos, span = call.of(i, part.bias_draw)
-        if k_pos.is_floating_point() and not part.bias.terms_of_reals:
-            mask = windows.masked_within(mask, window, k.shape[2])
-            sink = sink if order is None or sink is None else sink[order]
-            given: Any = {"scale": scale, "mask": mask, "causal": causal, "order": order}
-            return _attend_by_rows(part, call, q, k, v, sink=sink, **given)
-        terms = part.bias.terms(q_pos, k_pos, span)
+        terms = part.bias.terms(*call.of(i, part.bias_draw))
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
         sink = None if sink is None else sink[order]
@@ -443,82 +435,6 @@ def _attend_wide(
             outs.append(checkpoint(some, *tensors, those, **kept))
     out = torch.cat(outs, dim=1)
     return out if inputs.heads is None else out[:, heads.argsort()]
-
-
-ROWS_AT_ONCE = 2**21
-"""Numbers that logits of some rows, and what their bias is computed from, may hold."""
-
-
-def _attend_by_rows(
-    part: Part,
-    call: LayerCall,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None,
-    causal: bool,
-    order: Tensor | None,
-    sink: Tensor | None,
-) -> Tensor:
-    """`attend` with a bias of real distances, by its formula: some rows at a time.
-
-    Each row's logits are made again in the backward, so that none are held.
-    """
-    bias: Any = part.bias
-    q, k, _ = turned(part, call, q, k, None)
-    q = q if order is None else q[:, order]
-    (b, h, i, _), j = q.shape, k.shape[2]
-    q_pos, k_pos, _ = call.of(i, part.bias_draw)
-    free, edges = j - k_pos.shape[-1], call.places.documents
-    document = None if edges is None else document_of(edges, j)
-    if mask is not None and mask.ndim == 2:
-        mask = mask[:, None, None]
-
-    def some(q: Tensor, k: Tensor, v: Tensor, first: int, stop: int) -> Tensor:
-        end = k.shape[2]
-
-        def added(q: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
-            of_keys = k_pos[..., : max(0, end - free)]
-            out = bias.dense(q_pos[..., first:stop], of_keys).to(logits.dtype)
-            out = out if order is None else out[..., order, :, :]
-            return F.pad(out, (end - of_keys.shape[-1], 0))
-
-        hidden = mask
-        if hidden is not None:
-            hidden = hidden[..., :end]
-            hidden = hidden[..., first:stop, :] if hidden.shape[-2] > 1 else hidden
-        if document is not None:
-            same = (document[first:stop, None] == document[:end])[None, None]
-            hidden = same if hidden is None else hidden & same
-        inputs = BiasedInputs.checked(
-            q,
-            k,
-            v,
-            None,
-            scale=scale,
-            mask=hidden,
-            causal=causal,
-            cu_seqlens=None,
-            window=None,
-            sink=sink,
-        )
-        return biased_attention_reference(inputs, added)
-
-    rows = max(1, ROWS_AT_ONCE // max(1, j * max(b * h, h * bias.held)))
-    outs = []
-    for first in range(0, i, rows):
-        stop = min(first + rows, i)
-        end = j - i + stop if causal else j
-        tensors = (q[:, :, first:stop], k[:, :, :end], v[:, :, :end])
-        if rows >= i or by_definition(*tensors):  # which knows no checkpoints
-            outs.append(some(*tensors, first, stop))
-        else:  # nothing in it is random: the places are drawn
-            kept: Any = {"use_reentrant": False, "preserve_rng_state": False}
-            outs.append(checkpoint(some, *tensors, first, stop, **kept))
-    out = torch.cat(outs, dim=2) if outs else v.new_zeros(b, h, 0, v.shape[-1])
-    return out if order is None else out[:, order.argsort()]
 
 
 # -- with all logits held ------------------------------------------------------------------------

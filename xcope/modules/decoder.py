@@ -379,16 +379,6 @@ class Builder:
                 part = replace(part, sink=self._build(one, heads))
             elif one.slot is Slot.SCALE:
                 part = replace(part, scale=self._build(one, heads))
-        real = part.bias_draw is not None and part.bias_draw.real
-        tabulated = part.bias is not None and not part.bias.terms_of_reals
-        if real and tabulated and part.attend is not None:
-            name = next(one.name for one in group if one.slot is Slot.BIAS)
-            raise FlagError(
-                f"{name}_random_float",
-                f"{name}_random_float=True is not allowed beside position {part.attend_name!r}, "
-                f"whose tiles read the bias of {name!r} from a table of whole distances: drop it, "
-                "or choose 'alibi', which needs no table",
-            )
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:

@@ -55,16 +55,16 @@ def rotate_by(
         freq: (m); None: ``places``, with c = m, are the angles.
         half_split: as for `rotate`.
     """
-    if _fused_by_others(x, places):
+    if _fused_by_others(x, places, freq):
         angles = _angles(places, freq, torch.promote_types(x.dtype, torch.float32))
         return rotate_in_operations(x, angles.cos(), angles.sin(), half_split=half_split)
     return cast(Tensor, turn_by_places(x, places, freq, half_split, False))
 
 
-def _fused_by_others(x: Tensor, turn: Tensor) -> bool:
+def _fused_by_others(x: Tensor, *turn: Tensor | None) -> bool:
     """Whether plain operations are wanted: a compiler fuses them, or a transform differentiates."""
     fused = x.device.type == "cuda" and torch.compiler.is_compiling()
-    return fused or by_definition(x, turn)
+    return fused or by_definition(x, *turn)
 
 
 def angles_of(places: Tensor, freq: Tensor, dtype: torch.dtype) -> Tensor:

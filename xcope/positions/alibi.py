@@ -41,7 +41,6 @@ class AlibiBias(IndexBias):
         heads: of the decoder.
     """
 
-    terms_of_reals = True
     slopes: Tensor
 
     def __init__(self, slopes: list[float], heads: int) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from xcope.positions.alibi import alibi_slopes
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, real
 from xcope.positions.registry import register
 
@@ -78,6 +78,7 @@ class Bam(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2505.22842"
     formula: ClassVar[str] = "q·k − exp(θα_h)(|j−i−μ_h| + ε)^θβ_h"
     oracle: ClassVar[str] = "formula"
+    steps: ClassVar[int | None] = FINE
     authors: ClassVar[Mapping[str, Any]] = {
         "beta_init": 0.0,
         "scale_init": 1.0,

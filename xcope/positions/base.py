@@ -170,35 +170,40 @@ class Scheme(Named, ABC):
         return f"{cls.name}_{option}"
 
 
+FINE = 16
+"""How many places lie between two whole numbers for biases that are tables of distances."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """How places are drawn at random, see `IndexedScheme`.
 
     Args:
         most: ``random_max``.
-        real: ``random_float``.
+        steps: places are multiples of 1 / steps; None: any real numbers.
         at_test: ``random_at_test``.
     """
 
     most: int
-    real: bool = False
+    steps: int | None = 1
     at_test: bool = False
 
     @property
     def places_for(self) -> float:
         """How many tokens there are places for."""
-        return math.inf if self.real else self.most
+        return math.inf if self.steps is None else self.most * self.steps
 
     def places(self, n: int, device: torch.device) -> Tensor:
-        """Of n tokens, ascending, (n): int64, or float32 where they are real.
+        """Of n tokens, ascending, (n): int64, or float32 where they are no whole numbers.
 
         Raises:
-            FlagError: fewer whole places than tokens.
+            FlagError: fewer places than tokens.
         """
-        if self.real:
+        if self.steps is None:
             return (torch.rand(n, device=device, dtype=torch.float32) * self.most).sort().values
         self._check(n)
-        return torch.randperm(self.most, device=device)[:n].sort().values
+        drawn = torch.randperm(self.most * self.steps, device=device)[:n].sort().values
+        return drawn if self.steps == 1 else drawn.float() / self.steps
 
     def places_of_documents(self, cu_seqlens: Tensor, n: int) -> Tensor:
         """`places` for the longest of several documents in one row of n tokens.
@@ -211,17 +216,18 @@ class Draw:
         """
         longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
         device = cu_seqlens.device
-        if self.real:
+        if self.steps is None:
             drawn = torch.rand(n, device=device, dtype=torch.float32) * self.most
             beyond = torch.arange(n, device=device) >= longest
             return drawn.masked_fill(beyond, self.most).sort().values
         if device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(int(longest))
-        left_out = torch.randperm(self.most, device=device) >= longest
-        return left_out.sort(stable=True).indices
+        left_out = torch.randperm(self.most * self.steps, device=device) >= longest
+        drawn = left_out.sort(stable=True).indices
+        return drawn if self.steps == 1 else drawn.float() / self.steps
 
     def _check(self, n: int) -> None:
-        if n > self.most:
+        if n > self.places_for:
             raise FlagError(
                 "random_max",
                 f"random_max={self.most} is not allowed with inputs of {n} tokens, which need as "
@@ -242,8 +248,8 @@ class IndexedScheme(Scheme):
             0 … random_max − 1, in order, again for each batch; in evaluation at 0 … n − 1. None:
             always at 0 … n − 1.
         random_float: the places are real numbers, drawn uniformly between 0 and random_max, in
-            order. A bias that is no straight line is then computed row by row from its formula, in
-            O(n) memory but slower.
+            order; for biases that are computed as tables of distances (bam, dynamic, fire, kerple,
+            sandwich) multiples of 1/16, without repetition.
         random_at_test: True, as the authors of both: places are drawn in evaluation, too, and each
             layer draws its own; no cache is kept then. False: in training only, once for all
             layers.
@@ -251,6 +257,8 @@ class IndexedScheme(Scheme):
 
     whole_places: ClassVar[str | None] = None
     """Why places can only be whole numbers; None: they may be real."""
+    steps: ClassVar[int | None] = None
+    """``random_float`` draws multiples of 1 / steps; None: any real numbers."""
 
     random_max: int | None = None
     random_float: bool = False
@@ -278,7 +286,8 @@ class IndexedScheme(Scheme):
         """How places are drawn; None: they are not."""
         if self.random_max is None:
             return None
-        return Draw(self.random_max, self.random_float, self.random_at_test)
+        steps = self.steps if self.random_float else 1
+        return Draw(self.random_max, steps, self.random_at_test)
 
 
 class WithConstants(nn.Module):
@@ -475,17 +484,13 @@ class IndexBias(WithConstants, ABC):
 
     upstream_name: str = "rel_pos"
     """Its name in x-transformers' state dicts."""
-    terms_of_reals: bool = False
-    """Whether `terms` takes real places; if not, `dense` is asked for some rows at a time."""
-    held: int = 1
-    """How many numbers `dense` holds for each query and key on its way."""
 
     @abstractmethod
     def dense(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The definition, written out.
 
         Args:
-            q_pos: places of the queries, (i) or (b i); int64, or float32 where they are real.
+            q_pos: places of the queries, (i) or (b i); int64, or real, see `IndexedScheme.steps`.
             k_pos: places of the keys, (j) or (b j), likewise.
 
         Returns:
@@ -497,7 +502,7 @@ class IndexBias(WithConstants, ABC):
         """The same wherever no key stands after its query, as vectors for tiled attention.
 
         Args:
-            q_pos: as for `dense`; real only under ``terms_of_reals``.
+            q_pos: as for `dense`.
             k_pos: as for `dense`.
             span: no key that is seen stands this many places before its query.
         """

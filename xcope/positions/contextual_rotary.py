@@ -6,12 +6,15 @@ Each token takes a step that is read off the layer's input x, and stands where t
 
 so that q·k depends on p_i − p_j, the steps between key and query. With steps of 1 it is ``rotary``;
 with steps of 0 or 1 it counts tokens of a kind, as CoPE does, but once for each token and not anew
-for each query. Four papers have this, under these options:
+for each query. Four papers have this: Zhang et al., *Group Representational Position Encoding*
+(GRAPE-M, arXiv 2512.07805), Movahedi et al., *Selective Rotary Position Embedding* (arXiv
+2511.17388), Rambaud et al., *MapFormer* (arXiv 2511.19279), and, with places that are no sums, Li,
+Zhao, Sproat, *RePo: Language Models with Context Re-Positioning* (arXiv 2512.14391):
 
-    GRAPE-M, 2512.07805         places: softplus, per: layer, exclusive: true, learned_freq: true
-    Selective RoPE, 2511.17388  places: linear, per: pair, rank: 32, conv: 4, base: 500000
-    MapFormer, 2511.19279       places: linear, per: pair, rank: 2, learned_freq: true
-    RePo, 2512.14391            places: repo, and nothing is summed: p_i = f(x_i)
+    GRAPE-M          places: softplus, per: layer, exclusive: true, learned_freq: true
+    Selective RoPE   places: linear, per: pair, rank: 32, conv: 4, base: 500000
+    MapFormer        places: linear, per: pair, rank: 2, learned_freq: true
+    RePo             places: repo, p_i = f(x_i)
 
     softplus, sigmoid, linear   g = softplus(a), σ(a), a;  a = W x + b, or W₂ W₁ x + b with rank
     repo                        f = W₃ (silu(W₁ x) ⊙ W₂ x), of width rank, dim/8 if not given
@@ -21,12 +24,12 @@ with a weight of its own.
 
 Here steps begin at 1 (σ: ½) whatever the token, W at 0: a fresh model turns as plain rotary does.
 The authors begin elsewhere. GRAPE-M: steps of 0.001, almost no positions, and W of standard
-deviation 0.5/√dim (``init_step: 0.001, init_spread: 0.5``; its code sets W to 0 first, and draws it
-anew later). MapFormer and Selective RoPE: no b, W₁ and W₂ as PyTorch draws them (``init_step: 0,
-init_spread: 0.33``); Selective RoPE brings x to length 1 first, and draws the weights of ``conv``,
-which here begin with the step as it is; MapFormer's ω_m go from 2π down to 2π over the size of its
-maps, head by head. RePo continues from a rotary model, and blends its places in. `start: authors`
-is GRAPE-M's.
+deviation 0.5/√dim (``init_step: 0.001, init_spread: 0.5``, which is ``start: authors``; its code
+sets W to 0 first, and draws it anew later). MapFormer and Selective RoPE: no b, W₁ and W₂ as
+PyTorch draws them (``init_step: 0, init_spread: 0.33``); Selective RoPE brings x to length 1 first,
+and draws the weights of ``conv``, which here begin with the step as it is; MapFormer's ω_m go from
+2π down to 2π over the size of its maps, head by head. RePo continues from a rotary model, blends
+its places in, and has them in the upper layers only (``{layers: […]}``).
 
 Other than with ``rotary``, no places can be given or drawn at random, queries that share a key each
 need a copy of it (not with ``per: layer``), and the cache holds each token's steps beside its key.
@@ -254,7 +257,7 @@ class ContextualRotary(TurningScheme):
 
     name: ClassVar[str] = "contextual_rotary"
     title: ClassVar[str] = "Contextual rotary"
-    paper: ClassVar[str] = "arXiv 2511.17388, 2512.07805, 2511.19279, 2512.14391"
+    paper: ClassVar[str] = "arXiv 2512.07805, 2512.14391"
     formula: ClassVar[str] = "R(p_i ω)q · R(p_j ω)k, p_i = Σ_{t≤i} g(x_t)"
     oracle: ClassVar[str] = "formula"
     authors: ClassVar[Mapping[str, Any]] = {

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import FlagError, did_you_mean, listing
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
 
@@ -74,7 +74,6 @@ class DynamicBias(DistanceBias):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        self.held = dim
         self.log_distance = log_distance
         self.mlp = nn.ModuleList()
         for layer in range(depth):
@@ -125,6 +124,7 @@ class Dynamic(IndexedScheme):
         "dynamic_pos_bias_norm": "norm",
     }
     upstream_kwargs: ClassVar[str | None] = "rel_pos_kwargs"
+    steps: ClassVar[int | None] = FINE
     authors: ClassVar[Mapping[str, Any]] = {"depth": 3, "norm": True, "activation": "relu"}
 
     log_distance: bool = False

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.ops.terms import Piecewise
-from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
-from xcope.positions.distances import distances, real
+from xcope.positions.base import FINE, Geometry, IndexBias, IndexedScheme, Slot
+from xcope.positions.distances import distances, in_table, real
 from xcope.positions.registry import register
 
 EPS = 1e-6
@@ -49,7 +49,6 @@ class FireBias(IndexBias):
     def __init__(self, heads: int, mlp_width: int, init_c: float, init_l: float) -> None:
         super().__init__()
         self.init_l = init_l
-        self.held = mlp_width
         self.c = nn.Parameter(torch.full((1,), float(init_c)))
         self.L_multiplier = nn.Parameter(torch.ones(1))
         self.mlp = nn.Sequential(nn.Linear(1, mlp_width), nn.ReLU(), nn.Linear(mlp_width, heads))
@@ -83,9 +82,9 @@ class FireBias(IndexBias):
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Piecewise:
         """See `IndexBias`."""
         slope, offset, knots = piecewise(*self.layers())
-        distance = torch.arange(span, device=q_pos.device)
+        distance, whole_q, whole_k = in_table(span, q_pos, k_pos)
         warp = self.psi(real(distance, like=self.c))
-        return Piecewise(slope, offset, knots, warp, self.shrink(q_pos), q_pos, k_pos)
+        return Piecewise(slope, offset, knots, warp, self.shrink(q_pos), whole_q, whole_k)
 
 
 def piecewise(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +130,7 @@ class Fire(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2310.04418"
     formula: ClassVar[str] = "q·k + MLP(ψ(i−j)/ψ(max(i, L)))_h"
     oracle: ClassVar[str] = "formula"
+    steps: ClassVar[int | None] = FINE
     authors: ClassVar[Mapping[str, Any]] = {"init_c": 0.1, "init_l": 512.0}
 
     mlp_width: int = 32

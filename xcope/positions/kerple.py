@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.errors import listing
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, real
 from xcope.positions.registry import register
 
@@ -97,6 +97,7 @@ class Kerple(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2205.09921"
     formula: ClassVar[str] = "q·k − r1_h log(1 + r2_h|i−j|)"
     oracle: ClassVar[str] = "formula"
+    steps: ClassVar[int | None] = FINE
     authors: ClassVar[Mapping[str, Any]] = {"shared": True}
 
     kind: str = "log"

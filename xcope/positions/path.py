@@ -70,7 +70,7 @@ class Path(CarriedQueries):
         forget_scaled: bool = False,
     ) -> None:
         super().__init__(dim, heads, forget_bias_init, forget_scaled)
-        self.heads = heads
+        self.heads, self.dim_head = heads, dim_head
         inner = heads * dim_head
         projections = (dim, inner) if rank is None else (dim, rank, inner)
         self.to_w = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(projections)))
@@ -86,7 +86,7 @@ class Path(CarriedQueries):
         """w before the convolution, and then β."""
         w, beta = self.to_w(x), self.to_beta(x)
         wide = torch.promote_types(w.dtype, torch.float32)
-        w = w.view(*x.shape[:2], self.heads, -1).transpose(1, 2).to(wide)
+        w = w.view(*x.shape[:2], self.heads, self.dim_head).transpose(1, 2).to(wide)
         return torch.cat((w, 2 * beta.mT[..., None].to(wide).sigmoid()), dim=-1)
 
     def moves(self, kept: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -54,6 +54,9 @@ class Relative(Table):
         backend: of `xcope.ops.cope.relative_attention`.
     """
 
+    takes_window = True
+    takes_sink = True
+
     def __init__(
         self,
         dim: int,
@@ -108,6 +111,8 @@ class Relative(Table):
             causal=inputs.causal,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 

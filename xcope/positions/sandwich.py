@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from xcope.positions.base import Family, Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Family, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
 
@@ -39,7 +39,6 @@ class SandwichBias(DistanceBias):
     def __init__(self, heads: int, dim: int, base: float) -> None:
         super().__init__()
         self.dim = dim
-        self.held = dim // 2
         self.base = base
         self.add_constant("ratios", [8 * h / heads for h in range(1, heads + 1)])
 
@@ -72,6 +71,7 @@ class Sandwich(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2212.10356"
     formula: ClassVar[str] = "q·k + Σ_m (cos((i−j)ω_m) − 1)/r_h"
     oracle: ClassVar[str] = "formula"
+    steps: ClassVar[int | None] = FINE
     authors: ClassVar[Mapping[str, Any]] = {"dim": 128, "base": 10000.0}
 
     dim: int = 128

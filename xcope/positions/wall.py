@@ -56,7 +56,7 @@ class Wall(CarriedQueries):
         forget_bias_init: float | None = None,
     ) -> None:
         super().__init__(dim, heads, forget_bias_init)
-        self.heads = heads
+        self.heads, self.dim_head = heads, dim_head
         self.to_decays = nn.Linear(dim, heads * dim_head)
         nn.init.constant_(self.to_decays.bias, bias_init)
 
@@ -66,7 +66,7 @@ class Wall(CarriedQueries):
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         # as log σ, which keeps one tensor more for the backward
         decays = -F.softplus(-gates)
-        return decays.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return decays.view(*x.shape[:2], self.heads, self.dim_head).transpose(1, 2)
 
     def trace(
         self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs

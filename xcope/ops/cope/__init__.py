@@ -133,6 +133,8 @@ def relative_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with relative positions that the query asks for (Shaw et al., arXiv 1803.02155).
@@ -152,6 +154,8 @@ def relative_attention(
         causal: query i sees keys up to its own place; else it counts from the last key on.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys do not count.
+        sink: see `cope_attention`.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -173,6 +177,8 @@ def relative_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
         recurrence="distance",
     )
     return _attend(inputs, backend, "relative")
@@ -194,6 +200,7 @@ def decay_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention whose logits decay by gates that each query has of its own.
@@ -216,6 +223,7 @@ def decay_attention(
         causal: query i sees keys up to its own place. Keys after it never have a gate.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        sink: see `cope_attention`.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -235,6 +243,7 @@ def decay_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        sink=sink,
         recurrence="decay",
         rate=rate,
         own=own,
@@ -256,6 +265,7 @@ def stick_breaking_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Stick-breaking attention (Tan et al., arXiv 2410.17980): no softmax.
@@ -274,6 +284,7 @@ def stick_breaking_attention(
         causal: query i sees keys up to its own place; else the last key is the first to break.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys break nothing off.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -292,6 +303,7 @@ def stick_breaking_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
         recurrence="stick",
         own=own,
         remainder=remainder,

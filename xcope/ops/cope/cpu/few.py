@@ -66,7 +66,7 @@ def _decayed(inputs: CopeInputs, s: Tensor, a: Tensor, seen: Tensor | None) -> T
         prob = prob.to(s.dtype)
     else:
         s = s + decays_of(inputs, a.double(), seen).to(s.dtype)
-        prob = s.masked_fill(~seen, -torch.inf).softmax(-1)
+        prob = with_column(s.masked_fill(~seen, -torch.inf), inputs.sink)
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     hk = v.shape[1]
     grouped = prob.reshape(prob.shape[0], hk, -1, prob.shape[-1])
