@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from schemes import NAMES, position
+from schemes import KINDS, position
 
 import xcope
 from xcope.cli import export as command
@@ -26,7 +26,9 @@ LACKED = {
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
 }
-POSITIONS = {name: {"position": position(name)} for name in NAMES} | {
+POSITIONS = {
+    name: {"position": position(name)} for name in (*KINDS, "cope_rotary", "rotary_yarn")
+} | {
     "a layer": {"position": {"layers": [{"name": "cope", "max_pos": 8}, "none"]}},
     "two sizes": {"position": {"layers": [{"name": "cope", "max_pos": n} for n in (4, 8)]}},
     "flags": {
