@@ -53,7 +53,7 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "paper": kind.paper,
         "about": about(kind),
         "options": own,
-        "switch": kind.upstream_switch,
+        "switch": switch(kind),
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
         "not_beside": {
@@ -62,6 +62,14 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
             if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
         },
     }
+
+
+def switch(kind: type[Scheme]) -> str | None:
+    """x-transformers' flag that turns a scheme on, and its value: ``attn_use_cope=True``."""
+    same = kind.counterpart()
+    if kind.upstream_switch is None or same is None:
+        return None
+    return f"{kind.upstream_switch}={same[0].get(kind.upstream_switch, True)}"
 
 
 def of_task(kind: type[Task]) -> dict[str, Any]:

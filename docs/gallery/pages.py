@@ -9,7 +9,7 @@ from pathlib import Path
 from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import read
 from gallery.together import together
-from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
+from xcope.describe import flag_of, meanings, reason, refusal, switch, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Scheme, Slot
 
@@ -180,10 +180,10 @@ def _switching(one: Scheme) -> Iterator[str]:
     given = one.given() if needs_options(one) else {}
     flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
     switches = [f'position="{one.name}"']
-    same = one.counterpart()
-    if one.upstream_switch and same is not None:
-        switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
-    lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
+    by_switch = switch(type(one))
+    if by_switch is not None:
+        switches.append(by_switch)
+    lines = [f"Decoder(dim=128, depth=2, heads=4, {way}{flags})" for way in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name

@@ -118,9 +118,14 @@ def _window(
 ) -> Tensor:
     keys = places.keys
     free, slots = j - keys.shape[-1], torch.arange(keys.shape[-1], device=keys.device)
-    ranks = slots if places.given else keys
-    if not places.given and places.documents is None:
-        ranks = keys - keys[..., :1].clamp(max=0)  # memories before the tokens have their place
+    if places.padding is not None:
+        ranks = (~places.padding).long().cumsum(-1) - 1
+    elif places.given:
+        ranks = slots
+    elif places.documents is not None:
+        ranks = keys
+    else:  # memories before the tokens have their place
+        ranks = keys - keys[..., :1].clamp(max=0)
     base = _first_rank(mask, ranks)
     ranks = ranks if base is None else (ranks - base).clamp(min=0)
     if queries is None:
