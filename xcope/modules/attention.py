@@ -103,7 +103,16 @@ class LayerCall:
             return _window(self.places, limits, i, j, mask, self.q_places)
         if key not in known:
             known[key] = _window(self.places, limits, i, j, mask, self.q_places)
-        return known[key]
+        found: Tensor = known[key]
+        return found
+
+    def gap(self, limits: KeyLimits, window: Tensor, j: int) -> tuple[int, int]:
+        """`windows.gap`, once for all layers: on a GPU it waits for the device."""
+        known, key = self.places.windows, ("gap", limits, window.shape[-1], j)
+        if key not in known:
+            known[key] = windows.gap(window, j)
+        found: tuple[int, int] = known[key]
+        return found
 
     def without(self, hidden: tuple[int, int], free: int) -> LayerCall:
         """The call without the keys of a `windows.gap`; ``free`` keys come before the places."""
@@ -209,7 +218,9 @@ def attend(
         module = None
     if part.mask is not None:
         window, j = call.window(part.mask, i, k.shape[2], mask), k.shape[2]
-        hidden = _unread(call, window, module, q, k, v, *gates.values())
+        hidden = (0, 0)
+        if _reads_little(call, module, q, k, v, *gates.values()):
+            hidden = call.gap(part.mask, window, j)
         if hidden != (0, 0):  # not even to be turned
             call = call.without(hidden, j - call.places.keys.shape[-1])
             k, v = windows.around(k, hidden, 2), windows.around(v, hidden, 2)
@@ -264,21 +275,14 @@ def attend(
     return out if order is None else out[:, order.argsort()]
 
 
-def _unread(
-    call: LayerCall,
-    window: Tensor,
-    module: AttendModule | None,
-    q: Tensor,
-    k: Tensor,
-    *others: Tensor | None,
-) -> tuple[int, int]:
-    """The keys that a few queries with a long cache do not read; (0, 0): none, or not known."""
+def _reads_little(
+    call: LayerCall, module: AttendModule | None, q: Tensor, *others: Tensor | None
+) -> bool:
+    """Whether these are a few queries beside a cache, for which keys may be left out."""
     known = module is None or (module.takes_window and not module.remembers)
     usual = call.places.documents is None and not call.places.drawn and call.q_places is None
-    few = few_queries(q, k, *others) and not torch.compiler.is_compiling()
-    if not (known and usual and few) or by_definition(q, k, *others):
-        return 0, 0
-    return windows.gap(window, k.shape[2])
+    few = few_queries(q, *others) and not torch.compiler.is_compiling()
+    return known and usual and few and not by_definition(q, *others)
 
 
 def turned(

@@ -36,7 +36,7 @@ class Places:
     drawn: bool = False
     padding: Tensor | None = None
     _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    windows: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def draw(self, random_max: int) -> Tensor:
         """The keys' places at random, for schemes with this option.
