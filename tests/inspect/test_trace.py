@@ -59,7 +59,8 @@ def check_equations(model, ids, **given):
 def test_attention_times_values_is_the_layer_s_output(make, ids, name):
     traced = check_equations(make(position(name)), ids)
     has_gates = traced.layers[0].gates is not None
-    assert has_gates == ("cope" in name)
+    gated = ("contextual_rotary", "decay", "stick_breaking")
+    assert has_gates == ("cope" in name or name in gated)
     assert set(traced.layers[0].named) >= {"logits", "seen", "attention"}
 
 

@@ -95,12 +95,13 @@ OPTIONS = {
     "rotary_ntk": {"factor": 2.0},
     "rotary_yarn": {"factor": 2.0, "trained_len": 64},
     "rotary_clipped": {"clip": 1},
+    "rotary_llama3": {"original_max_position_embeddings": 64},
+    "rotary_hope": {"trained_len": 64},
     "window": {"size": 4, "sinks": 1},
 }
+NOT_HERE = ("cope_absolute", "rotary_dynamic", "rotary_longrope")
 HERE = [
-    name
-    for name, kind in schemes().items()
-    if kind.slot is not Slot.INPUT and name not in ("cope_absolute", "rotary_dynamic")
+    name for name, kind in schemes().items() if kind.slot is not Slot.INPUT and name not in NOT_HERE
 ]
 
 
@@ -657,6 +658,7 @@ WRONG = {
     "cope_val_gates.*keep_rotary=False": lambda model: add_cope(model, val_gates=True),
     "turn queries and keys twice": lambda model: set_position(model, "rotary", keep_rotary=True),
     "alibi_random_max": lambda model: set_position(model, {"name": "alibi", "random_max": 64}),
+    "kerple_shared=True": lambda model: set_position(model, {"name": "kerple", "shared": True}),
     "'absolute'.*keep_absolute": lambda model: set_position(model, ["absolute", "cope"]),
     "rotary_yarn": lambda model: set_position(model, {"name": "rotary_dynamic", "trained_len": 9}),
     "3 equal groups": lambda model: set_position(model, {"heads": ["cope", "alibi", "none"]}),

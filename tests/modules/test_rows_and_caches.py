@@ -8,7 +8,10 @@ import xcope
 from xcope.errors import FlagError
 
 SIZE = {"dim": 32, "heads": 4, "attn_dim_head": 16, "verbose": False}
-OPTIONS = {"rotary_dynamic": {"trained_len": 6}}
+OPTIONS = {
+    "rotary_dynamic": {"trained_len": 6},
+    "rotary_longrope": {"original_max_position_embeddings": 6},
+}
 """What makes a scheme depend on the length within these tests."""
 
 

@@ -18,7 +18,7 @@ BROKEN = {
     ("pope", "attn_kv_heads"),  # its phases do not fit the keys
     ("pope", "attn_num_mem_kv"),  # its memories are narrower than the keys
 }
-NOT_CACHED = {"forgetting"}  # its cache holds no gates
+NOT_CACHED = {"forgetting", "decay"}  # its cache holds no gates
 
 FLAGS = {
     "plain": {},

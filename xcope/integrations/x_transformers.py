@@ -31,6 +31,7 @@ from xcope.positions import Geometry, Plan, Scheme, combined, schemes, single
 from xcope.positions.absolute import Absolute, AbsolutePositions
 from xcope.positions.alibi import Alibi, AlibiBias, alibi_slopes
 from xcope.positions.cope import ContextualPosition, CoPE
+from xcope.positions.decay import Decay, PerRowDecay
 from xcope.positions.dynamic import Dynamic, DynamicBias
 from xcope.positions.forgetting import Forgetting, ForgettingAttention
 from xcope.positions.pope import PolarEmbedding, PoPE
@@ -249,7 +250,7 @@ def _convert_layers(layers: Any) -> None:
         if "rel_pos" in modules and forgets is None:  # x-transformers adds one or the other
             chosen.append(named["rel_pos"])
             part = replace(part, bias=modules["rel_pos"])
-        for theirs in (cope, None if isinstance(forgets, xt.PerRowDataDependentAlibi) else forgets):
+        for theirs in (cope, forgets):
             if theirs is not None:
                 scheme, ours = _taken_over(theirs, geometry)
                 chosen.append(scheme)
@@ -513,8 +514,18 @@ def _dynamic(theirs: Any) -> Dynamic:
     return Dynamic(log_distance=theirs.log_distance, depth=len(blocks), norm=len(blocks[0]) > 2)
 
 
+def _t5_back(ours: T5Bias, geometry: Geometry) -> Any:
+    if ours.scale != geometry.dim_head**0.5:
+        raise FlagError("t5_scaled", "t5_scaled=False is not known to x-transformers")
+    buckets, furthest = ours.num_buckets, ours.max_distance
+    return xt.RelativePositionBias(ours.scale, True, buckets, furthest, geometry.heads)
+
+
 def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     *blocks, last = ours.mlp
+    if not isinstance(blocks[0][-1], nn.SiLU):
+        flag = "dynamic_activation"
+        raise FlagError(flag, f"{flag}='relu' is not known to x-transformers, which has SiLU")
     return xt.DynamicPositionBias(
         last.in_features,
         heads=geometry.heads,
@@ -524,15 +535,24 @@ def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     )
 
 
+def _refuse(options: Mapping[str, bool]) -> None:
+    """Raise a `FlagError` for the first option, written as flag=value, that a scheme has."""
+    for option, on in options.items():
+        if on:
+            flag = option.partition("=")[0]
+            raise FlagError(flag, f"{option} is not known to x-transformers: train without it")
+
+
 def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
     options = {
-        "cope_per_head": ours.pos_emb.ndim == 3,
-        "cope_sep_keys": ours.sep_keys,
-        "cope_val_gates": ours.val_gates,
+        "cope_per_head=True": ours.pos_emb.ndim == 3,
+        "cope_sep_keys=True": ours.sep_keys,
+        "cope_val_gates=True": ours.val_gates,
+        "cope_scaled=True": ours.scaled,
+        f"cope_table_scale={ours.table_scale}": ours.table_scale != 1,
+        "cope_biased_gates=False": ours.gate_keys == "keys",
     }
-    for flag, on in options.items():
-        if on:
-            raise FlagError(flag, f"{flag}=True is not known to x-transformers: train without it")
+    _refuse(options)
     return xt.CoPE(
         geometry.dim_head,
         geometry.heads,
@@ -540,6 +560,16 @@ def _cope_back(ours: CoPE, geometry: Geometry) -> Any:
         soft_onehot=ours.soft_onehot,
         talking_heads=ours.talking_heads is not None,
         soft_onehot_temp=ours.soft_onehot_temp,
+    )
+
+
+def _decay_back(ours: Decay, geometry: Geometry) -> Any:
+    _refuse({"decay_own=True": ours.own, "decay_gate_dim=None": not ours.remembers})
+    return xt.PerRowDataDependentAlibi(
+        geometry.dim,
+        geometry.heads,
+        dim_head=ours.width,
+        post_log_scale=ours.post_log_scale,
     )
 
 
@@ -554,6 +584,15 @@ def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
         interpolation_factor=ours.interpolation_factor,
         **xpos,
     )
+
+
+def _absolute_back(ours: AbsolutePositions, geometry: Geometry) -> Any:
+    theirs = xt.AbsolutePositionalEmbedding(
+        ours.emb.embedding_dim, ours.emb.num_embeddings, ours.l2norm
+    )
+    if ours.scale != theirs.scale:
+        raise FlagError("absolute_scaled", "absolute_scaled=False is not known to x-transformers")
+    return theirs
 
 
 def _alibi_flags(theirs: Any) -> dict[str, Any]:
@@ -579,9 +618,7 @@ KINDS = (
         xt.RelativePositionBias,
         T5Bias,
         lambda m: T5(num_buckets=m.num_buckets, max_distance=m.max_distance),
-        lambda m, of: xt.RelativePositionBias(
-            m.scale, True, m.num_buckets, m.max_distance, of.heads
-        ),
+        _t5_back,
         lambda m: {
             "rel_pos_bias": True,
             "rel_pos_num_buckets": m.num_buckets,
@@ -637,6 +674,18 @@ KINDS = (
             "attn_data_dependent_alibi_kwargs": {"post_log_scale": m.post_log_scale},
         },
     ),
+    Kind(
+        xt.PerRowDataDependentAlibi,
+        Decay,
+        lambda m: PerRowDecay(gate_dim=round(m.scale**-2), post_log_scale=float(m.post_log_scale)),
+        _decay_back,
+        lambda m: {
+            "attn_data_dependent_alibi": True,
+            "attn_data_dependent_alibi_per_row": True,
+            "attn_data_dependent_alibi_per_row_dim_head": round(m.scale**-2),
+            "attn_data_dependent_alibi_kwargs": {"post_log_scale": m.post_log_scale},
+        },
+    ),
     *(
         Kind(
             xt.RotaryEmbedding,
@@ -665,9 +714,7 @@ KINDS = (
         xt.AbsolutePositionalEmbedding,
         AbsolutePositions,
         lambda m: Absolute(l2norm=m.l2norm_embed),
-        lambda m, of: xt.AbsolutePositionalEmbedding(
-            m.emb.embedding_dim, m.emb.num_embeddings, m.l2norm
-        ),
+        _absolute_back,
         lambda m: {"disable_abs_pos_emb": False},
     ),
     Kind(

@@ -6,7 +6,7 @@ Where x-transformers calls it is `xcope.modules.seam`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
 from xcope.ops import windows
-from xcope.ops.biased import biased_attention, dense
+from xcope.ops.biased import biased_attention
 from xcope.ops.inputs import exporting, few_queries
+from xcope.ops.sinks import with_column
 from xcope.ops.terms import without_keys
 from xcope.ops.transforms import by_definition
 from xcope.positions import (
     AttendInputs,
     AttendModule,
+    Draw,
     IndexBias,
     KeyLimits,
     QueryScale,
@@ -40,10 +42,12 @@ class Part:
         rotation: turns q and k.
         bias: is added to the logits.
         attend: the attention operation, of this layer.
-        rotation_max: the rotation's ``random_max``.
-        bias_max: the bias' ``random_max``.
+        rotation_draw: how the rotation draws places at random, if it does.
+        bias_draw: how the bias does.
         own_bias: whether the bias is of this layer only.
+        own_rotation: whether the rotation is of this layer only.
         attend_name: of the scheme in the attend slot.
+        rotation_name: of the scheme in the rotation slot.
         mask: which keys a query sees.
         sink: takes a share of attention.
         scale: a factor of the queries, of this layer.
@@ -53,10 +57,12 @@ class Part:
     rotation: Rotation | None = None
     bias: IndexBias | None = None
     attend: AttendModule | None = None
-    rotation_max: int | None = None
-    bias_max: int | None = None
+    rotation_draw: Draw | None = None
+    bias_draw: Draw | None = None
     own_bias: bool = False
+    own_rotation: bool = False
     attend_name: str = ""
+    rotation_name: str = ""
     mask: KeyLimits | None = None
     sink: Sinks | None = None
     scale: QueryScale | None = None
@@ -70,6 +76,7 @@ class LayerCall:
         places: of the keys, without learned memories that stand before them.
         bias: (… i j), further bias that the caller or another part of the layer adds.
         remembered: for each part of the layer, see `AttendInputs`.
+        placing: for each part of the layer, see `Rotation.remember`.
         q_places: of the queries where they are not the last keys (cross attention).
         span: what distances stay below, where it is not the number of places.
     """
@@ -78,19 +85,19 @@ class LayerCall:
     bias: Tensor | None = None
     remembered: tuple[Tensor | None, ...] | None = None
     q_places: Places | None = None
+    placing: tuple[Tensor | None, ...] | None = None
+    draws: dict[Draw, Tensor] = field(default_factory=dict)
+    """What was drawn for this layer alone."""
     span: int | None = None
 
-    def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
+    def of(self, i: int, draw: Draw | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
         keys, queries = self.places, self.q_places
-        k_pos, span = keys.keys, self.span or keys.keys.shape[-1]
-        if random_max is not None and keys.drawn:
-            k_pos, span = keys.draw(random_max), random_max
+        k_pos, span = keys.drawn(draw, self.draws), self.span or keys.keys.shape[-1]
+        if draw is not None and k_pos is not keys.keys:
+            span = draw.most
         if queries is not None:
-            q_pos = queries.keys
-            if random_max is not None and queries.drawn:
-                q_pos = queries.draw(random_max)
-            return q_pos[..., -i:], k_pos, span
+            return queries.drawn(draw, self.draws)[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
 
     def window(self, limits: KeyLimits, i: int, j: int, mask: Tensor | None) -> Tensor:
@@ -174,8 +181,26 @@ def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
         first += part.heads
 
 
+def read_by(parts: Sequence[Part]) -> list[Rotation | AttendModule | None]:
+    """What reads the layer's input: the rotations of all parts, then their modules of the attend
+    slot; None where one does not."""
+    modules = [*(part.rotation for part in parts), *(part.attend for part in parts)]
+    return [module if module is not None and module.remembers else None for module in modules]
+
+
+def keys_of_each_head(parts: Sequence[Part]) -> bool:
+    """Whether query heads that share keys need copies of their own."""
+    turned_apart = any(part.rotation is not None and part.rotation.each_head for part in parts)
+    return len(parts) > 1 or turned_apart
+
+
 Gates = Mapping[str | None, Tensor | None]
 """Where gates' keys come from (`AttendModule.gate_keys`) → (b hk j d)."""
+
+
+def gate_keys_of(module: AttendModule, k: Tensor, gates: Gates) -> Tensor | None:
+    """The keys that a module's gates are made from, (b hk j d), or None."""
+    return k if module.gate_keys == "keys" else gates[module.gate_keys]
 
 
 def attend(
@@ -191,6 +216,7 @@ def attend(
     mask: Tensor | None,
     causal: bool,
     order: Tensor | None = None,
+    placing: Tensor | None = None,
     sink: Tensor | None = None,
 ) -> Tensor:
     """Attention of a group of heads, in O(n) memory unless its scheme needs more.
@@ -207,6 +233,7 @@ def attend(
         mask: bool, True where a key may be attended; broadcasts to (b h i j).
         causal: query i sees keys up to its own place.
         order: (h) int64; query head order[a] uses key head a // (h / hk). None: head a does.
+        placing: see `turned`.
         sink: (h), logits of the group's sinks.
 
     Returns:
@@ -219,7 +246,7 @@ def attend(
     if part.mask is not None:
         window, j = call.window(part.mask, i, k.shape[2], mask), k.shape[2]
         hidden = (0, 0)
-        if _reads_little(call, module, q, k, v, *gates.values()):
+        if _reads_little(part, call, module, q, k, v, *gates.values()):
             hidden = call.gap(part.mask, window, j)
         if hidden != (0, 0):  # not even to be turned
             call = call.without(hidden, j - call.places.keys.shape[-1])
@@ -234,7 +261,7 @@ def attend(
         if module is not None and not module.takes_window:
             mask, window = windows.masked_within(mask, window, k.shape[2]), None
     if part.bias is not None:
-        terms = part.bias.terms(*call.of(i, part.bias_max))
+        terms = part.bias.terms(*call.of(i, part.bias_draw))
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
         sink = None if sink is None else sink[order]
@@ -245,7 +272,7 @@ def attend(
         causal=causal,
         bias=terms,
         cu_seqlens=call.places.documents,
-        gate_k=None if module is None else gates[module.gate_keys],
+        gate_k=None if module is None else gate_keys_of(module, k, gates),
         remembered=remembered,
         heads=order,
         window=window,
@@ -254,7 +281,7 @@ def attend(
     if part.rotation is not None and part.rotation.widens and module is None:
         return _attend_wide(part, call, q, k, v, inputs)
     if part.rotation is not None or part.scale is not None:
-        q, k, gate_k = turned(part, call, q, k, inputs.gate_k)
+        q, k, gate_k = turned(part, call, q, k, inputs.gate_k, placing=placing)
         inputs = inputs if gate_k is None else replace(inputs, gate_k=gate_k)
     q = q if order is None else q[:, order]
     if module is None:
@@ -276,11 +303,17 @@ def attend(
 
 
 def _reads_little(
-    call: LayerCall, module: AttendModule | None, q: Tensor, *others: Tensor | None
+    part: Part,
+    call: LayerCall,
+    module: AttendModule | None,
+    q: Tensor,
+    *others: Tensor | None,
 ) -> bool:
     """Whether these are a few queries beside a cache, for which keys may be left out."""
     known = module is None or (module.takes_window and not module.remembers)
-    usual = call.places.documents is None and not call.places.drawn and call.q_places is None
+    known = known and (part.rotation is None or not part.rotation.remembers)
+    drawn = any(map(call.places.draws_by, (part.rotation_draw, part.bias_draw)))
+    usual = call.places.documents is None and not drawn and call.q_places is None
     few = few_queries(q, *others) and not torch.compiler.is_compiling()
     return known and usual and few and not by_definition(q, *others)
 
@@ -292,21 +325,31 @@ def turned(
     k: Tensor,
     gate_k: Tensor | None,
     heads: Tensor | None = None,
+    placing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """q (b h i d) and k (b hk j d) after the rotation and the queries' scale.
 
     Keys before the first place stay. What gates are made from is turned as keys are: it meets
     turned queries. ``heads`` (h) int64 are those that ``q`` holds, None: all of the group.
+    ``placing`` is what the tokens of all keys left behind for a rotation whose places come from
+    them (`Rotation.remember`).
     """
     if part.scale is not None:
-        q, k, gate_k = turned(replace(part, scale=None), call, q, k, gate_k, heads)
+        q, k, gate_k = turned(replace(part, scale=None), call, q, k, gate_k, heads, placing)
         return _scaled(part.scale, part.mask, call, q, heads), k, gate_k
-    if part.rotation is None:
+    rotation, i = part.rotation, q.shape[2]
+    if rotation is None or (rotation.remembers and placing is None):
         return q, k, gate_k
     keys = k if gate_k is None else torch.cat((k, gate_k), dim=1)
-    q_pos, k_pos, _ = call.of(q.shape[2], part.rotation_max)
-    free = k.shape[2] - k_pos.shape[-1]
-    q, turned_keys = part.rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
+    if placing is None:
+        q_pos, k_pos, _ = call.of(i, part.rotation_draw)
+        placed = k_pos.shape[-1]
+    else:
+        k_pos = rotation.places(placing, call.places.documents)
+        placed = k_pos.shape[2]
+        q_pos = k_pos if i == placed else k_pos[:, :, -i:]
+    free = k.shape[2] - placed
+    q, turned_keys = rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
     if free:
         turned_keys = torch.cat((keys[:, :, :free], turned_keys), dim=2)
     if gate_k is None:
@@ -349,6 +392,7 @@ def attend_groups(
                 v[:, heads],
                 {name: None if t is None else t[:, heads] for name, t in gates.items()},
                 None if call.remembered is None else call.remembered[index],
+                placing=None if call.placing is None else call.placing[index],
                 mask=mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask,
                 sink=sinks[index],
                 **given,
@@ -483,7 +527,7 @@ def sink_of_heads(parts: Sequence[Part], sinks: Sequence[Tensor | None]) -> Tens
 
 def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | None:
     if part.bias is not None:
-        q_pos, k_pos, _ = call.of(i, part.bias_max)
+        q_pos, k_pos, _ = call.of(i, part.bias_draw)
         if k_pos.ndim == 3:  # places of each head
             rows = part.bias.dense(q_pos.flatten(0, 1), k_pos.flatten(0, 1))
             each = rows.view(*k_pos.shape[:2], *rows.shape[1:])
@@ -492,10 +536,32 @@ def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | 
             bias = part.bias.dense(q_pos, k_pos)
     else:
         remembered = None if call.remembered is None else call.remembered[index]
-        if part.attend is None or remembered is None or not part.attend.gives_terms:
+        if part.attend is None or remembered is None or not part.attend.gives_bias:
             return None
-        bias = dense(part.attend.terms(remembered, i))
+        bias = part.attend.dense(remembered, i)
     return F.pad(bias, (j - bias.shape[-1], 0))
+
+
+def softmax_only(parts: Sequence[Part]) -> bool:
+    """Whether the weights of all heads are a softmax of their logits."""
+    return all(part.attend is None or part.attend.softmax for part in parts)
+
+
+def weights_of(parts: Sequence[Part], logits: Tensor, sink: Tensor | None = None) -> Tensor:
+    """Weights (b h i j) of what all schemes have made of the logits, at least float32.
+
+    ``sink`` (h) takes its share of a softmax.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.cat(
+        [
+            with_column(logits[:, heads], None if sink is None else sink[heads])
+            if part.attend is None or part.attend.softmax
+            else logits[:, heads].exp()
+            for part, heads in with_heads(parts)
+        ],
+        dim=1,
+    )
 
 
 def added_by_modules(

@@ -20,9 +20,8 @@ from xcope.positions import (
     scheme,
     schemes,
     single,
+    started,
 )
-
-PER_ROW = "attn_data_dependent_alibi_per_row"
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,9 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
         if flag not in known:
             raise unknown("Decoder", flag, known)
     rest = dict(flags)
-    plan = single() if position is None else parse(position)
+    plan = single() if position is None else parse(with_starts(position, flags))
     foreign = _foreign(rest)
-    switched = _switched(rest, foreign)
+    switched = _switched(rest)
     if position is not None:
         _check_switches(position, plan, [*switched, *foreign])
     for flag, asked in switched.items():
@@ -152,12 +151,21 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
     return Request(plan, position is not None or told or bool(foreign), rest)
 
 
+def with_starts(position: Any, flags: Iterable[str]) -> Any:
+    """``position`` with the options that ``start: authors`` stands for, but for those that a flag
+    beside it says.
+
+    Raises:
+        FlagError: see `xcope.positions.started`.
+    """
+    takers = option_flags()
+    said = {f"{name}_{option}" for flag in flags for name, option in takers.get(flag, ())}
+    return started(position, said)
+
+
 def _foreign(rest: Mapping[str, Any]) -> list[str]:
     """The switches that are on and left to x-transformers."""
-    on = [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
-    if PER_ROW in on and not _on(rest.get("attn_data_dependent_alibi")):
-        on.remove(PER_ROW)  # it only varies the other
-    return on
+    return [flag for flag in seam.UPSTREAM_ONLY if _on(rest.get(flag))]
 
 
 def _on(value: Any) -> bool:
@@ -167,11 +175,12 @@ def _on(value: Any) -> bool:
 Switched = dict[str, Scheme | tuple[Scheme | None, ...]]
 
 
-def _switched(rest: dict[str, Any], foreign: Sequence[str]) -> Switched:
+def _switched(rest: dict[str, Any]) -> Switched:
     """Take the switches out of ``rest``: flag → the scheme of all layers, or of each."""
+    _vary(rest)
     switched: Switched = {}
     for flag, name in switch_flags().items():
-        if flag not in rest or (flag == "attn_data_dependent_alibi" and PER_ROW in foreign):
+        if flag not in rest:
             continue
         kind = schemes()[name]
         beside = kind.slot is not None and kind.slot.beside
@@ -192,6 +201,18 @@ def _switched(rest: dict[str, Any], foreign: Sequence[str]) -> Switched:
         for implied in schemes()[switch_flags()[flag]].upstream_implies:
             switched.pop(implied, None)
     return switched
+
+
+def _vary(rest: dict[str, Any]) -> None:
+    """Let a switch that varies another's scheme have that one's value, or none."""
+    for kind in schemes().values():
+        flag, other = kind.upstream_switch, kind.upstream_varies
+        if flag in rest and other is not None:
+            varies, value = rest.pop(flag), rest.get(other)
+            if not isinstance(varies, bool):
+                raise FlagError(flag, f"{flag}={varies!r} is not allowed: it is True or False")
+            if varies and _on(value):
+                rest[flag] = rest.pop(other)
 
 
 def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> None:
@@ -249,8 +270,7 @@ def _with_options(rest: dict[str, Any], plan: Plan) -> Plan:
     for kwargs in {one.upstream_kwargs for one in plan.schemes}:
         if kwargs is not None and kwargs in rest:
             plan = plan.map(partial(_set_all, kwargs=kwargs, options=dict(rest.pop(kwargs))))
-    if not _on(rest.get(PER_ROW)):  # that one takes options, too
-        _check_kwargs(rest)
+    _check_kwargs(rest)
     return plan
 
 

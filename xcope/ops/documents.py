@@ -93,8 +93,8 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     Args:
         attention: takes inputs of one document.
         inputs: a dataclass with q (1 h n d), k, v, mask, bias and cu_seqlens, which is checked;
-            if it has ``gate_k``, too, (1 hk n d) or None, that is cut as keys are; a ``window`` is
-            cut, too. What else it has, documents have in common.
+            if it has ``gate_k``, ``r`` or ``moves``, too, (1 h n c) or None, they are cut as keys
+            are; a ``window`` is cut, too. What else it has, documents have in common.
 
     Returns:
         (1 h n dv).
@@ -105,7 +105,7 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
         mask = within_documents(mask, cu_seqlens, given.q.shape[2])
         return attention(replace(given, mask=mask, cu_seqlens=None))
     counts, parts = lengths(cu_seqlens) or [0], {}
-    for name in ("q", "k", "v", "gate_k"):
+    for name in ("q", "k", "v", "gate_k", "r", "moves"):
         whole = getattr(given, name, None)
         if whole is not None:  # split, unlike slices, has a backward that writes gradients once
             parts[name] = torch.split(whole, counts, dim=2)

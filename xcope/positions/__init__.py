@@ -4,6 +4,8 @@ from xcope.positions.base import (
     AddedToInput,
     AttendInputs,
     AttendModule,
+    Draw,
+    Family,
     Geometry,
     IndexBias,
     IndexedScheme,
@@ -13,11 +15,19 @@ from xcope.positions.base import (
     Scheme,
     Sinks,
     Slot,
-    draw_places,
-    draw_places_of_documents,
 )
-from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single
+from xcope.positions.plan import (
+    Plan,
+    Position,
+    clash,
+    combined,
+    entries,
+    parse,
+    single,
+    started,
+)
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.positions.released import Preset, presets
 from xcope.registry import discover
 
 discover(__name__, __path__)
@@ -26,12 +36,15 @@ __all__ = [
     "AddedToInput",
     "AttendInputs",
     "AttendModule",
+    "Draw",
+    "Family",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
     "KeyLimits",
     "Plan",
     "Position",
+    "Preset",
     "QueryScale",
     "Rotation",
     "Scheme",
@@ -40,12 +53,12 @@ __all__ = [
     "Slot",
     "clash",
     "combined",
-    "draw_places",
-    "draw_places_of_documents",
     "entries",
     "parse",
+    "presets",
     "register",
     "scheme",
     "schemes",
     "single",
+    "started",
 ]

@@ -1,4 +1,4 @@
-"""The PyTorch operator of CoPE attention, `torch.ops.xcope.cope`: fake tensors and autograd.
+"""The PyTorch operator, `torch.ops.xcope.cope`: fake tensors and autograd.
 
 It is computed by tiles (`xcope.ops.cope.cpu.walk`) or by Triton's kernels
 (`xcope.ops.cope.gpu.launch`); its last argument, ``backend``, says which. It takes the fields of
@@ -170,7 +170,8 @@ def _backward_in_tiles(
 
 def _swallowed(inputs: CopeInputs) -> list[Tensor]:
     """Tensors whose NaN a count or a bias may swallow, so that what is computed is finite."""
-    kept = ("q", "k", "v")  # logits and values keep it
+    # logits and values keep it; but of a stick that is broken up nothing further is looked at
+    kept = () if inputs.recurrence == "stick" else ("q", "k", "v")
     return [t for name, t in inputs.named().items() if name not in kept]
 
 
@@ -193,6 +194,7 @@ def repair(inputs: CopeInputs) -> Repair:
         definition=definition,
         mixed="head_mix" in given,
         everywhere=(*everywhere, *["pos_emb"] * inputs.soft_onehot),
+        together=inputs.recurrence in ("decay", "stick"),
     )
 
 
