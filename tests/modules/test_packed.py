@@ -10,7 +10,7 @@ from xcope.positions import Draw
 
 LENGTHS = (7, 0, 1, 12)
 EDGES = torch.tensor([0, 7, 7, 8, 20], dtype=torch.int32)
-LENGTH_DEPENDENT = {"rotary_dynamic"}
+LENGTH_DEPENDENT = ("rotary_dynamic", "rotary_longrope")
 
 
 def model(its_position, wrapper=None, **flags):
@@ -47,7 +47,7 @@ def assert_as_alone(net, **keywords):
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(schemes()) - LENGTH_DEPENDENT))
+@pytest.mark.parametrize("name", sorted(set(schemes()).difference(LENGTH_DEPENDENT)))
 def test_every_scheme(name):
     assert_as_alone(shaken(model(position(name))))
 
@@ -185,9 +185,10 @@ def test_what_acts_across_documents_is_refused(flags):
         model("none", **flags)(tokens(), cu_seqlens=EDGES)
 
 
-def test_what_follows_the_length_of_the_row_is_refused():
-    with pytest.raises(FlagError, match="dynamic NTK"):
-        model(position("rotary_dynamic"))(tokens(), cu_seqlens=EDGES)
+@pytest.mark.parametrize("name", LENGTH_DEPENDENT)
+def test_what_follows_the_length_of_the_row_is_refused(name):
+    with pytest.raises(FlagError, match="dynamic NTK, LongRoPE"):
+        model(position(name))(tokens(), cu_seqlens=EDGES)
 
 
 def test_documents_that_were_promised_are_missed():

@@ -42,13 +42,18 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def make_model(
-    config: ModelConfig, num_tokens: int, longest: int, device: str | torch.device = "cpu"
+    config: ModelConfig,
+    num_tokens: int,
+    longest: int,
+    device: str | torch.device = "cpu",
+    block: int | None = None,
 ) -> TransformerWrapper:
     """The decoder, with fresh weights; on device ``"meta"`` without any.
 
     Args:
         num_tokens: size of the vocabulary.
         longest: ``max_seq_len`` where the config does not say it.
+        block: tokens of a row in training, for ``max_pos: block``; None: ``max_seq_len``.
 
     Raises:
         FlagError: see `xcope.Decoder` and `xcope.TransformerWrapper`; heads that do not divide
@@ -57,6 +62,7 @@ def make_model(
     inner, outer = keywords(config)
     with torch.device(device):
         decoder = Decoder(position=config.position, **inner)
+        decoder.block = block
         if decoder.abs_pos_default and not ABSOLUTE_SWITCHES & {*inner, *outer}:
             raise FlagError(
                 "position", f"no position is named: set position to one of {listing(schemes())}"
@@ -89,7 +95,8 @@ def make_model_for(config: ModelConfig, task: Task, device: str = "cpu") -> Tran
         FlagError: also a table of positions that is too short for the task, or fewer places to draw
             from than it has tokens.
     """
-    model = make_model(config, task.num_tokens, task.max_seq_len, device)
+    block = task.seq_len("train")
+    model = make_model(config, task.num_tokens, task.max_seq_len, device, block)
     _check_length(model, task)
     _check_draws(model, task)
     return model
@@ -123,7 +130,7 @@ def _checked_flags(config: ModelConfig) -> dict[str, Any]:
     _check_said_once(config)
     for entry in entries(config.position):
         for option, value in entry.items():
-            _check_size(f"{entry.get('name')}_{option}", value)
+            _check_size(f"{entry.get('preset', entry.get('name'))}_{option}", value)
     return flags
 
 

@@ -29,7 +29,12 @@ from xcope.training import RunError, load_run
 
 CLOSE = 1e-3
 """What a model that was rebuilt may differ by, relative to the largest logit."""
-NOT_WITH_FLASH = ("attn_use_cope", "rel_pos_bias", "dynamic_pos_bias")
+NOT_WITH_FLASH = (
+    "attn_use_cope",
+    "attn_head_learned_sink",
+    "rel_pos_bias",
+    "dynamic_pos_bias",
+)
 """Switches beside which x-transformers takes no ``attn_flash``."""
 
 

@@ -27,7 +27,9 @@ class Places:
             within each.
         drawable: whether schemes with ``random_max`` may draw theirs at random; not where given.
         training: whether they all do, not only those with ``random_at_test``.
-        padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
+        padding: (b j) bool, keys that mean nothing; None: there are none.
+        between: whether other keys may stand before the padding: memories, embeddings.
+        windows: those that layers have made of the places, by what they are made from.
     """
 
     keys: Tensor
@@ -36,8 +38,14 @@ class Places:
     drawable: bool = False
     training: bool = False
     padding: Tensor | None = None
+    between: bool = False
     draws: dict[Draw, Tensor] = field(default_factory=dict, repr=False)
     """What was drawn for all layers of the call."""
+    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    def draws_by(self, draw: Draw | None) -> bool:
+        """Whether places are drawn for a scheme that draws them so, if at all."""
+        return draw is not None and self.drawable and (self.training or draw.at_test)
 
     def drawn(self, draw: Draw | None, of_layer: dict[Draw, Tensor]) -> Tensor:
         """The keys' places, at random for schemes that draw them.
@@ -46,7 +54,7 @@ class Places:
             draw: how the scheme draws; None: it does not.
             of_layer: what was drawn for this layer alone.
         """
-        if draw is None or not self.drawable or not (self.training or draw.at_test):
+        if draw is None or not self.draws_by(draw):
             return self.keys
         kept = of_layer if draw.at_test else self.draws
         if draw not in kept:
@@ -97,7 +105,7 @@ def places_of(
             memories = memory.shape[1]
             break
     total = before_x + x.shape[1]
-    start, between = arguments.pop("seq_start_pos", None), None
+    start, hidden = arguments.pop("seq_start_pos", None), None
     padding: Tensor | int = 0  # before each slot
     slots = torch.arange(total, device=x.device)
     if start is not None:
@@ -105,7 +113,8 @@ def places_of(
         padding = torch.where(slots < lead, 0, start[:, None])
         seen = (slots < lead) | (slots - lead >= start[:, None])
         _hide_padding(seen, memories, arguments)
-        between = F.pad(~seen, (memories, 0)) if lead or memories else None
+        hidden = F.pad(~seen, (memories, 0))
+    between = hidden is not None and bool(lead or memories)
     before = torch.arange(-memories, 0, device=x.device)
     pos = arguments.get("pos")
     if pos is not None and is_places(pos, x):
@@ -116,7 +125,8 @@ def places_of(
                 + (" with those in the cache" if before_x else ""),
             )
         pos = pos.long()
-        return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True, padding=between)
+        keys = torch.cat((pos[..., :1] + before, pos), dim=-1)
+        return Places(keys, given=True, padding=hidden, between=between)
     first = (arguments.get("seq_pos_offset") or before_x) - before_x
     keys = slots
     if start is not None:
@@ -124,7 +134,7 @@ def places_of(
         before = before.expand(len(keys), -1)
     if memories:
         keys = torch.cat((before, keys), dim=-1)
-    return Places(keys + first, drawable=True, training=training, padding=between)
+    return Places(keys + first, drawable=True, training=training, padding=hidden, between=between)
 
 
 def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:

@@ -5,15 +5,29 @@ from xcope.positions.base import (
     AttendInputs,
     AttendModule,
     Draw,
+    Family,
     Geometry,
     IndexBias,
     IndexedScheme,
+    KeyLimits,
+    QueryScale,
     Rotation,
     Scheme,
+    Sinks,
     Slot,
 )
-from xcope.positions.plan import Plan, Position, clash, combined, entries, parse, single, started
+from xcope.positions.plan import (
+    Plan,
+    Position,
+    clash,
+    combined,
+    entries,
+    parse,
+    single,
+    started,
+)
 from xcope.positions.registry import SchemeTable, register, scheme, schemes
+from xcope.positions.released import Preset, presets
 from xcope.registry import discover
 
 discover(__name__, __path__)
@@ -23,19 +37,25 @@ __all__ = [
     "AttendInputs",
     "AttendModule",
     "Draw",
+    "Family",
     "Geometry",
     "IndexBias",
     "IndexedScheme",
+    "KeyLimits",
     "Plan",
     "Position",
+    "Preset",
+    "QueryScale",
     "Rotation",
     "Scheme",
     "SchemeTable",
+    "Sinks",
     "Slot",
     "clash",
     "combined",
     "entries",
     "parse",
+    "presets",
     "register",
     "scheme",
     "schemes",

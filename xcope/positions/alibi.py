@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.terms import Separable
-from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
+from xcope.positions.base import Family, Geometry, IndexBias, IndexedScheme, Slot
 from xcope.positions.distances import distances, real
 from xcope.positions.registry import register
 
@@ -72,6 +72,7 @@ class Alibi(IndexedScheme):
     name: ClassVar[str] = "alibi"
     title: ClassVar[str] = "Linear biases (ALiBi)"
     slot: ClassVar[Slot | None] = Slot.BIAS
+    family: ClassVar[Family] = Family.FIXED
     paper: ClassVar[str] = "arXiv 2108.12409"
     formula: ClassVar[str] = "q·k − m_h|i−j|"
     oracle: ClassVar[str] = "x-transformers"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
-from xcope.ops.biased.reference import biased_attention_reference
+from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.terms import Terms
-from xcope.registry import Named, hints, is_a
+from xcope.registry import Named
 
 
 class Slot(enum.Enum):
@@ -33,6 +32,37 @@ class Slot(enum.Enum):
     """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
     """the attention operation itself (`AttendModule`)"""
+    MASK = "mask"
+    """which keys a query sees (`KeyLimits`)"""
+    SINK = "sink"
+    """a share of attention that goes to no key (`Sinks`)"""
+    SCALE = "scale"
+    """a factor of the queries by their place (`QueryScale`)"""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it tells of no place itself, and stands beside schemes that do, or alone."""
+        return self in (Slot.MASK, Slot.SINK, Slot.SCALE)
+
+
+class Family(enum.Enum):
+    """Where what a scheme does comes from: how tables of schemes are grouped, in this order."""
+
+    FIXED = "fixed"
+    LEARNED = "learned, by place or distance"
+    CONTENT = "by content"
+    ROTATION = "rotations"
+    OPTION = "options beside any scheme"
+
+    @classmethod
+    def of(cls, slot: Slot) -> Family:
+        """What a scheme of a slot mostly is."""
+        return {
+            Slot.INPUT: cls.LEARNED,
+            Slot.ROTATION: cls.ROTATION,
+            Slot.BIAS: cls.LEARNED,
+            Slot.ATTEND: cls.CONTENT,
+        }.get(slot, cls.OPTION)
 
 
 @dataclass(frozen=True)
@@ -63,6 +93,8 @@ class Scheme(Named, ABC):
     """its name for people"""
     slot: ClassVar[Slot | None]
     """None: nothing is built (``none``), or the scheme is a pair of others (see `parts`)."""
+    family: ClassVar[Family] = Family.FIXED
+    """A class that fills a slot and does not say it is what its slot mostly is (`Family.of`)."""
     paper: ClassVar[str]
     formula: ClassVar[str]
     oracle: ClassVar[str]
@@ -75,38 +107,45 @@ class Scheme(Named, ABC):
     excludes: ClassVar[Mapping[Slot | str, str]] = {}
     """Slot or name of what cannot stand beside it at the same heads → why."""
     upstream_switch: ClassVar[str | None] = None
-    """x-transformers' flag that turns the scheme on, if it has the scheme."""
+    """x-transformers' flag that turns the scheme on, if it has the scheme; see `switched`."""
     upstream_implies: ClassVar[frozenset[str]] = frozenset()
     """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
+    upstream_varies: ClassVar[str | None] = None
+    """A switch of another scheme without which ``upstream_switch`` means nothing there."""
     upstream_options: ClassVar[Mapping[str, str]] = {}
     """x-transformers' spelling of an option → its name here."""
     upstream_kwargs: ClassVar[str | None] = None
     """x-transformers' flag whose value is a mapping of options, if it has one."""
 
-    def __post_init__(self) -> None:
-        """Refuse values of the wrong type; lists, as YAML has them, become tuples.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if own.get("slot") is not None and "family" not in own:
+            cls.family = Family.of(own["slot"])
 
-        Raises:
-            FlagError: names the flag and the type.
-        """
-        for option in self.options():
-            value = getattr(self, option)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, option, value)
-            hint = hints(type(self))[option]
-            if not is_a(value, hint):
-                flag = self.flag(option)
-                plain = typing.get_origin(hint) is None
-                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
-                raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
+    def __post_init__(self) -> None:
+        """See `Named.check_types`."""
+        self.check_types()
 
     @classmethod
     def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """x-transformers' flags for the same, of its Decoder and of its TransformerWrapper."""
         if cls.upstream_switch is None:
             return None
-        return {cls.upstream_switch: True}, {"use_abs_pos_emb": False}
+        switches = [cls.upstream_switch, *filter(None, [cls.upstream_varies])]
+        return dict.fromkeys(switches, True), {"use_abs_pos_emb": False}
+
+    @classmethod
+    def switched(cls, value: Any) -> Self | None:
+        """What a value of ``upstream_switch`` asks for; None: nothing.
+
+        Raises:
+            FlagError: it is not of the kind that the flag has.
+        """
+        if not isinstance(value, bool):
+            flag = str(cls.upstream_switch)
+            raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
+        return cls() if value else None
 
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""
@@ -114,9 +153,8 @@ class Scheme(Named, ABC):
 
     @property
     def per_layer(self) -> bool:
-        """Whether each layer has a module of its own, instead of one that all layers share (of the
-        rotation and bias slots)."""
-        return False
+        """Whether each layer has a module of its own, instead of one that all layers share."""
+        return self.slot is Slot.ATTEND
 
     @abstractmethod
     def build(self, geometry: Geometry) -> nn.Module | None:
@@ -130,19 +168,6 @@ class Scheme(Named, ABC):
     def flag(cls, option: str) -> str:
         """``cope_max_pos``: the keyword flag of an option."""
         return f"{cls.name}_{option}"
-
-    def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {
-            name: getattr(self, name)
-            for name, field in self.options().items()
-            if getattr(self, name) != field.default
-        }
-
-    def label(self) -> str:
-        """``cope``, or ``cope(max_pos=64)`` where options differ from their defaults."""
-        given = ", ".join(f"{name}={value}" for name, value in self.given().items())
-        return f"{self.name}({given})" if given else self.name
 
 
 FINE = 16
@@ -392,12 +417,43 @@ class Rotation(WithConstants, ABC):
     learned memories, depend on the length."""
     widens: bool = False
     """Whether queries and keys come out wider than they went in."""
+    remembers: bool = False
+    """Whether places come from what tokens are (`remember`, `places`), not from where they are."""
+    each_head: bool = False
+    """Whether such places differ from query head to query head, so that each needs its keys."""
     upstream_name: str = "rotary_pos_emb"
     """Its name in x-transformers' state dicts."""
 
     def forward(self, pos: Tensor) -> Tensor:
         """The places as they are: x-transformers asks for angles, but turning is `rotate`'s."""
         return pos
+
+    def remember(self, x: Tensor) -> Tensor:
+        """What tokens say of their places, cached beside keys and values; 0 means nothing.
+
+        Args:
+            x: (b n dim), what the layer's attention reads.
+
+        Returns:
+            (b g n c), g = h, or 1 for all heads.
+        """
+        raise NotImplementedError
+
+    def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
+        """Where the tokens of all keys stand.
+
+        Args:
+            remembered: (b g j c), of all keys; 0 where padded.
+            documents: cu_seqlens (m + 1) where several documents are packed in the row.
+
+        Returns:
+            (b g j c), floating point.
+        """
+        raise NotImplementedError
+
+    def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+        """Name → (b g j j), query by key: what people want to see of places that tokens have."""
+        return {}
 
     @abstractmethod
     def rotate(
@@ -413,8 +469,9 @@ class Rotation(WithConstants, ABC):
         Args:
             q: (b h i d).
             k: (b hk j d).
-            q_pos: places of the queries, (i) or (b i); int64, or float32 where they are real.
-            k_pos: places of the keys, (j) or (b j), likewise.
+            q_pos: places of the queries, (i) or (b i), int64, or float32 where they are real;
+                (b g i c) where `places` made them.
+            k_pos: places of the keys, (j) or (b j) or (b g j c), likewise.
             heads: int64 (h), which query heads ``q`` holds; None: all of them.
 
         Returns:
@@ -451,6 +508,67 @@ class IndexBias(WithConstants, ABC):
         """
 
 
+class KeyLimits(nn.Module, ABC):
+    """A module of the mask slot: which keys a query sees, by their ranks among those of its row.
+
+    The first key of a row has rank 0; padding before it has none, and keys that stand before all
+    places (learned memories) are seen in any case.
+    """
+
+    @abstractmethod
+    def forward(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries of these ranks, whole numbers (…).
+
+        Returns:
+            How many first keys are seen in any case, and the rank from which on all are, up to the
+            query itself: both (…).
+        """
+
+    def count(self, rank: Tensor) -> Tensor:
+        """How many keys queries of these ranks see, (…)."""
+        first, near = self(rank)
+        seen: Tensor = rank + 1 - near + torch.minimum(first, near)
+        return seen
+
+
+class Sinks(nn.Module, ABC):
+    """A module of the sink slot: a logit for each head, of what takes a share and gives no value.
+
+    See `xcope.ops.sinks`. What is learned is a parameter ``head_attn_sink`` (h), which layers of
+    ours hold themselves, where x-transformers has it.
+    """
+
+    learned: bool
+    head_attn_sink: nn.Parameter | None
+
+    @abstractmethod
+    def forward(self, learned: Tensor | None, device: torch.device) -> Tensor:
+        """The logits, (h), of what is learned, (h), if anything is."""
+
+
+class QueryScale(nn.Module, ABC):
+    """A module of the scale slot: a factor of each query, and so of all that it is multiplied with.
+
+    It acts on turned queries: q·k, CoPE's q·e and the gates made of them have it, a bias of the
+    logits has not.
+    """
+
+    upstream_name: str = "attend.length_scale"
+    """Its name in the attention layer's state dict."""
+
+    @abstractmethod
+    def forward(self, pos: Tensor, n: Tensor) -> Tensor:
+        """The factors.
+
+        Args:
+            pos: int64 places of the queries, (i) or (b i).
+            n: how many keys they see, as ``pos``.
+
+        Returns:
+            (h i), (1 i), (b h i) or (b 1 i), at least float32.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttendInputs:
     """What attention of a group of heads gets beside q, k and v.
@@ -464,6 +582,9 @@ class AttendInputs:
         gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
         remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
         heads: int64 (h), which head of the group each head of q is; None: they are in order.
+        window: see `xcope.ops.windows`; modules that do not say ``takes_window`` get it as a mask.
+        sink: (h) logits in the order of q's heads, see `xcope.ops.sinks`, for modules that say
+            ``takes_sink``.
     """
 
     scale: float
@@ -474,6 +595,8 @@ class AttendInputs:
     gate_k: Tensor | None = None
     remembered: Tensor | None = None
     heads: Tensor | None = None
+    window: Tensor | None = None
+    sink: Tensor | None = None
 
     def written_out(self, q: Tensor, j: int) -> AttendInputs:
         """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
@@ -503,17 +626,28 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; None: there is none."""
+    ``"values"``; ``"keys"``, without a bias of the logits; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False
     """Whether `remember` gives something that is cached beside each token's key and value."""
+    softmax: bool = True
+    """Whether weights are the softmax of what `forward` makes of the logits; else they are its
+    exponentials, and need not sum to 1."""
     gives_terms: bool = False
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
+    gives_bias: bool = False
+    """Whether `dense` gives all that is added; with `terms` it does."""
+    takes_window: bool = False
+    """Whether `attend` reads ``AttendInputs.window``, and skips what it hides."""
+    takes_sink: bool = False
+    """Whether `attend` reads ``AttendInputs.sink``: set where it is the one by the definition."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.gives_terms = cls.terms is not AttendModule.terms
+        cls.gives_terms = cls.gives_bias = cls.terms is not AttendModule.terms
+        if "takes_sink" not in vars(cls):
+            cls.takes_sink = cls.gives_terms or cls.attend is AttendModule.attend
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another
@@ -544,6 +678,18 @@ class AttendModule(nn.Module, ABC):
             i: number of queries.
         """
         raise NotImplementedError
+
+    def dense(self, remembered: Tensor, i: int) -> Tensor:
+        """All that is added, written out, where it follows from ``remembered`` and reads no logits.
+
+        Args:
+            remembered: (b h j) or (b h j c), of all keys.
+            i: number of queries, the last of j.
+
+        Returns:
+            (b h i j); without meaning where a key stands after its query.
+        """
+        return dense(self.terms(remembered, i))
 
     @abstractmethod
     def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
@@ -595,6 +741,8 @@ class AttendModule(nn.Module, ABC):
                 mask=mask,
                 causal=inputs.causal,
                 cu_seqlens=inputs.cu_seqlens,
+                window=inputs.window,
+                sink=None if inputs.sink is None else inputs.sink[place],
             ),
             added,
         )

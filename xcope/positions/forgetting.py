@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.ops.biased import dense
 from xcope.ops.terms import Separable
 from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
@@ -93,10 +92,6 @@ class Forgetting(AttendModule):
         middle = c[..., -i:].mean(-1, keepdim=True).detach()  # cancels out, also from the gradient
         c = (c - middle).to(remembered.dtype)
         return Separable(c[..., -i:], c)
-
-    def dense(self, remembered: Tensor, i: int) -> Tensor:
-        """The same written out, (b h i j); also where a key stands after its query."""
-        return dense(self.terms(remembered, i))
 
     def forward(
         self,

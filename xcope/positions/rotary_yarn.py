@@ -9,8 +9,10 @@ Models*, arXiv 2309.00071. Pair m makes β turns within the trained length at
     ω_m ← (1 − r_m) ω_m + r_m ω_m / factor
     q, k ← attention_factor · R(iω)q, attention_factor · R(jω)k
 
-The ramp r_m runs over the number of the pair, as in the authors' code and Hugging Face's; the
-paper writes it over the turns of the pair. Channels that do not turn are not multiplied.
+The ramp r_m runs over the number of the pair, as in the authors' code and Hugging Face's; the paper
+writes it over the turns of the pair. Channels that do not turn are not multiplied: with the default
+of half the channels the attention factor, the paper's logit scale, falls on that half of q·k only.
+``dim: whole`` is the paper's YaRN, which sharpens all of it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Family, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
 
@@ -67,6 +67,7 @@ class Sandwich(IndexedScheme):
     name: ClassVar[str] = "sandwich"
     title: ClassVar[str] = "Sinusoidal bias (Sandwich)"
     slot: ClassVar[Slot | None] = Slot.BIAS
+    family: ClassVar[Family] = Family.FIXED
     paper: ClassVar[str] = "arXiv 2212.10356"
     formula: ClassVar[str] = "q·k + Σ_m (cos((i−j)ω_m) − 1)/r_h"
     oracle: ClassVar[str] = "formula"

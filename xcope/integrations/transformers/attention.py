@@ -28,7 +28,7 @@ from xcope.integrations.transformers.layer import (
 )
 from xcope.positions import Plan, Position, Scheme, Slot, parse, scheme
 from xcope.positions.base import WithConstants
-from xcope.positions.rotary import RotaryScheme
+from xcope.positions.rotary import TurningScheme
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,7 +107,8 @@ def set_position(
     if len(plan.layers) > len(names):
         raise FlagError(
             "position",
-            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: shorten it",
+            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: "
+            f"{plan.to_shorten(len(names))}",
         )
     settings = dict(record["layers"])
     for index, name in enumerate(names):
@@ -372,7 +373,7 @@ def _like_the_models(one: Scheme, rotary: dict[str, Any] | None) -> Scheme:
     Raises:
         FlagError: the model's layout is not known, and none is given.
     """
-    if not isinstance(one, RotaryScheme) or rotary is None:
+    if not isinstance(one, TurningScheme) or rotary is None:
         return one
     given = one.given()
     known = {name: rotary[name] for name in ("dim", "base", "layout") if name not in given}
