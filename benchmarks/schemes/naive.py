@@ -23,7 +23,7 @@ BLOCK = 64
 def path(q: Tensor, k: Tensor, v: Tensor, moves: Tensor) -> Tensor:
     """PaTH block by block of keys; (h n n) tensors."""
     n, w, beta = q.shape[2], F.normalize(moves[..., :-1], dim=-1), moves[..., -1:]
-    q, k, w, beta = (t.unflatten(2, (-1, BLOCK)) for t in (q, k, w, beta))
+    q, k, w, beta = (t.reshape(*t.shape[:2], -1, BLOCK, t.shape[-1]) for t in (q, k, w, beta))
     unit = torch.eye(BLOCK)
     system = unit + (beta * w @ w.mT).tril(-1)
     T = torch.linalg.solve_triangular(system, unit.expand_as(system), upper=False)
@@ -52,7 +52,8 @@ def wall(q: Tensor, k: Tensor, v: Tensor, moves: Tensor) -> Tensor:
 def _attended(products: Tensor, v: Tensor) -> Tensor:
     later = torch.ones(products.shape[-2:], dtype=torch.bool).triu(1)
     s = (products * v.shape[-1] ** -0.5).masked_fill(later, -torch.inf)
-    return s.softmax(-1) @ v
+    out: Tensor = s.softmax(-1) @ v
+    return out
 
 
 @dataclass(frozen=True)

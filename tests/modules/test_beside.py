@@ -49,7 +49,7 @@ def close(ours, truth):
     torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-4)
 
 
-def without_cache(model, x, first, **keywords):
+def one_by_one(model, x, first, **keywords):
     """The logits of the tokens after ``first``, one by one beside a cache."""
     _, cache = model(x[:, :first], return_intermediates=True, **keywords)
     found = []
@@ -69,7 +69,10 @@ def test_all_three_beside_a_scheme_with_cache_padding_documents_and_logits_held(
         close(model(x), whole)
     with torch.no_grad():
         if name != "rotary_dynamic":
-            close(without_cache(model, x, 18), whole[:, 18:])
+            close(one_by_one(model, x, 18), whole[:, 18:])
+            for several in (3, 11):  # queries at once, few and more
+                _, cache = model(x[:, :-several], return_intermediates=True)
+                close(model(x[:, -several:], cache=cache, cache_age=several), whole[:, -several:])
         texts = [tokens(length, 1) for length in LENGTHS]
         padded = torch.cat(
             [torch.nn.functional.pad(t, (max(LENGTHS) - t.shape[1], 0)) for t in texts]
@@ -119,7 +122,7 @@ def test_splits_of_layers_and_heads_with_grouped_keys(where, kv_heads):
     for parameter, grad in outs[0][1].items():
         close(grad, outs[1][1][parameter])
     with torch.no_grad():
-        close(without_cache(model, x, 20), model(x)[:, 20:])
+        close(one_by_one(model, x, 20), model(x)[:, 20:])
 
 
 @pytest.mark.parametrize("where", ["cope", "alibi", "rotary", "forgetting", "none"])

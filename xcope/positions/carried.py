@@ -131,7 +131,7 @@ class CarriedScheme(Scheme):
         super().__post_init__()
         excluded: dict[Slot | str, str] = {
             "pope": "PoPE's queries are twice as wide as the channels that tokens act on",
-            Slot.SINK: "their attention keeps no sum that a sink could have its share of",
+            Slot.SINK: "its attention keeps no sum that a sink could have a share of",
         }
         if self.forget:
             excluded[Slot.BIAS] = "what is forgotten is itself a bias of the logits"

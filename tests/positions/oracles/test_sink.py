@@ -43,6 +43,24 @@ def test_attention_with_sinks_and_its_gradients_are_those_of_gpt_oss(backend, dt
         torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("edges", [None, [0, 1, 2]])
+def test_queries_and_keys_learn_through_the_sum_where_a_query_sees_one_key(backend, edges):
+    """2 σ(q k − 0): its derivative by q and by k is 2 σ(1) σ(−1), however rounded the value's."""
+    n = 1 if edges is None else 2
+    q, k = (torch.ones(1, 1, n, 1, requires_grad=True) for _ in range(2))
+    v, sink = (
+        torch.full(shape, x, requires_grad=True) for shape, x in (((1, 1, n, 1), 2.0), ((1,), 0.0))
+    )
+    cu_seqlens = None if edges is None else torch.tensor(edges)
+    given = {"scale": 1.0, "sink": sink, "cu_seqlens": cu_seqlens, "backend": backend}
+    found = torch.autograd.grad(biased_attention(q, k, v, None, **given).sum(), (q, k, v, sink))
+    for grad, truth in zip(
+        found, (0.39322387, 0.39322387, 0.73105858, -0.39322387 * n), strict=True
+    ):
+        torch.testing.assert_close(grad, torch.full_like(grad, truth))
+
+
 def test_a_few_queries_beside_a_cache_see_the_sink_too():
     with torch.no_grad():
         q, k, v, sinks = tensors()
