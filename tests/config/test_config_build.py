@@ -93,7 +93,10 @@ def test_each_scheme_has_a_file_with_all_its_options(write, name):
     every = schemes()[name].options().keys()
     assert every - {"random_float", "random_at_test"} <= options.keys() <= every
     # what must be said, as nobody could guess it, has a value to be replaced
-    assert scheme(name, options).given().keys() <= {"trained_len"}
+    assert scheme(name, options).given().keys() <= {
+        "trained_len",
+        "original_max_position_embeddings",
+    }
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("models/*.yaml")), ids=lambda file: file.stem)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from schemes import NAMES, position
+from schemes import KINDS, position
 
 import xcope
 from xcope.errors import FlagError
@@ -15,6 +15,7 @@ BESIDE = [
     {"name": "length_scale", "init": 0.4},
 ]
 LENGTHS = (4, 11, 7)
+FOLLOW_THE_LENGTH = ("rotary_dynamic", "rotary_longrope")
 
 
 def together(name):
@@ -59,7 +60,7 @@ def one_by_one(model, x, first, **keywords):
     return torch.cat(found, dim=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_all_three_beside_a_scheme_with_cache_padding_documents_and_logits_held(name):
     model = model_of(together(name))
     x = tokens()
@@ -68,7 +69,7 @@ def test_all_three_beside_a_scheme_with_cache_padding_documents_and_logits_held(
     with seam.logits_kept(model):
         close(model(x), whole)
     with torch.no_grad():
-        if name != "rotary_dynamic":
+        if name not in FOLLOW_THE_LENGTH:
             close(one_by_one(model, x, 18), whole[:, 18:])
             for several in (3, 11):  # queries at once, few and more
                 _, cache = model(x[:, :-several], return_intermediates=True)
@@ -82,7 +83,7 @@ def test_all_three_beside_a_scheme_with_cache_padding_documents_and_logits_held(
         alone = [model(text)[0] for text in texts]
         for row, truth in zip(padded, alone, strict=True):
             close(row[-len(truth) :], truth)
-        if name != "rotary_dynamic":
+        if name not in FOLLOW_THE_LENGTH:
             edges = torch.tensor([0, *LENGTHS]).cumsum(0)
             packed = model(torch.cat(texts, dim=1), cu_seqlens=edges)
             close(packed[0], torch.cat(alone))

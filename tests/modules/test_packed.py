@@ -187,7 +187,7 @@ def test_what_acts_across_documents_is_refused(flags):
 
 @pytest.mark.parametrize("name", LENGTH_DEPENDENT)
 def test_what_follows_the_length_of_the_row_is_refused(name):
-    with pytest.raises(FlagError, match="dynamic NTK, LongRoPE"):
+    with pytest.raises(FlagError, match="dynamic NTK or LongRoPE"):
         model(position(name))(tokens(), cu_seqlens=EDGES)
 
 

@@ -94,6 +94,12 @@ def test_one_table_for_all_layers(name):
     assert len({id(p) for n, p in again.named_parameters() if n.endswith("pos_emb")}) == 1
 
 
+def test_several_tables_do_not_become_one_unsaid():
+    apart, shared = (model_of({"name": "cope", "max_pos": 5, "shared": on}) for on in (False, True))
+    with pytest.raises(RuntimeError, match=r"several tables.*shares one"):
+        shared.load_state_dict(apart.state_dict())
+
+
 def test_a_shared_table_stays_one_where_a_model_gets_its_memory_later():
     with torch.device("meta"):
         model = xcope.TransformerWrapper(

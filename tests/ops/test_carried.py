@@ -129,6 +129,8 @@ EXTREMES = {
         "all at once": lambda m: m.mul_(1e4),
         "all of one channel at one token": lambda m: m.zero_()[:, :, 5].fill_(-1e30),
         "one strong token": lambda m: m.mul_(1e-3)[:, :, 9].fill_(-1e5),
+        "10⁻¹² everywhere": lambda m: m.fill_(-27.6),
+        "5 a token": lambda m: m.fill_(-5.0),
     },
 }
 
@@ -171,6 +173,32 @@ def test_a_query_that_is_carried_over_thousands_of_tokens_keeps_its_digits(kind)
         arrived = [carried[t], *arrived] if t < d else []
         carried = step(kind, carried, moves.float()[0, 0, t].double())
     torch.testing.assert_close(out.double(), torch.stack(arrived).softmax(0), atol=1e-5, rtol=1e-4)
+
+
+def test_a_decay_to_nothing_is_a_reset_and_no_nan(small):
+    """What others' kernels, in which −∞ − −∞ meet, made NaN of."""
+    q, k, v, moves = given("wall", 24, 24, dtype=torch.float32)
+    reset = moves.detach().clone()
+    reset[:, :, 11] = -torch.inf
+    reset.requires_grad_()
+    ours = wall_attention(q, k, v, reset, scale=0.5)
+    truth = by_loops("wall", q, k, v, reset, 0.5)
+    torch.testing.assert_close(ours, truth)
+    mine, theirs = (gradients(out, [q, k, v], torch.ones_like(out)) for out in (ours, truth))
+    torch.testing.assert_close(mine, theirs)
+    with torch.no_grad():
+        few = wall_attention(q[:, :, -2:], k, v, reset, scale=0.5)
+    torch.testing.assert_close(few, truth[:, :, -2:])
+
+
+def test_directions_that_were_rounded_mirror_all_the_same():
+    """Others normalise before they round: what is no unit vector grows over a long row."""
+    n, d = 1500, 8
+    q, k, v = (torch.randn(1, 1, n, d) for _ in range(3))
+    w, beta = torch.randn(1, 1, n, d).bfloat16(), torch.full((1, 1, n), 2.0, dtype=torch.bfloat16)
+    ours = path_attention(q, k, v, w, beta)
+    truth = path_attention(*(t.double() for t in (q, k, v, w, beta)), backend="reference")
+    torch.testing.assert_close(ours.double(), truth, atol=2e-5, rtol=1e-4)
 
 
 def test_zeros_leave_plain_attention():

@@ -1,6 +1,7 @@
 """Relative positions, decays and sticks on CoPE's tiles: each equals its formula in plain loops."""
 
 import itertools
+import logging
 import math
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from ways import WAYS, take
 
 from xcope.errors import FlagError
+from xcope.ops import fallback
 from xcope.ops.cope import (
     CopeInputs,
     cope_attention,
     decay_attention,
+    gpu,
     relative_attention,
     stick_breaking_attention,
 )
@@ -343,3 +346,17 @@ def test_what_does_not_fit_is_named(kind, changes, flag):
     with pytest.raises(FlagError) as told:
         KINDS[kind](**inputs(kind) | changes)
     assert told.value.flag == flag
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_kernels_of_its_own_it_takes_the_tiles_and_says_so_once(kind, caplog):
+    if not gpu.interpreted():
+        pytest.skip("Triton's interpreter is not at hand")
+    fallback._warn.cache_clear()
+    tensors = inputs(kind)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            out = KINDS[kind](**tensors, backend="triton")
+    torch.testing.assert_close(out, KINDS[kind](**tensors, backend="tiled"))
+    (record,) = [r for r in caplog.records if r.name == fallback.__name__]
+    assert "no kernels for it" in record.message

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 import xcope
-from xcope import Decoder, cli
+from xcope import Decoder, cli, describe
+from xcope.cli.schemes import of_preset
 from xcope.compare.run.plan import as_text, plan
 from xcope.config import ConfigError, load_config
 from xcope.errors import FlagError
@@ -178,13 +179,14 @@ def test_xcope_schemes_lists_presets_and_tells_of_one(capsys):
     assert titles[: len(titles) - 2] == [one.value for one in xcope.schemes().families()]
     assert titles[-2].startswith("presets of released models")
     for name, kind in presets().items():
-        assert cli.run(cli.xcope, ["schemes", name], prog="xcope") == 0
-        told = capsys.readouterr().out
+        told = of_preset(name, describe.of_preset(kind))
         assert f"{name}: {kind.title}" in told
         assert f"{{preset: {name}}}" in told
         assert all(option in told for option in kind.options())
         lines = told.rpartition("It stands for\n")[2]
         assert parse(yaml.safe_load(lines)) == parse({"preset": name})
+    assert cli.run(cli.xcope, ["schemes", name], prog="xcope") == 0
+    assert capsys.readouterr().out.rstrip().endswith(told)
 
 
 def test_presets_are_plain_data():

@@ -127,6 +127,8 @@ def test_the_table_for_people_has_every_scheme_under_its_family_and_every_preset
         ("absolute", Family.LEARNED),
         ("rotary_yarn", Family.ROTATION),
         ("cope_alibi", Family.CONTENT),
+        ("path", Family.CONTENT),
+        ("relative", Family.LEARNED),
         ("window", Family.OPTION),
     ],
 )

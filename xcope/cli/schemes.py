@@ -29,7 +29,7 @@ def command(name: str | None) -> None:
     known = _show.registered()
     schemes, presets = known["schemes"], known["presets"]
     if name is None:
-        print(_show.grouped(("scheme", "paper", "what"), groups(known)))
+        print(_show.grouped(("scheme", "what", "paper"), groups(known)))
         print(f"\nMore of one: {cli.as_started('xcope schemes cope')}")
         return
     if name in presets and name not in schemes:
@@ -53,9 +53,9 @@ def groups(known: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
     """Title → rows: the schemes of each family, then the presets."""
     found: dict[str, list[tuple[str, str, str]]] = {family: [] for family in known["families"]}
     for name, one in known["schemes"].items():
-        found[one["family"]].append((name, one["paper"], one["title"]))
+        found[one["family"]].append((name, one["title"], one["paper"]))
     presets = [
-        (name, one["source"].partition(",")[0], one["title"])
+        (name, one["title"], one["source"].partition(",")[0])
         for name, one in known["presets"].items()
     ]
     told = {family: rows for family, rows in found.items() if rows}

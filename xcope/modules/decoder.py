@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.modules import seam
@@ -288,6 +288,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         for module in shared:
             seam.keep_shared(self, module.upstream_name, module)
         self.plan, self.schemes = plan, plan.schemes
+        self.register_load_state_dict_pre_hook(_check_shared_tables)
         self.register_load_state_dict_post_hook(fill_constants)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
@@ -322,6 +323,30 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         cached = all(meeting.cached for meeting in self.meetings)
         if not cached or self._needs_all_tokens:
             seam.forget_cache(self)
+
+
+def _check_shared_tables(
+    decoder: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Before loading: one table takes no several, of which the last would be left."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in decoder.named_modules(remove_duplicate=False):
+        if isinstance(module, Table):
+            names.setdefault(module, []).append(f"{prefix}{name}.pos_emb")
+    for its in names.values():
+        given = [state_dict[name] for name in its if name in state_dict]
+        if any(not torch.equal(given[0], other) for other in given[1:]):
+            error_msgs.append(
+                f"the checkpoint has several tables ({its[0]}, …), and this model shares one among "
+                "its layers: build it without shared=True"
+            )
 
 
 class Builder:

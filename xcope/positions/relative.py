@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, position_bias, positions, relative_attention
-from xcope.positions.base import AttendInputs, Geometry, Slot
+from xcope.positions.base import AttendInputs, Family, Geometry, Slot
 from xcope.positions.registry import register
 from xcope.positions.tables import Table, TableScheme
 
@@ -154,6 +154,7 @@ class RelativePositions(TableScheme):
     name: ClassVar[str] = "relative"
     title: ClassVar[str] = "Relative positions, asked for by the query"
     slot: ClassVar[Slot | None] = Slot.ATTEND
+    family: ClassVar[Family] = Family.LEARNED
     paper: ClassVar[str] = "arXiv 1803.02155"
     formula: ClassVar[str] = "q·k + r·e[min(i − j, max_pos − 1)]"
     oracle: ClassVar[str] = "formula"

@@ -99,7 +99,8 @@ class TableScheme(Scheme):
 
     def require_max_pos(self) -> None:
         """Raise a `FlagError` unless ``max_pos`` is a size, or "block"."""
-        max_pos = self.max_pos
-        fits = max_pos == BLOCK if isinstance(max_pos, str) else max_pos >= 1
-        allowed = f"it must be at least 1, or '{BLOCK}': as many as tokens of a row in training"
-        self.require(fits, "max_pos", allowed)
+        if isinstance(self.max_pos, str):
+            allowed = f"an int, or '{BLOCK}': as many as tokens of a row in training"
+            self.require(self.max_pos == BLOCK, "max_pos", allowed)
+        else:
+            self.require(self.max_pos >= 1, "max_pos", "it must be at least 1")

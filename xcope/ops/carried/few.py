@@ -30,8 +30,8 @@ def carried_attention_few(inputs: CarriedInputs) -> Tensor:
         if loop is None:
             return walk.forward(inputs).out
         products = q.new_empty(*q.shape[:3], k.shape[2])
-        rows = (t.detach().flatten(0, 1).numpy() for t in (q, k, inputs.moves, products))
-        loop(*rows)
+        rows = [t.detach().flatten(0, 1).numpy() for t in (q, k, inputs.moves, products)]
+        loop(*rows, rows[0].dtype.type(EPS))
     s = products.mul_(inputs.scale)
     if inputs.bias is not None:
         s += dense(inputs.bias, k.shape[2])
@@ -67,7 +67,7 @@ def _loop() -> Any:
         return numba.njit(**options)(_reflected)
 
 
-def _reflected(q: Any, k: Any, moves: Any, products: Any) -> None:
+def _reflected(q: Any, k: Any, moves: Any, products: Any, eps: Any) -> None:
     """Products of reflected queries (u i d) with keys (u j d), to ``products`` (u i j)."""
     heads, queries, d = q.shape
     keys = k.shape[1]
@@ -78,7 +78,7 @@ def _reflected(q: Any, k: Any, moves: Any, products: Any) -> None:
             products[u, n, place + 1 :] = 0.0
             for t in range(place, -1, -1):
                 product = along = q.dtype.type(0)
-                norm = q.dtype.type(EPS)
+                norm = eps
                 for c in range(d):
                     product += carried[c] * k[u, t, c]
                     along += carried[c] * moves[u, t, c]

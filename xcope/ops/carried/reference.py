@@ -28,6 +28,9 @@ from xcope.ops.biased.reference import biased_attention_reference
 from xcope.ops.carried.inputs import EPS, CarriedInputs
 from xcope.ops.nonfinite import scores, weighted_sums
 
+NOTHING_LEFT = -1e4
+"""The logarithm of a decay, whose exponential is 0 in all dtypes."""
+
 
 def moved(kind: str, q: Tensor, k: Tensor, moves: Tensor, seen: Tensor) -> Tensor:
     """What carrying adds to the products q·k, (b h i j): q_iᵀ M_i … M_{j+1} k_j − q_i·k_j.
@@ -59,7 +62,8 @@ def reflected(q: Tensor, k: Tensor, moves: Tensor, earlier: Tensor, seen: Tensor
 
 def decayed(q: Tensor, k: Tensor, g: Tensor, earlier: Tensor, seen: Tensor) -> Tensor:
     """Σ_c q_ic k_jc (exp(P_ic − P_jc) − 1) of ``wall``, P the sums of g, channel by channel."""
-    P = g.cumsum(2, dtype=g.dtype if g.device.type == "mps" else torch.float64)
+    exact = g.dtype if g.device.type == "mps" else torch.float64
+    P = g.clamp(min=NOTHING_LEFT).cumsum(2, dtype=exact)  # −∞ − −∞ would be NaN
     added = q.new_zeros(())
     for c in range(q.shape[-1]):
         exponent = P[:, :, P.shape[2] - q.shape[2] :, None, c] - P[:, :, None, :, c]

@@ -392,7 +392,7 @@ def cope_attention_triton(inputs: CopeInputs) -> Tensor:
             reason = f"no tiles fit: {error}"
         else:
             return out
-    warn(WHAT, reason)
+    warn(WHAT[inputs.recurrence], reason)
     return cope_attention_tiled(inputs)
 
 

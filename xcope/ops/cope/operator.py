@@ -28,7 +28,12 @@ from xcope.ops.transforms import recorded, second_gradients
 
 SAVED = 5  # tensors that the forward gives
 VECTORS = len(TENSORS)  # where the bias' vectors come among the arguments
-WHAT = "CoPE attention"
+WHAT = {
+    "count": "CoPE attention",
+    "distance": "attention with relative positions",
+    "decay": "attention that decays",
+    "stick": "stick-breaking attention",
+}
 
 
 @torch.library.custom_op(
@@ -205,7 +210,7 @@ def _backward_by_kernels(dout: Tensor, saved: Sequence[Tensor], inputs: CopeInpu
     try:
         return launch.backward(dout.contiguous(), launch.Saved(*saved), inputs)
     except launch.OutOfResources as error:
-        warn(WHAT, f"no tiles fit: {error}")
+        warn(WHAT[inputs.recurrence], f"no tiles fit: {error}")
     wide = inputs.widened()
     if inputs.cu_seqlens is not None:
         mask = within_documents(inputs.mask, inputs.cu_seqlens, inputs.q.shape[2])

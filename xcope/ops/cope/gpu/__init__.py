@@ -39,10 +39,8 @@ def refusal(inputs: CopeInputs) -> str | None:
     widest = max(inputs.q.shape[-1], inputs.v.shape[-1])
     scale = inputs.scale
     max_pos = 0 if inputs.pos_emb is None else inputs.pos_emb.shape[-2]
-    others = {"distance": "distances", "decay": "decays", "stick": "sticks that break"}
-    kin = others.get(inputs.recurrence, "positions that something else than q asks for")
     reasons = {
-        f"there are no kernels for {kin}": inputs.recurrence != "count" or inputs.r is not None,
+        "there are no kernels for it": inputs.recurrence != "count" or inputs.r is not None,
         f"Triton {TRITON} is older than {'.'.join(map(str, OLDEST_TRITON))}": TOO_OLD,
         f"the inputs are {inputs.q.dtype}": inputs.q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": inputs.head_mix is not None,
