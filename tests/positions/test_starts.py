@@ -149,6 +149,14 @@ def test_a_combination_starts_both_parts(monkeypatch):
     )
 
 
+def test_cope_and_its_combinations_start_as_its_authors_code():
+    chosen = {"max_pos": "block", "scaled": True, "biased_gates": False}
+    assert parse({"name": "cope", "start": "authors"}) == parse({"name": "cope"} | chosen)
+    rotary = {"name": "rotary"} | dict(Rotary.authors)
+    written = {"name": "cope_rotary", "start": "authors", "max_pos": 9}
+    assert parse(written) == parse([{"name": "cope"} | chosen | {"max_pos": 9}, rotary])
+
+
 @pytest.mark.parametrize(
     ("position", "message"),
     [

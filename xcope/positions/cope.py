@@ -26,8 +26,9 @@ logits). One table for all layers (``shared``) is an option there, too. The atte
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -248,6 +249,11 @@ class ContextualPosition(TableScheme):
     }
 
     beside_block: ClassVar[int] = CoPE.beside_block
+    authors: ClassVar[Mapping[str, Any]] = {
+        "max_pos": "block",
+        "scaled": True,
+        "biased_gates": False,
+    }
 
     max_pos: int | str = 16
     soft_onehot: bool = False
