@@ -45,11 +45,7 @@ FLAGS = {
         "attn_aggregated_residuals": True,
         "attn_aggregated_residual_kwargs": {"lora_rank": 4},
     },
-    "a scheme of x-transformers": {
-        "attn_data_dependent_alibi": True,
-        "attn_data_dependent_alibi_per_row": True,
-    },
-    "another": {"attn_use_rel_proj_pos_bias": True},
+    "a scheme of x-transformers": {"attn_use_rel_proj_pos_bias": True},
 }
 
 

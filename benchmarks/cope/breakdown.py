@@ -65,6 +65,6 @@ def _part(name: str, around: str) -> str:
 def scratch(scale: Scale) -> dict[str, int]:
     """Bar of memory → bytes of a thread's memory, beside the inputs, out and the gradients."""
     return {
-        memory_name(max_pos): VECTORS * size_of_frame(DIM, DIM, max_pos)
+        memory_name(max_pos): VECTORS * size_of_frame(DIM, DIM, 0, max_pos)
         for max_pos in (MAX_POS, scale.n)
     }

@@ -17,7 +17,7 @@ from benchmarks.measure import Work, peak_memory
 from xcope.config.compose import LIBRARY, compose
 from xcope.config.errors import ConfigError
 from xcope.modules import Decoder, TransformerWrapper
-from xcope.modules.attention import LayerCall, Part, attend_groups, read_by
+from xcope.modules.attention import LayerCall, Part, attend_groups, own_sinks, read_by
 from xcope.modules.decoder import Builder
 from xcope.modules.places import Places
 from xcope.modules.seam import UpstreamDecoder, UpstreamTransformerWrapper
@@ -40,6 +40,9 @@ class Scale:
     repeats: int = 7
     slow: int = 3
 
+
+WARM = 600
+"""Tokens with which all code is run once, also that of longer rows, before memory is measured."""
 
 FULL = Scale()
 QUICK = Scale(n=128, repeats=1, slow=1)
@@ -140,9 +143,17 @@ class Layer:
             Places(torch.arange(self.n)), placing=tuple(placing), remembered=tuple(remembered)
         )
         q, k, v = self.qkv
-        gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
+        gates = {
+            None: None,
+            "keys": None,
+            "values": v,
+            "own": self.gate_k[0] if self.gate_k else None,
+        }
         scale = DIM_HEAD**-0.5
-        return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
+        sinks = own_sinks(self.parts, q.device)
+        return attend_groups(
+            self.parts, call, q, k, v, gates, mask=None, sinks=sinks, scale=scale, causal=True
+        )
 
 
 def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
@@ -160,7 +171,7 @@ def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
 
 def _modules(parts: list[Part]) -> Iterator[nn.Module]:
     for part in parts:
-        for module in (part.rotation, part.bias, part.attend):
+        for module in (part.rotation, part.bias, part.attend, part.sink, part.scale):
             if module is not None:
                 yield module
 
@@ -182,7 +193,7 @@ def memory(name: str | None, n: int, threads: int) -> int:
         threads: of torch.
     """
     work: partial[None] = partial(_plain) if name is None else partial(_layer, name)
-    return peak_memory(partial(work, 64), partial(work, n), threads)
+    return peak_memory(partial(work, min(n, WARM)), partial(work, n), threads)
 
 
 # -- models ------------------------------------------------------------------------------------

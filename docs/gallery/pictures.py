@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gallery.beside import mask_panels, scale_panels, sink_panels
 from gallery.distances import bias_panels, input_panels, rotation_panels
 from gallery.examples import beginning, built, named, numbers
 from gallery.panel import Panel, show, show_small
@@ -22,6 +23,9 @@ PANELS = {
     Slot.INPUT: input_panels,
     Slot.ROTATION: rotation_panels,
     Slot.BIAS: bias_panels,
+    Slot.MASK: mask_panels,
+    Slot.SINK: sink_panels,
+    Slot.SCALE: scale_panels,
 }
 
 

@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
 from xcope.ops.cope.cpu import eager, walk
-from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
+from xcope.ops.cope.cpu.tiles import BackwardRows, CopeHeads, ForwardRows
 from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.tiling import tiles
 from xcope.ops.tiling.tiles import Tile
@@ -58,17 +58,17 @@ class Recorder:
     backward_steps: list[Step] = field(default_factory=list)
 
     def forward(
-        self, s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float
+        self, s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, heads: CopeHeads
     ) -> None:
         counted = bool((rows.start < 0).any())
-        FORWARD(s, a, rows, tile, sharpness)
+        FORWARD(s, a, rows, tile, heads)
         self.forward_steps.append(Step(tile, counted, rows.count[0].clone()))
 
     def backward(
-        self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
+        self, s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, heads: CopeHeads
     ) -> None:
         counted = not bool((rows.start >= tile.j1).all())
-        BACKWARD(s, dp, a, rows, tile, sharpness)
+        BACKWARD(s, dp, a, rows, tile, heads)
         self.backward_steps.append(Step(tile, counted, rows.count[0].clone()))
 
 

@@ -23,9 +23,11 @@ def broken(name, projection, **flags):
 @pytest.mark.parametrize("n", [5, 40])
 def test_a_weight_that_is_nan_makes_all_logits_nan(name, projection, n):
     model, tokens = broken(name, projection), torch.randint(20, (2, n))
-    assert model(tokens).isnan().all()
+    # a token that has no other before it breaks nothing off its stick: its value is all it gives
+    first = 1 if name == "stick_breaking" else 0
+    assert model(tokens)[:, first:].isnan().all()
     with torch.no_grad():
-        assert model(tokens).isnan().all()
+        assert model(tokens)[:, first:].isnan().all()
         if not model.attn_layers.can_cache_kv:  # dynamic NTK
             return
         _, cache = model(tokens[:, :-1], return_intermediates=True)

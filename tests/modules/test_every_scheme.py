@@ -17,8 +17,11 @@ FLAGS = {
     "qk_norm": {"attn_qk_norm": True},
     "value_residual": {"add_value_residual": True},
     "window": {"attn_max_attend_past": 5},
+    "sink": {"attn_head_learned_sink": True},
 }
-REFUSED = {("pope", "kv_heads"), ("pope", "one_kv_head"), ("pope", "mem_kv")}
+REFUSED = {("pope", "kv_heads"), ("pope", "one_kv_head"), ("pope", "mem_kv")} | {
+    (name, "sink") for name in ("path", "stick_breaking", "wall")
+}
 
 
 def model_of(where, max_seq_len=48, **flags):

@@ -135,7 +135,7 @@ def test_weights_of_one_seed_are_the_same_under_every_scheme():
         ({"layers_execute_order": (0, 9)}, "layers_execute_order", ["(0, 9)"]),
         ({"ff_mult": "4"}, "ff_mult", ["refuses ff_mult='4'"]),
         ({"position": "cope", "cope_max_pos": 0}, "cope_max_pos", ["at least 1"]),
-        ({"position": "cope", "cope_max_pos": "8"}, "cope_max_pos", ["not of type int"]),
+        ({"position": "cope", "cope_max_pos": "8"}, "cope_max_pos", ["an int, or 'block'"]),
         ({"position": "cope", "cope_soft_onehot": "yes"}, "cope_soft_onehot", ["type bool"]),
         ({"position": "cope", "cope_soft_onehot_temp": 0}, "cope_soft_onehot_temp", ["above 0"]),
         ({"position": "cope", "cope_backend": "flash"}, "cope_backend", ["'reference'"]),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcope.errors import FlagError
 from xcope.modules import seam
@@ -19,6 +19,7 @@ from xcope.modules.places import check_context_pos, check_masks, documents_of, p
 from xcope.positions import Geometry, Plan, Position, Scheme, Slot
 from xcope.positions.base import fill_constants
 from xcope.positions.plan import Group, Layer
+from xcope.positions.tables import Table, TableScheme
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             otherwise: only if no position at all is asked for, or ``disable_abs_pos_emb=False``.
         meetings: where tokens meet elsewhere than in causal attention.
         packed: whether every call has to say where documents begin (``attn_flash_pack_seq=True``).
+        block: tokens of a row in training, for ``max_pos="block"``; None: the ``max_seq_len`` of
+            the `TransformerWrapper` around it.
 
     Raises:
         FlagError: (a ValueError) an unknown flag, two schemes at once, an option of a scheme that
@@ -60,7 +63,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     abs_pos_default: bool
     meetings: tuple[seam.Meeting, ...]
     packed: bool
-    _windowed: bool
+    block: int | None = None
     _reads_length: bool
     _reads_places: bool
     _needs_all_tokens: bool
@@ -146,13 +149,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 that hides nothing and shows later tokens, which causal attention does not (on a
                 GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
                 angles; masks that are not bool or do not fit; a cache beside what changes as more
-                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
-                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
-                that do not fit, or beside what tells of no documents: places, a cache, memories,
-                cross attention, and flags by which tokens meet elsewhere than in attention or
-                schemes follow the length of the row, as dynamic NTK does; ``context_pos`` beside
-                places that come from what tokens are; no ``cu_seqlens`` where
-                ``attn_flash_pack_seq=True`` promised them.
+                tokens follow, as dynamic NTK does; ``cu_seqlens`` that do not fit, or beside what
+                tells of no documents: places, a cache, memories, cross attention, and flags by
+                which tokens meet elsewhere than in attention or schemes follow the length of the
+                row, as dynamic NTK does; ``context_pos`` beside places that come from what tokens
+                are; no ``cu_seqlens`` where ``attn_flash_pack_seq=True`` promised them.
         """
         kwargs = arguments("Decoder", args, kwargs)
         self._check_beside(kwargs)
@@ -188,12 +189,6 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 kwargs["pos"] = None  # no scheme here reads them
         mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
-        if places.padding is not None and places.between and self._windowed:
-            raise FlagError(
-                "seq_start_pos",
-                "seq_start_pos does not go together with attn_max_attend_past where memories or "
-                "prepended embeddings stand before the padding: give each row alone",
-            )
         if places.keys.ndim == 3:
             self._check_places_of_heads(places.keys)
         if self._reads_length:
@@ -235,8 +230,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             raise FlagError(
                 "cache",
                 "cache does not go together with a scheme by which earlier tokens change as more "
-                "follow, as dynamic NTK, LongRoPE, or xPos beside learned memories: give all "
-                "tokens, and no cache",
+                "follow, as dynamic NTK, LongRoPE, places drawn at random in each call "
+                "(random_at_test), or xPos beside learned memories: give all tokens, and no cache",
             )
         if arguments.get("causal") is False:
             raise FlagError(
@@ -251,13 +246,32 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         """Only what is added to the logits can differ from head to head."""
         heads = seam.self_attentions(self)[0].heads
         parts = [part for a in seam.self_attentions(self) for part in a.attend.parts]
-        turned = any(part.rotation is not None for part in parts)
+        turned = any(part.rotation is not None or part.scale is not None for part in parts)
         if turned or any(part.heads != heads for part in parts) or keys.shape[1] != heads:
             raise FlagError(
                 "pos",
                 f"pos with places for each head, (b {keys.shape[1]} n), needs {heads} heads of one "
                 "scheme that is a bias of the logits, as ALiBi: give places (n) or (b n)",
             )
+
+    def fit_tables(self, max_seq_len: int) -> None:
+        """Give tables that wait for the length of rows in training their sizes.
+
+        Args:
+            max_seq_len: this length where ``block`` does not say it; 0: nobody knows.
+        """
+        block = self.block or max_seq_len
+        waiting = any(isinstance(one, Table) and one.waits for one in self.modules())
+        if block < 1 or not waiting:
+            return
+        with random_numbers_of_its_own():
+            for module in self.modules():
+                if isinstance(module, Table):
+                    module.fit(block)
+        self.plan = self.plan.map(
+            lambda one: one.fitted(block) if isinstance(one, TableScheme) else one
+        )
+        self.schemes = self.plan.schemes
 
     def _fill(self, plan: Plan, parts: Sequence[Sequence[Part]], shared: Iterable[Any]) -> None:
         """Fill the slots of all layers, and note what the forward pass has to know of them."""
@@ -274,8 +288,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         for module in shared:
             seam.keep_shared(self, module.upstream_name, module)
         self.plan, self.schemes = plan, plan.schemes
+        self.register_load_state_dict_pre_hook(_check_shared_tables)
         self.register_load_state_dict_post_hook(fill_constants)
-        self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
             r is not None and (r.length_dependent or r.scales) for r in rotations
@@ -291,8 +305,10 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         )
         biases = [part.bias for a in attentions for part in a.attend.parts]
         placed = [r for r in rotations if r is not None and not r.remembers]
-        self._reads_places = bool(placed) or any(one is not None for one in biases)
-        self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
+        scales = [part.scale for a in attentions for part in a.attend.parts]
+        self._reads_places = bool(placed) or any(one is not None for one in (*biases, *scales))
+        at_test = any(getattr(one, "random_at_test", False) for one in plan.schemes)
+        self._needs_all_tokens = at_test or any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
         alike = {part.rotation for of_layer in parts for part in of_layer}
         if (
@@ -307,6 +323,30 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         cached = all(meeting.cached for meeting in self.meetings)
         if not cached or self._needs_all_tokens:
             seam.forget_cache(self)
+
+
+def _check_shared_tables(
+    decoder: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Before loading: one table takes no several, of which the last would be left."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in decoder.named_modules(remove_duplicate=False):
+        if isinstance(module, Table):
+            names.setdefault(module, []).append(f"{prefix}{name}.pos_emb")
+    for its in names.values():
+        given = [state_dict[name] for name in its if name in state_dict]
+        if any(not torch.equal(given[0], other) for other in given[1:]):
+            error_msgs.append(
+                f"the checkpoint has several tables ({its[0]}, …), and this model shares one among "
+                "its layers: build it without shared=True"
+            )
 
 
 class Builder:
@@ -343,27 +383,42 @@ class Builder:
         part = Part(heads)
         for one in group:
             if one.slot is Slot.ROTATION:
-                rotation_max = getattr(one, "random_max", None)
-                rotation = self._once(one, heads) if one.shared else self._build(one, heads)
+                draw = getattr(one, "draw", None)
+                rotation = self._build(one, heads) if one.per_layer else self._once(one, heads)
                 part = replace(
                     part,
                     rotation=rotation,
-                    rotation_max=rotation_max,
-                    own_rotation=not one.shared,
+                    rotation_draw=draw,
+                    own_rotation=one.per_layer,
                     rotation_name=one.name,
                 )
             elif one.slot is Slot.BIAS:
-                bias_max = getattr(one, "random_max", None)
-                bias = self._once(one, heads) if one.shared else self._build(one, heads)
-                part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
+                draw = getattr(one, "draw", None)
+                bias = self._build(one, heads) if one.per_layer else self._once(one, heads)
+                part = replace(part, bias=bias, bias_draw=draw, own_bias=one.per_layer)
             elif one.slot is Slot.ATTEND:
-                part = replace(part, attend=self._build(one, heads), attend_name=one.name)
+                part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
+            elif one.slot is Slot.MASK:
+                part = replace(part, mask=self._once(one, heads))
+            elif one.slot is Slot.SINK:
+                part = replace(part, sink=self._build(one, heads))
+            elif one.slot is Slot.SCALE:
+                part = replace(part, scale=self._build(one, heads))
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
-            self.shared.append(self._made[one, heads])
+            if one.slot is not Slot.MASK:  # which has no parameters
+                self.shared.append(self._made[one, heads])
+        return self._made[one, heads]
+
+    def _attend(self, one: Scheme, heads: int) -> Any:
+        """Of one layer, unless an option shares it: then each of them has it under its own name."""
+        if one.per_layer:
+            return self._build(one, heads)
+        if (one, heads) not in self._made:
+            self._made[one, heads] = self._build(one, heads)
         return self._made[one, heads]
 
     def _build(self, one: Scheme, heads: int) -> Any:
@@ -371,7 +426,7 @@ class Builder:
 
 
 def _materialised_by_dropout(part: Part) -> bool:
-    return part.bias is not None or part.attend is not None
+    return part.bias is not None or part.attend is not None or part.sink is not None
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:
@@ -395,7 +450,7 @@ def _check_layers(plan: Plan, attentions: int) -> None:
         raise FlagError(
             "position",
             f"position has {asked} layers, but there are {attentions} self-attention layers: "
-            "shorten it, or raise depth",
+            f"{plan.to_shorten(attentions)}, or raise depth",
         )
 
 

@@ -7,6 +7,8 @@ x-transformers builds the decoder without positions; then each slot is filled he
     bias      AttentionLayers.rel_pos
     attend    Attention.attend, as ``cope`` of which the module is registered, or, for forgetting
               attention, Attention.data_dependent_alibi
+    sink      Attention.attend.head_attn_sink
+    scale     Attention.attend, as ``length_scale``
 
 There the modules have x-transformers' names in state dicts. They act in one place only,
 `SchemeAttend`, which every self-attention gets: the layers hand each attention the places of its
@@ -57,14 +59,20 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    gate_keys_of,
     keys_of_each_head,
+    mask_of,
     read_by,
+    sink_of_heads,
+    softmax_only,
     turned,
+    weights_of,
     with_heads,
 )
 from xcope.modules.places import Places
 from xcope.ops.documents import within_documents
 from xcope.positions import AttendInputs, AttendModule, Rotation, Slot
+from xcope.positions.sink import HeadSinks
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,7 +81,6 @@ SUPPORTED = ">=2.31.10,<2.32"
 
 UPSTREAM_ONLY: dict[str, tuple[Slot, ...]] = {
     "attn_use_rel_proj_pos_bias": (Slot.BIAS,),
-    "attn_data_dependent_alibi_per_row": (Slot.ATTEND, Slot.BIAS),
 }
 """x-transformers' switches of schemes that have no file here, as it builds them itself, and the
 slots that they fill."""
@@ -152,6 +159,7 @@ def check_layers(layers: nn.Module) -> None:
         _require(attention, ["max_attend_past", "rel_proj_pos_bias", "to_out", "attn_on_attn"])
         _require(attention, ["hybrid_norms", "to_v_gate", "to_v_head_gate", "use_latent_kv"])
         _require(attention.attend, ["scale", "causal", "cope", "attn_fn", "dropout", *_PLAIN_OFF])
+        _require(attention.attend, ["head_learned_sink", "head_attn_sink"])
 
 
 def check_wrapper(wrapper: nn.Module) -> None:
@@ -413,10 +421,7 @@ def needs_all_tokens(attention: Attention) -> bool:
     """Whether what a token gives changes as more tokens follow, so that nothing can be cached."""
     rotations = [part.rotation for part in attention.attend.parts if part.rotation is not None]
     memories = attention.num_mem_kv > 0
-    # a scheme that x-transformers builds itself knows nothing of its cache
-    alibi = attention.data_dependent_alibi
-    foreign = alibi is not None and not isinstance(alibi, AttendModule)
-    return foreign or any(r.length_dependent or (r.scales and memories) for r in rotations)
+    return any(r.length_dependent or (r.scales and memories) for r in rotations)
 
 
 Kept: TypeAlias = tuple[Tensor | None, ...]
@@ -712,8 +717,8 @@ def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
         if needs_all_tokens(attention):
             raise FlagError(
                 "cu_seqlens",
-                "cu_seqlens does not go together with what follows the length of the row: dynamic "
-                "NTK, LongRoPE, or a variant of ALiBi that x-transformers builds itself",
+                "cu_seqlens does not go together with what follows the length of the row, as "
+                "dynamic NTK or LongRoPE",
             )
     for meeting in given:
         if not meeting.packed:
@@ -814,15 +819,19 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
             )
         if part.attend is not None:
             _check_gates(attention, part.attend)
+            _check_softmax(attention, part)
+        _check_sinks(attention, part)
     if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
+    attention.max_attend_past = None  # a scheme of the mask slot has it
     SchemeAttend.adopt(attention.attend, parts, keep_logits)
     named: dict[str, list[nn.Module]] = {}
-    for part in parts:
-        if part.attend is not None:
-            modules = named.setdefault(part.attend.upstream_name, [nn.Identity() for _ in parts])
-            modules[parts.index(part)] = part.attend
+    for index, part in enumerate(parts):
+        for module in (part.attend, part.scale):
+            if module is not None:
+                modules = named.setdefault(module.upstream_name, [nn.Identity() for _ in parts])
+                modules[index] = module
     for name, modules in named.items():
         _register(attention, name, modules)
 
@@ -860,7 +869,10 @@ def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) ->
         part: the rotation of all its heads.
         keep_logits: as for `fill_attention`.
     """
-    parts = _last_heads_turned(attention, [replace(part, heads=attention.heads)])
+    turning = Part(attention.heads, rotation=part.rotation, rotation_draw=part.rotation_draw)
+    if attention.attend.head_learned_sink:
+        turning = replace(turning, sink=HeadSinks(attention.heads))
+    parts = _last_heads_turned(attention, [turning])
     attention.__class__ = PlacedAttention
     SchemeAttend.adopt(attention.attend, parts, keep_logits)
 
@@ -952,7 +964,6 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     ]
     reads = {
         "position": bool(reading),
-        "attn_data_dependent_alibi_per_row": attention.data_dependent_alibi is not None,
         "attn_num_mem_kv": attention.num_mem_kv > 0,
         "attn_gate_values": attention.to_v_gate is not None,
         "attn_gate_value_heads": attention.to_v_head_gate is not None,
@@ -970,6 +981,22 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
             )
 
 
+def _check_softmax(attention: Attention, part: Part) -> None:
+    """Refuse what changes the softmax of a layer some of whose heads have none."""
+    if part.attend is None or part.attend.softmax:
+        return
+    attend = attention.attend
+    on = [f"attn_{name}" for name in _SOFTMAX_CHANGED if getattr(attend, name)]
+    if getattr(attend.attn_fn, "func", None) is not F.softmax:
+        on.append("an attention function that is no softmax")
+    if on:
+        raise FlagError(
+            on[0],
+            f"{on[0]} does not go together with position {part.attend_name!r}, whose weights are "
+            "no softmax: drop one of them",
+        )
+
+
 def _check_gates(attention: Attention, module: AttendModule) -> None:
     """Refuse gates' keys that the layer cannot give."""
     flag = module.gate_flag
@@ -985,6 +1012,30 @@ def _check_gates(attention: Attention, module: AttendModule) -> None:
     for other, on in taken.items():
         if module.gate_keys == "own" and on:
             raise FlagError(flag, f"{flag}=True does not go together with {other}: drop one")
+
+
+def _check_sinks(attention: Attention, part: Part) -> None:
+    """Refuse sinks that nothing would act on."""
+    if part.sink is None:
+        return
+    if part.attend is not None and not part.attend.takes_sink:
+        raise FlagError(
+            "position",
+            f"position 'sink' does not go together with {part.attend_name!r}, whose attention is "
+            "not a softmax that has place for it: keep one of them",
+        )
+    if getattr(attention.attend.attn_fn, "func", None) is not F.softmax:
+        raise FlagError(
+            "position",
+            "position 'sink' takes a share of a softmax, which the flags of this layer exchange "
+            "for another function: drop one of them",
+        )
+    if attention.attend.cog_signed and part.heads < attention.heads:
+        raise FlagError(
+            "attn_cog_signed",
+            "attn_cog_signed does not go together with position 'sink' in some heads of a layer: "
+            "give it to all, or drop one of them",
+        )
 
 
 class _KeysAndGateKeys(nn.Linear):
@@ -1019,9 +1070,6 @@ def holds_logits(layers: Any) -> list[str]:
             "residual_attn": attend.keep_logits,
             "attn_dropout, in training": attend.dropout > 0,
             "attn_use_rel_proj_pos_bias": attention.rel_proj_pos_bias is not None,
-            "attn_data_dependent_alibi_per_row": not isinstance(
-                attention.data_dependent_alibi, AttendModule | None
-            ),
             **{f"attn_{name}": bool(getattr(attend, name)) for name in _PLAIN_OFF},
         }
         if not attend.ordinary and not any(getattr(attend, name) for name in _PLAIN_OFF):
@@ -1039,8 +1087,17 @@ _PLAIN_OFF = (
     "cog_signed",
     "l2_distance",
     "add_zero_kv",
-    "head_learned_sink",
     "softclamp_logits",
+    "inverted_attention",
+)
+
+
+# Those of them that mean nothing where weights are no softmax.
+_SOFTMAX_CHANGED = (
+    "selective",
+    "cog_signed",
+    "add_zero_kv",
+    "head_learned_sink",
     "inverted_attention",
 )
 
@@ -1156,6 +1213,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
     remembers: bool
     """Whether tokens leave something behind beside their keys and values."""
     _given: list[AttendInputs | None] | None = None
+    _given_sink: Tensor | None = None
 
     @classmethod
     def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> None:
@@ -1176,9 +1234,30 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
         new.remembers = any(module is not None for module in read_by(parts))
-        if not all(module.gives_terms for module in modules):
+        _take_sinks(new)
+        if new.head_learned_sink or not all(module.gives_bias for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
+
+    def sinks(self, device: torch.device) -> list[Tensor | None]:
+        """The logits of the sinks of each group of heads, (h); None: it has none."""
+        learned, first = self._parameters.get("head_attn_sink"), 0
+        found: list[Tensor | None] = []
+        for part in self.parts:
+            if part.sink is None:
+                found.append(None)
+            elif learned is None or not part.sink.learned:
+                found.append(part.sink(None, device))
+            else:
+                found.append(part.sink(learned[first : first + part.heads], device))
+                first += part.heads
+        return found
+
+    @property
+    def head_attn_sink(self) -> Any:
+        """What x-transformers reads: of all heads, (h), or, outside of a call, what is learned."""
+        learned = self._parameters.get("head_attn_sink")
+        return learned if self._given_sink is None else self._given_sink
 
     @property
     def cope(self) -> Any:
@@ -1231,9 +1310,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if plain:
             given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
             return self._fused(parts, call, q, k, v, gates, given), FusedIntermediates()
-        if call.places.documents is not None:
-            mask = within_documents(mask, call.places.documents, k.shape[-2])
         dtype, i, j = v.dtype, q.shape[2], k.shape[2]
+        mask = mask_of(parts, call, mask, i, j)
+        if call.places.documents is not None:
+            mask = within_documents(mask, call.places.documents, j)
         q, k, inputs = self._turned(parts, call, q, k, gates, scale)
         bias = bias_of(parts, call, i, j)
         if call.bias is not None:
@@ -1242,7 +1322,11 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             # rounded once, at the end; under autocast products are still narrow
             wide = torch.promote_types(bias.dtype, dtype)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        ordinary = getattr(self, "attn_fn")  # noqa: B009, it has no type
         self._given = inputs
+        if not softmax_only(self.parts):
+            self.attn_fn = partial(weights_of, self.parts)
+        self._given_sink = sink_of_heads(self.parts, self.sinks(q.device))
         try:
             out, inter = super().forward(
                 q,
@@ -1256,7 +1340,8 @@ class SchemeAttend(Attend):  # type: ignore[misc]
                 **kwargs,
             )
         finally:
-            self._given = None
+            self._given, self.attn_fn = None, ordinary
+            self._given_sink = None
         return out.to(dtype), inter
 
     def _fused(
@@ -1270,17 +1355,18 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         given: dict[str, Any],
     ) -> Tensor:
         """Attention without a (b h i j) tensor, (b h i dv)."""
-        h, kv_heads = q.shape[1], k.shape[1]
+        h, kv_heads, sinks = q.shape[1], k.shape[1], self.sinks(q.device)
         if q.shape[0] == 0:
             return v.new_zeros(*q.shape[:3], v.shape[-1])
         if len(parts) > 1:
-            return attend_groups(parts, call, q, k, v, gates, **given)
+            return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **given)
         if 1 < kv_heads < h:
             # x-transformers' query head a uses key head a mod kv_heads
             given["order"] = torch.arange(h, device=q.device).view(-1, kv_heads).T.flatten()
         remembered = None if call.remembered is None else call.remembered[0]
         placing = None if call.placing is None else call.placing[0]
-        return attend(parts[0], call, q, k, v, gates, remembered, placing=placing, **given)
+        told: Any = {"placing": placing, "sink": sinks[0], **given}
+        return attend(parts[0], call, q, k, v, gates, remembered, **told)
 
     def _turned(
         self,
@@ -1296,7 +1382,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         inputs: list[AttendInputs | None] = []
         for index, (part, of_part) in enumerate(with_heads(parts)):
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
-            gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+            gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
             placing = None if call.placing is None else call.placing[index]
             its_q, its_k, gate_k = turned(
@@ -1304,13 +1390,26 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             )
             qs.append(its_q)
             ks.append(its_k)
-            if part.attend is None or part.attend.gives_terms:
+            if part.attend is None or part.attend.gives_bias:
                 inputs.append(None)  # nothing, or a bias that is written out
             else:
                 left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
-                inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+                its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+                inputs.append(replace(its, cu_seqlens=call.places.documents))
         return torch.cat(qs, dim=1), torch.cat(ks, dim=1), inputs
+
+
+def _take_sinks(attend: SchemeAttend) -> None:
+    """Let the layer hold what its groups' sinks learn, as x-transformers' layers do."""
+    sinks = [part.sink for part in attend.parts if part.sink is not None]
+    learned = [one.head_attn_sink.detach() for one in sinks if one.head_attn_sink is not None]
+    if learned and attend._parameters.get("head_attn_sink") is None:
+        _drop(attend, ["head_attn_sink"])
+        attend._parameters["head_attn_sink"] = nn.Parameter(torch.cat(learned))
+    for one in sinks:
+        one.head_attn_sink = None
+    attend.head_learned_sink = bool(sinks)
 
 
 def for_each_query_head(t: Any, h: int) -> Any:

@@ -28,7 +28,6 @@ from xcope.positions import (
     Scheme,
     Slot,
     combined,
-    draw_places_of_documents,
     scheme,
     single,
 )
@@ -36,11 +35,13 @@ from xcope.positions.base import (
     AddedToInput,
     AttendModule,
     IndexBias,
+    QueryScale,
     Rotation,
+    Sinks,
     fill_constants,
 )
 
-SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule, Sinks, QueryScale)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
@@ -51,7 +52,8 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
 
     Args:
         num_tokens: size of the vocabulary.
-        max_seq_len: rows of a table of absolute positions; other schemes take longer inputs.
+        max_seq_len: rows of a table of absolute positions, and what ``max_pos="block"`` means;
+            other schemes take longer inputs.
         attn_layers: the stack, usually a `Decoder`.
         use_abs_pos_emb: True adds learned absolute positions to whatever the decoder has; False
             adds none; None adds them only if the decoder names no position at all.
@@ -81,6 +83,7 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
     ) -> None:
         _check(num_tokens, max_seq_len, attn_layers, flags)
         if isinstance(attn_layers, Decoder):
+            attn_layers.fit_tables(max_seq_len)
             plan, default = attn_layers.plan, attn_layers.abs_pos_default
         else:
             plan, default = single(), not attn_layers.disable_abs_pos_emb
@@ -147,6 +150,10 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             if isinstance(module, SCHEME_MODULES)
             for parameter in module.parameters()
         }
+        for module in self.modules():
+            learned = module.head_attn_sink if isinstance(module, seam.SchemeAttend) else None
+            if learned is not None:
+                found[learned] = None
         return list(found)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -224,9 +231,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 f"a document of {int(pos.max()) + 1} tokens does not fit into learned absolute "
                 f"positions of max_seq_len={longest}: shorten it",
             )
-        random_max = getattr(self.pos_emb, "random_max", None)
-        if self.training and random_max is not None:
-            pos = draw_places_of_documents(documents, random_max)[pos]
+        draw = getattr(self.pos_emb, "draw", None)
+        if draw is not None and (self.training or draw.at_test):
+            pos = draw.places_of_documents(documents, n)[pos]
         return pos
 
 

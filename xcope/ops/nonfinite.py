@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from xcope.ops.inputs import visible
+from xcope.ops.windows import masked_within
 
 Tensors = dict[str, Tensor]
 Part = tuple[slice, slice, Tensor | None]  # queries, keys, mask
 
+OF_QUERIES = ("q", "r")
 OF_KEYS = ("k", "v", "gate_k")
 AREA = 2**21  # logits that the definition has at a time
 
@@ -60,29 +62,34 @@ class Repair:
     """One run of an operator in which some numbers are not finite, and its two ways to attend.
 
     Args:
-        tensors: by name: q, k and v, gate_k where there is one, and whatever else has gradients
+        tensors: by name: q, k and v, r and gate_k where there are, and whatever else has gradients
             or belongs to these.
         mask: (b h i j) or what broadcasts to it, or None.
         causal: query i sees keys up to its own place.
+        window: see `xcope.ops.windows`, or None.
         definition: out (b h i dv) of some of the queries and the first keys: takes the tensors, of
             which q and those of keys are cut already, the two slices, and the mask, cut.
         mixed: what a row sees in one head may reach it in all heads.
         everywhere: names of tensors of which each number reaches every row.
+        together: the definition needs all queries at once, where these are not causal: it asks
+            which key is a query's own.
     """
 
     tensors: Tensors
     mask: Tensor | None
     causal: bool
     definition: Callable[[Tensors, slice, slice, Tensor | None], Tensor]
+    window: Tensor | None = None
     mixed: bool = False
     everywhere: tuple[str, ...] = ()
+    together: bool = False
 
     def forward(self, tiled: Callable[[Tensors], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What ``tiled`` gives, out (b h i dv) first, with the rows put right that need it.
 
         If there is more than out, the third is 1 / Σ exp (b h i): NaN for rows by definition.
         """
-        cut = {n: t for n, t in self.finite().items() if n == "q" or n in OF_KEYS}
+        cut = {n: t for n, t in self.finite().items() if n in (*OF_QUERIES, *OF_KEYS)}
         before = tiled(self.tensors | cut)
         among = tiled(self.finite())
         # where the table, say, is not finite, those differ that read what is not
@@ -149,9 +156,14 @@ class Repair:
         """Rows (b h i) that are not finite, or see a key that is not."""
         q, k = self.tensors["q"], self.tensors["k"]
         rows = ~_finite_rows(q)
+        if "r" in self.tensors:
+            rows |= ~_finite_rows(self.tensors["r"])
         rows |= not all_finite(*(self.tensors[name] for name in self.everywhere))
-        of_keys = [~_finite_rows(self.tensors[n]) for n in OF_KEYS if n in self.tensors]
-        bad = torch.stack(of_keys).any(0).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        bad = torch.zeros(*q.shape[:2], k.shape[2], dtype=torch.bool, device=q.device)
+        for name in OF_KEYS:
+            if name in self.tensors:
+                its = ~_finite_rows(self.tensors[name])
+                bad |= its.repeat_interleave(q.shape[1] // its.shape[1], dim=1)
         if bad.any():
             for queries, keys, mask in self._cuts():
                 seen = self._seen(queries, keys, mask)
@@ -164,9 +176,12 @@ class Repair:
     # -- some queries at a time ----------------------------------------------------------------
 
     def _cuts(self) -> Iterator[Part]:
-        """Some queries, the first keys, which are all that they may see, and the mask of these."""
+        """Some queries, the first keys, which are all that they may see, and the mask of these,
+        with the window in it."""
         (b, h, i, _), j = self.tensors["q"].shape, self.tensors["k"].shape[2]
         size = max(1, AREA // max(1, b * h * j))
+        if self.together and not self.causal:
+            size = max(1, i)
         for i0 in range(0, i, size):
             i1 = min(i, i0 + size)
             queries, keys = slice(i0, i1), slice(0, max(0, j - i + i1) if self.causal else j)
@@ -174,6 +189,8 @@ class Repair:
             if mask is not None:
                 mask = mask[:, :, queries] if mask.shape[2] > 1 else mask
                 mask = mask[..., keys] if mask.shape[3] > 1 else mask
+            if self.window is not None:
+                mask = masked_within(mask, self.window[..., queries], keys.stop)
             yield queries, keys, mask
 
     def _seen(self, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
@@ -189,7 +206,7 @@ class Repair:
     def _out(self, tensors: Tensors, part: Part) -> Tensor:
         queries, keys, mask = part
         cut = {n: t[:, :, keys] for n, t in tensors.items() if n in OF_KEYS}
-        cut["q"] = tensors["q"][:, :, queries]
+        cut |= {n: t[:, :, queries] for n, t in tensors.items() if n in OF_QUERIES}
         return self.definition(tensors | cut, queries, keys, mask)
 
     def _gradients(self, part: Part, dout: Tensor) -> Tensors:

@@ -260,7 +260,6 @@ class ContextualRotary(TurningScheme):
     paper: ClassVar[str] = "arXiv 2512.07805, 2512.14391"
     formula: ClassVar[str] = "R(p_i ω)q · R(p_j ω)k, p_i = Σ_{t≤i} g(x_t)"
     oracle: ClassVar[str] = "formula"
-    shared: ClassVar[bool] = False
     authors: ClassVar[Mapping[str, Any]] = {
         "places": "softplus",
         "per": "layer",
@@ -287,6 +286,11 @@ class ContextualRotary(TurningScheme):
             value = getattr(self, option)
             allowed = f"choose among {listing(words)}{did_you_mean(value, words)}"
             self.require(value in words, option, allowed)
+
+    @property
+    def per_layer(self) -> bool:
+        """Each layer reads its own input."""
+        return True
 
     def build(self, geometry: Geometry) -> ContextualAngles:
         """The steps of one layer."""

@@ -14,8 +14,13 @@ shares one among the heads of a layer; gates whose logits are mixed across heads
 talking heads).
 
 The table e starts at zero, so that a fresh layer is attention without positions, or as noise
-(``init_std``). The attention itself is `xcope.ops.cope.cope_attention`; its definition is in
-`xcope.ops.cope.reference`.
+(``init_std``). Where ours differs from the authors' code it follows x-transformers, and options say
+the authors' way: they divide q·e by √dim_head, as q·k (``scaled``; ours is their ``--cope-nodiv``,
+the same as a table √dim_head times as large, which under Adam moves √dim_head times as far); their
+table is as long as the block and one more (``max_pos: block``, where ours has 16 entries); beside
+relative positions their gates see q·k alone (``biased_gates: false``, where ours see the biased
+logits). One table for all layers (``shared``) is an option there, too. The attention itself is
+`xcope.ops.cope.cope_attention`; its definition is in `xcope.ops.cope.reference`.
 """
 
 from __future__ import annotations
@@ -27,19 +32,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from xcope.errors import FlagError, listing
+from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, cope_attention, position_bias, positions
-from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
+from xcope.positions.base import AttendInputs, Geometry, Slot
 from xcope.positions.registry import register
+from xcope.positions.tables import Table, TableScheme
 
 
-class CoPE(AttendModule):
+class CoPE(Table):
     """The table of one layer, and attention with it; x-transformers' parameter names.
 
     Args:
         dim: of a head.
         heads: query heads.
-        max_pos: positions 0 … max_pos − 1.
+        max_pos: positions 0 … max_pos − 1; "block": see `Table`.
         soft_onehot: weigh all integers by softmax(−|p − m| / temp) instead of interpolating.
         talking_heads: mix the gates' logits across heads by a learned (h h) matrix.
         soft_onehot_temp: the temperature above.
@@ -48,13 +54,21 @@ class CoPE(AttendModule):
         val_gates: the gates come from the values.
         init_std: the standard deviation with which the table begins.
         backend: of `xcope.ops.cope.cope_attention`.
+        scaled: the table's logits q·e are scaled as q·k is.
+        table_scale: multiplies them.
+        biased_gates: gates are made of the logits with the bias of another scheme; False: of q·k.
     """
+
+    beside_block = 1  # a count may be 0
+
+    takes_window = True
+    takes_sink = True
 
     def __init__(
         self,
         dim: int,
         heads: int,
-        max_pos: int,
+        max_pos: int | str,
         soft_onehot: bool = False,
         talking_heads: bool = False,
         soft_onehot_temp: float = 5e-2,
@@ -63,45 +77,54 @@ class CoPE(AttendModule):
         val_gates: bool = False,
         init_std: float = 0.0,
         backend: str = "auto",
+        scaled: bool = False,
+        table_scale: float = 1.0,
+        biased_gates: bool = True,
     ) -> None:
-        super().__init__()
-        if max_pos < 1:
-            raise FlagError("cope_max_pos", f"cope_max_pos={max_pos} must be at least 1")
-        self.max_pos = max_pos
+        super().__init__(
+            (heads, dim) if per_head else (dim,),
+            max_pos,
+            init_std=init_std,
+            scaled=scaled,
+            flag="cope_max_pos",
+        )
+        self.table_scale = table_scale
         self.soft_onehot = soft_onehot
         self.soft_onehot_temp = soft_onehot_temp
         self.sep_keys = sep_keys
         self.val_gates = val_gates
         self.backend = backend
-        table = (heads, max_pos, dim) if per_head else (max_pos, dim)
-        self.pos_emb = nn.Parameter(torch.zeros(table))
-        if init_std > 0:
-            nn.init.normal_(self.pos_emb, std=init_std)
         if sep_keys or val_gates:
             self.gate_keys = "own" if sep_keys else "values"
             self.gate_flag = "cope_sep_keys" if sep_keys else "cope_val_gates"
+        elif not biased_gates:
+            self.gate_keys = "keys"
         self.talking_heads = nn.Conv2d(heads, heads, 1, bias=False) if talking_heads else None
         if soft_onehot:
             # not read here, but x-transformers' checkpoints hold it
-            self.register_buffer("positions", torch.arange(max_pos))
+            self.register_buffer("positions", torch.arange(self.max_pos))
 
     @property
     def head_mix(self) -> Tensor | None:
         """(h h) or None."""
         return None if self.talking_heads is None else self.talking_heads.weight[:, :, 0, 0]
 
-    def resized(self, name: str, old: Tensor) -> Tensor | None:
-        """See `AttendModule`; counts beyond a table shared its last entry, and begin as it."""
-        new = self.pos_emb
-        if name != "pos_emb" or old.shape[:-2] + old.shape[-1:] != new.shape[:-2] + new.shape[-1:]:
-            return None
-        rows = min(old.shape[-2], self.max_pos)
-        last = old[..., -1:, :].expand(*old.shape[:-2], self.max_pos - rows, -1)
-        return torch.cat((old[..., :rows, :], last), dim=-2)
+    def fit(self, block: int) -> None:
+        """See `Table`."""
+        super().fit(block)
+        if self.soft_onehot:
+            self.register_buffer("positions", torch.arange(self.max_pos))
+
+    def table(self, scale: float) -> Tensor:
+        """See `Table`."""
+        table = super().table(scale)
+        return table if self.table_scale == 1 else table * self.table_scale
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttendInputs) -> Tensor:
         """See `AttendModule`; O(n) memory."""
-        pos_emb: Tensor = self.pos_emb
+        pos_emb = self.table(inputs.scale)
+        # what gates see but for a bias is what the logits are made of
+        unbiased = self.gate_keys == "keys" and inputs.bias is None
         head_mix = None if self.talking_heads is None else self.head_mix
         if inputs.heads is not None:
             pos_emb = pos_emb[inputs.heads] if pos_emb.ndim == 3 else pos_emb
@@ -116,10 +139,12 @@ class CoPE(AttendModule):
             causal=inputs.causal,
             soft_onehot=self.soft_onehot,
             soft_onehot_temp=self.soft_onehot_temp,
-            gate_k=inputs.gate_k,
+            gate_k=None if unbiased else inputs.gate_k,
             head_mix=head_mix,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 
@@ -145,7 +170,7 @@ class CoPE(AttendModule):
             bias = position_bias(
                 q,
                 gate_logits.to(wide),
-                self.pos_emb,
+                self.table(q.shape[-1] ** -0.5 if inputs is None else inputs.scale),
                 seen,
                 soft_onehot=self.soft_onehot,
                 soft_onehot_temp=self.soft_onehot_temp,
@@ -185,11 +210,12 @@ class CoPE(AttendModule):
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class ContextualPosition(Scheme):
+class ContextualPosition(TableScheme):
     """``position: cope``.
 
     Args:
-        max_pos: size of the table; counts beyond it share the last position.
+        max_pos: size of the table; counts beyond it share the last position. "block": as many
+            as tokens of a row in training, and one, as in the authors' code.
         soft_onehot: weigh all integer positions instead of interpolating (paper, appendix).
         soft_onehot_temp: temperature of these weights.
         talking_heads: mix the gates' logits across heads.
@@ -198,6 +224,13 @@ class ContextualPosition(Scheme):
         val_gates: gates from the values (paper, section 4).
         init_std: the standard deviation of the normal noise that the table begins with; 0: zeros,
             as in the authors' code and in x-transformers.
+        scaled: q·e is divided by √dim_head, as q·k is: the authors' default. x-transformers'
+            and ours, false, is their ``--cope-nodiv``: there one step of Adam moves these logits
+            √dim_head times as far.
+        table_scale: multiplies q·e; dim_head^−1/2 does what ``scaled`` does.
+        shared: one table (and mixing of heads) for all layers that have this scheme.
+        biased_gates: beside a bias, gates see the biased logits; false: q·k alone, as in the
+            authors' ``cope+rel``.
         backend: which implementation computes it, see `xcope.cope_attention`; all agree.
     """
 
@@ -214,7 +247,9 @@ class ContextualPosition(Scheme):
         "attn_cope_talking_heads": "talking_heads",
     }
 
-    max_pos: int = 16
+    beside_block: ClassVar[int] = CoPE.beside_block
+
+    max_pos: int | str = 16
     soft_onehot: bool = False
     soft_onehot_temp: float = 0.05
     talking_heads: bool = False
@@ -222,7 +257,16 @@ class ContextualPosition(Scheme):
     sep_keys: bool = False
     val_gates: bool = False
     init_std: float = 0.0
+    scaled: bool = False
+    table_scale: float = 1.0
+    shared: bool = False
+    biased_gates: bool = True
     backend: str = "auto"
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""
@@ -238,9 +282,10 @@ class ContextualPosition(Scheme):
         )
         allowed = listing(["auto", *BACKENDS])
         self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
-        self.require(self.max_pos >= 1, "max_pos", "it must be at least 1")
+        self.require_max_pos()
         self.require(0 <= self.init_std < math.inf, "init_std", "0 or more")
         self.require(self.soft_onehot_temp > 0, "soft_onehot_temp", "it must be above 0")
+        self.require(0 < abs(self.table_scale) < math.inf, "table_scale", "a number but 0")
         return CoPE(
             geometry.dim_head,
             geometry.heads,
@@ -253,4 +298,7 @@ class ContextualPosition(Scheme):
             val_gates=self.val_gates,
             init_std=self.init_std,
             backend=self.backend,
+            scaled=self.scaled,
+            table_scale=self.table_scale,
+            biased_gates=self.biased_gates,
         )

@@ -32,7 +32,7 @@ def llama3_scale(
 ) -> Tensor:
     """What multiplies ω_m: s_m + (1 − s_m) / factor, see above, (dim/2)."""
     turns = trained_len * frequencies(dim, base) / (2 * math.pi)
-    s = ((turns - low) / (high - low)).clamp(0, 1)
+    s = (turns > low).float() if high == low else ((turns - low) / (high - low)).clamp(0, 1)
     return s + (1 - s) / factor
 
 
@@ -44,7 +44,8 @@ class RotaryLlama3(RotaryScheme):
     Args:
         factor: at least 1; how many times slower the slow pairs turn.
         low_freq_factor: pairs of fewer turns within the trained length are slowed entirely.
-        high_freq_factor: pairs of more turns stay as they are.
+        high_freq_factor: pairs of more turns stay as they are; where both are one, as in Llama 4,
+            there is no ramp.
         original_max_position_embeddings: the length that the model was trained on; it must be
             given.
     """
@@ -75,6 +76,7 @@ class RotaryLlama3(RotaryScheme):
         trained_len = self.known_length(self.trained_len, "original_max_position_embeddings")
         low, high = self.low_freq_factor, self.high_freq_factor
         self.require(low > 0, "low_freq_factor", "it must be above 0")
-        self.require(high > low, "high_freq_factor", f"above {self.flag('low_freq_factor')}={low}")
+        allowed = f"at least {self.flag('low_freq_factor')}={low}"
+        self.require(high >= low, "high_freq_factor", allowed)
         scale = llama3_scale(dim, self.base, self.factor, low, high, trained_len)
         return RotaryAngles(dim, self.base, half_split=self.half_split, freq_scale=scale)

@@ -170,8 +170,9 @@ def load_run(
     tensors, state = checkpoint.load(run.checkpoint, ["model"])
     # runs before version 0.2 do not say it; their task does
     num_tokens = state.get("num_tokens") or build_task(config).num_tokens
-    longest = config.model.max_seq_len or build_task(config).max_seq_len
-    model = make_model(config.model, num_tokens, longest)
+    task = build_task(config)
+    longest = config.model.max_seq_len or task.max_seq_len
+    model = make_model(config.model, num_tokens, longest, block=task.seq_len("train"))
     load_weights(model, tensors["model"], run.checkpoint)
     model.eval()
     return config, model

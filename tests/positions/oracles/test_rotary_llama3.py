@@ -23,6 +23,7 @@ def ours(**options):
         {"base": 100.0, "factor": 2.0},
         {"base": 300.0, "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 3.0},
         {"base": 300.0, "dim": 0.5},
+        {"base": 300.0, "factor": 16.0, "high_freq_factor": 1.0},
     ],
     ids=str,
 )
@@ -79,7 +80,7 @@ def test_depends_on_places_alone():
         ({}, "rotary_llama3_original_max_position_embeddings=None .* the length"),
         ({"factor": 0.5}, "rotary_llama3_factor=0.5 is not allowed: at least 1"),
         ({"low_freq_factor": 0.0}, "rotary_llama3_low_freq_factor=0.0 .* above 0"),
-        ({"high_freq_factor": 1.0}, "rotary_llama3_high_freq_factor=1.0 .*low_freq_factor=1.0"),
+        ({"high_freq_factor": 0.5}, "rotary_llama3_high_freq_factor=0.5 .*low_freq_factor=1.0"),
     ],
     ids=str,
 )

@@ -107,7 +107,8 @@ def set_position(
     if len(plan.layers) > len(names):
         raise FlagError(
             "position",
-            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: shorten it",
+            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: "
+            f"{plan.to_shorten(len(names))}",
         )
     settings = dict(record["layers"])
     for index, name in enumerate(names):
@@ -306,6 +307,12 @@ def _check_plan(plan: Plan) -> None:
                 f"{one.name}_random_max",
                 f"{one.name}_random_max is not taken here: layers of transformers draw no places "
                 "together; drop it",
+            )
+        if getattr(one, "shared", False):
+            raise FlagError(
+                f"{one.name}_shared",
+                f"{one.name}_shared=True is not taken here: each layer of transformers has a bias "
+                "of its own; leave it out",
             )
         if getattr(one, "sep_keys", False):
             raise FlagError(

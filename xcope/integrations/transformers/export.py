@@ -22,6 +22,9 @@ from xcope.errors import FlagError
 from xcope.integrations.transformers.config import XCopeConfig
 from xcope.integrations.transformers.model import XCopeForCausalLM
 from xcope.modules import TransformerWrapper
+from xcope.modules.flags import option_flags
+from xcope.positions.plan import fitted, table_size
+from xcope.positions.tables import BLOCK
 from xcope.tasks import Task
 from xcope.tasks.corpus import CorpusTask
 from xcope.training import RunFolder, load_run
@@ -83,7 +86,15 @@ def exported_model(config: Config, model: TransformerWrapper) -> XCopeForCausalL
     Raises:
         FlagError: flags that `XCopeForCausalLM` does not take.
     """
-    section = config.model.model_dump(mode="json") | {"max_seq_len": model.max_seq_len}
+    section: dict[str, Any] = config.model.model_dump(mode="json")
+    section["max_seq_len"] = model.max_seq_len
+    block = model.attn_layers.block
+    if block is not None:  # which is not known there
+        section["position"] = fitted(section["position"], block)
+        for flag, value in config.model.flags.items():
+            if value == BLOCK:
+                name, _ = option_flags()[flag][0]
+                section[flag] = table_size(name, block)
     settings = XCopeConfig(num_tokens=model.num_tokens, **section)
     with torch.device("meta"):
         exported = XCopeForCausalLM(settings)

@@ -40,9 +40,14 @@ from xcope.modules.attention import (
     attend,
     attend_groups,
     bias_of,
+    gate_keys_of,
     keys_of_each_head,
+    mask_of,
+    own_sinks,
     read_by,
+    sink_of_heads,
     turned,
+    weights_of,
     with_heads,
 )
 from xcope.modules.decoder import Builder
@@ -74,6 +79,9 @@ NOT_RESTORED = (
     "saved one with xcope.integrations.transformers.from_pretrained"
 )
 
+
+SLOTS = ("rotation", "bias", "attend", "mask", "sink", "scale")
+"""Of a `Part`; each is called as the slot that fills it."""
 
 watching: ContextVar[list[dict[str, Any]] | None] = ContextVar("watching", default=None)
 """While a model is looked at (`anatomy`): what its attention modules call with."""
@@ -112,7 +120,7 @@ class LayerPosition(nn.Module):
         parts = Builder(geometry).parts(groups)
         for index, part in enumerate(parts):
             names: dict[str, str] = {}
-            for slot in ("rotation", "bias", "attend"):
+            for slot in SLOTS:
                 module = getattr(part, slot)
                 if module is not None:
                     kind = next(
@@ -130,10 +138,11 @@ class LayerPosition(nn.Module):
                     "follow, which the cache of transformers does not allow: choose "
                     "'rotary_yarn' or 'rotary_ntk'",
                 )
-            self._groups.append((replace(part, rotation=None, bias=None, attend=None), names))
+            nothing: dict[str, Any] = dict.fromkeys(SLOTS)
+            self._groups.append((replace(part, **nothing), names))
         rotations = [part.rotation for part in parts if part.rotation is not None]
         self.needs_places = any(not rotation.remembers for rotation in rotations)
-        self.needs_places = self.needs_places or any(part.bias is not None for part in parts)
+        self.needs_places |= any(part.bias or part.mask or part.scale for part in parts)
         self.remembers = any(module is not None for module in read_by(parts))
         self.looked_at = False
 
@@ -389,14 +398,16 @@ def _fused(
     parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
 ) -> Tensor:
     """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
+    sinks = own_sinks(parts, q.device)
     if keys_of_each_head(parts):
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
+    gates: Gates = {None: None, "values": v}
     if len(parts) > 1:
-        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+        return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **settings)
     settings["placing"] = None if call.placing is None else call.placing[0]
     remembered = None if call.remembered is None else call.remembered[0]
-    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+    return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
 
 
 def _written_out(
@@ -418,27 +429,29 @@ def _written_out(
     gates: Gates = {None: None, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
-    seen = visible(q, k, mask, causal)
+    seen = visible(q, k, mask_of(parts, call, mask, i, j), causal)
     queries, logits = [], []
     inputs: list[AttendInputs | None] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
-        gate_k = None if part.attend is None else gates[part.attend.gate_keys]
+        gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
         gate_k = None if gate_k is None else gate_k[:, heads]
         placing = None if call.placing is None else call.placing[index]
         its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k, placing=placing)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
-        if part.attend is None or part.attend.gives_terms:
+        if part.attend is None or part.attend.gives_bias:
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]
-            inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+            its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+            inputs.append(replace(its, cu_seqlens=call.places.documents))
     s = torch.cat(logits, dim=1)
     bias = bias_of(parts, call, i, j)
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    weights = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    sink = sink_of_heads(parts, own_sinks(parts, q.device))
+    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf), sink)
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)

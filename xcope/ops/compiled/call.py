@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.ops.compiled import forms, kernel, threads
-from xcope.ops.compiled.frames import CALL, MIXED, VECTORS, size_of_frame
+from xcope.ops.compiled.frames import (
+    CALL,
+    COUNT,
+    DECAY,
+    DISTANCE,
+    MIXED,
+    STICK,
+    VECTORS,
+    size_of_frame,
+)
 from xcope.ops.compiled.simd import LANES
 from xcope.ops.inputs import heads_last, to_heads_last
 from xcope.ops.terms import OF_KEYS, WITHOUT_GRADIENT, ByDistance, Piecewise, Separable, Terms
@@ -19,6 +28,7 @@ FORMS = {
     ByDistance: forms.BY_DISTANCE,
     Piecewise: forms.PIECEWISE,
 }
+RECURRENCES = {"count": COUNT, "distance": DISTANCE, "decay": DECAY, "stick": STICK}
 
 
 class Call:
@@ -28,40 +38,42 @@ class Call:
         scale: of the logits.
         causal: query i sees keys up to its own place.
         mask: bool, broadcasts to (b h i j).
+        window: int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`.
         bias: of the logits.
         of_bias: the bias' vectors get gradients.
-        table: CoPE's, (p d) or (h p d); None: nothing is counted.
+        recurrence: which one, see `xcope.ops.cope.inputs.CopeInputs`; None: there is none.
+        table: of positions, (p d) or (h p d); None: none are counted.
         gate_k: (b hk j d), keys that gates are made of.
+        r: (b h i c), reads the table and meets the gates' keys in place of q; c in place of d.
         head_mix: (h h), mixes the gates' logits.
-        sharpness: of the soft one-hot; 0 interpolates.
+        options: numbers of the recurrence, fields of `xcope.ops.compiled.frames.CALL`.
     """
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, mask: Tensor | None,
-        bias: Terms | None, of_bias: bool = False, table: Tensor | None = None,
-        gate_k: Tensor | None = None, head_mix: Tensor | None = None, sharpness: float = 0.0,
+        bias: Terms | None, of_bias: bool = False, window: Tensor | None = None,
+        recurrence: str | None = None, table: Tensor | None = None, gate_k: Tensor | None = None,
+        r: Tensor | None = None, head_mix: Tensor | None = None, **options: float,
     ):  # fmt: skip
         (b, h, i, d), (_, hk, j, dv) = q.shape, v.shape
-        self.shapes = {"q": q.shape, "k": k.shape, "v": v.shape, "gate_k": k.shape}
+        given = {"q": q, "k": k, "v": v, "gate_k": gate_k, "r": r}
+        self.shapes = {name: t.shape for name, t in given.items() if t is not None}
         self.kept: list[Tensor] = []  # memory that has been handed over
         self.packed = np.zeros(1, CALL)
         call = self.call = self.packed[0]
         for name, size in zip(("b", "h", "hk", "i", "j"), (b, h, hk, i, j), strict=True):
             call[name] = size
-        call["d"], call["dv"] = d + -d % LANES, dv + -dv % LANES
-        call["causal"], call["scale"], call["sharpness"] = causal, scale, sharpness
-        given = {"q": q, "k": k, "v": v, "gate_k": gate_k, "mix": head_mix}
-        self.given = {name for name, t in given.items() if t is not None}
-        for name in ("q", "k", "v", "gate_k"):
-            t = given[name]
+        dr = d if r is None else r.shape[-1]
+        call["d"], call["dv"], call["dr"] = (n + -n % LANES for n in (d, dv, dr))
+        call["causal"], call["scale"] = causal, scale
+        self.counts = recurrence is not None
+        call["recurrence"] = RECURRENCES[recurrence or "count"]
+        for name, option in options.items():
+            call[name] = option
+        for name, t in given.items():
             if t is not None:
                 self._hand(name, _in_vectors(t))
-        if mask is not None:
-            mask = mask.expand(b, h, i, j)
-            call["mask"] = mask.data_ptr()
-            for name, step in zip("bhij", mask.stride(), strict=True):
-                call[f"mask_{name}"] = step
-            self.kept.append(mask)
+        self._hand_limits(mask, window)
         positions = 0
         if table is not None:
             table = _in_vectors(table).contiguous()
@@ -69,7 +81,7 @@ class Call:
             call["table"], call["last"] = table.data_ptr(), positions - 1
             call["table_step"] = 4 * table[0].numel() if table.ndim == 3 else 0
             self.kept.append(table)
-        self.table = table
+        self.table, self.mixed = table, head_mix is not None
         if head_mix is not None:
             head_mix = head_mix.contiguous()
             call["mix"] = head_mix.data_ptr()
@@ -78,7 +90,8 @@ class Call:
         self.sums: dict[str, Tensor] = {}
         self.threads = torch.get_num_threads()
         call["heads"] = heads = h if head_mix is not None else h // hk
-        frame = size_of_frame(int(call["d"]), int(call["dv"]), positions)
+        own_r = 0 if r is None else int(call["dr"])
+        frame = size_of_frame(int(call["d"]), int(call["dv"]), own_r, positions)
         vectors = max(1, (VECTORS if head_mix is None else MIXED) // heads)
         call["vectors"], scratch = vectors, self.threads * heads * vectors * frame
         # to begin with a cache line
@@ -103,7 +116,7 @@ class Call:
         out = heads_last(like, b, h, i, int(call["dv"]))
         self._hand("out", out)
         m, inverse = like.new_empty(b, h, i), like.new_empty(b, h, i)
-        counting = b, h, i if self.table is not None else 0
+        counting = b, h, i if self.counts else 0
         counted = like.new_empty(counting, dtype=torch.float64)
         start = like.new_empty(counting, dtype=torch.int32)
         self._hand_rows(m, inverse, counted, start)
@@ -118,12 +131,19 @@ class Call:
         self._hand("dout", _in_vectors(dout))
         self._hand("out", _in_vectors(out))
         self._hand_rows(m, inverse, *counts)
-        dq = heads_last(dout, b, h, i, int(call["d"]))
-        self._hand("dq", dq)
-        grads, by_chunk = {"q": dq}, {}
-        for name, field in (("k", "dk"), ("v", "dv_"), ("gate_k", "dgate_k")):
-            if name in self.given:
-                width, chunks = int(call["dv" if name == "v" else "d"]), int(call["chunks"])
+        grads: dict[str, Tensor] = {}
+        for name, field, size in (("q", "dq", "d"), ("r", "dr_", "dr")):
+            if name in self.shapes:
+                grads[name] = heads_last(dout, b, h, i, int(call[size]))
+                self._hand(field, grads[name])
+        by_chunk = {}
+        for name, field, size in (
+            ("k", "dk", "d"),
+            ("v", "dv_", "dv"),
+            ("gate_k", "dgate_k", "dr"),
+        ):
+            if name in self.shapes:
+                width, chunks = int(call[size]), int(call["chunks"])
                 by_chunk[name] = dout.new_zeros(chunks, b, j, hk, width).transpose(2, 3)
                 self._hand(field, by_chunk[name][0])
                 call[f"{field}_c"] = 4 * by_chunk[name].stride(0)
@@ -132,7 +152,7 @@ class Call:
             by_thread["pos_emb"] = self.table.new_zeros(self.threads, *self.table.shape)
             call["dtable"] = by_thread["pos_emb"].data_ptr()
             call["dtable_step"] = 4 * self.table.numel()
-        if "mix" in self.given:
+        if self.mixed:
             # in cache lines of their own
             apart = h * h + -(h * h) % (4 * CACHE_LINE)
             dmix = dout.new_zeros(self.threads, apart)
@@ -145,7 +165,8 @@ class Call:
             if name in self.shapes:
                 grads[name] = _cut(grad, self.shapes[name][-1])
         if "pos_emb" in grads:
-            grads["pos_emb"] = grads["pos_emb"][..., : self.shapes["q"][-1]].contiguous()
+            read = self.shapes["r" if "r" in self.shapes else "q"][-1]
+            grads["pos_emb"] = grads["pos_emb"][..., :read].contiguous()
         return grads | self._gradients_of_bias()
 
     # -- what is handed over -------------------------------------------------------------------
@@ -160,6 +181,20 @@ class Call:
         for name, t in zip(("m", "inverse", "counted", "start"), each, strict=False):
             self.kept.append(t.contiguous())
             self.call[name] = self.kept[-1].data_ptr()
+
+    def _hand_limits(self, mask: Tensor | None, window: Tensor | None) -> None:
+        call, (b, h, i, _), j = self.call, self.shapes["q"], self.shapes["k"][2]
+        if mask is not None:
+            mask = mask.expand(b, h, i, j)
+            call["mask"] = mask.data_ptr()
+            for name, step in zip("bhij", mask.stride(), strict=True):
+                call[f"mask_{name}"] = step
+            self.kept.append(mask)
+        if window is not None:
+            window = window.contiguous()
+            call["window"] = window.data_ptr()
+            call["window_b"] = 4 * window[0].numel() if len(window) > 1 else 0
+            self.kept.append(window)
 
     def _hand_bias(self, j: int) -> None:
         call, terms = self.call, self.bias

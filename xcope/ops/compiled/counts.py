@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from xcope.ops.compiled.frames import (
     D_HIGH,
     D_LOW,
+    DISTANCE,
     FLOOR,
     FRACTION,
     HIGH,
@@ -68,20 +71,28 @@ def whole(gate: Any) -> Any:
 
 
 @compiled
+def gate_of(call: Any, a: Any) -> Any:
+    """The gates of their logits; 1 wherever a key is seen where distances are counted."""
+    if call.recurrence == DISTANCE:
+        return where(a > f32(-np.inf), spread(f32(1)), spread(f32(0)))
+    return sigmoid(a)
+
+
+@compiled
 def _table(call: Any, place: Place) -> Any:
     return call.table + place.head * call.table_step
 
 
 @compiled
 def prepare(call: Any, place: Place, frame: Frame, positions: int) -> None:
-    """Make L = q eᵀ up to so many positions, as far as they are not there yet."""
+    """Make L = r eᵀ up to so many positions, as far as they are not there yet."""
     ready = numbers(frame)
     positions = min(positions, call.last + 1)
     if positions > ready[READY]:
-        done, width = int(ready[READY]), 4 * call.d
+        done, width = int(ready[READY]), 4 * call.dr
         multiply(
             frame.table + LINE * done, LINE, _table(call, place) + width * done, width, 4,
-            frame.q_beside, LINE, positions - done, LANES, call.d, False,
+            frame.r_beside, LINE, positions - done, LANES, call.dr, False,
         )  # fmt: skip
         ready[READY] = positions
 
@@ -139,7 +150,7 @@ def forward(call: Any, place: Place, frame: Frame, keys: int) -> Any:
     """
     f, w = load_integers(line(frame, FLOOR)), load_integers(line(frame, FRACTION))
     for t in range(keys - 1, -1, -1):
-        gate = whole(sigmoid(load(frame.a + LINE * t)))
+        gate = whole(gate_of(call, load(frame.a + LINE * t)))
         store_integers(frame.gates + LINE * t, gate)
         w = w + gate
         carry = w >= ONE
@@ -221,7 +232,7 @@ def backward(
             store(frame.a + LINE * t, zero)
 
     for t in range(saturated, keys):
-        gate = sigmoid(load(frame.a + LINE * t))
+        gate = gate_of(call, load(frame.a + LINE * t))
         u = floats_of(w) * f32(1 / ONE)
         slope = spread(f32(1))
         if sharpness > 0:
@@ -263,17 +274,17 @@ def backward(
 
 @compiled
 def leave_backward(call: Any, place: Place, frame: Frame, dtable: int) -> None:
-    """Add the gradients of L to those of q, in ``sums``, and of the table."""
+    """Add the gradients of L to those of r, in ``r_sums``, and of the table."""
     f, lanes, last = load_integers(line(frame, FLOOR)), lane_numbers(), i32(call.last)
     at = where_integers(f < last, f, spread_integer(last)) * i32(LANES) + lanes
     scatter(frame.dtable, at, lanes >= i32(0), load(line(frame, D_LOW)))
     scatter(frame.dtable, at + i32(LANES), f < last, load(line(frame, D_HIGH)))
-    positions, width = int(numbers(frame)[READY]), 4 * call.d
+    positions, width = int(numbers(frame)[READY]), 4 * call.dr
     multiply(
-        frame.sums, width, frame.dtable, 4, LINE, _table(call, place), width, LANES, call.d,
+        frame.r_sums, width, frame.dtable, 4, LINE, _table(call, place), width, LANES, call.dr,
         positions, True,
     )  # fmt: skip
     multiply(
-        dtable + place.head * call.table_step, width, frame.dtable, LINE, 4, frame.q, width,
-        positions, call.d, LANES, True,
+        dtable + place.head * call.table_step, width, frame.dtable, LINE, 4, frame.r, width,
+        positions, call.dr, LANES, True,
     )  # fmt: skip

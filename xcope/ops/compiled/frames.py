@@ -17,8 +17,10 @@ from xcope.ops.compiled.runtime import Array, compiled, floats, integers, pointe
 from xcope.ops.compiled.simd import (
     LANES,
     LINE,
+    largest,
     load,
     load_integers,
+    smallest,
     store,
     store_integers,
     transpose,
@@ -30,7 +32,7 @@ VECTORS, MIXED = 4, 32  # frames of a thread, if heads are not more; where gates
 # -- a call --------------------------------------------------------------------------------------
 
 SIZES = (
-    "b", "h", "hk", "i", "j", "d", "dv",  # d and dv in whole vectors
+    "b", "h", "hk", "i", "j", "d", "dv", "dr",  # the last three in whole vectors
     "causal",
     "heads",  # that are worked on together: those of a key head, or all where gates are mixed
     "vectors",  # of each of them that are: what meets a block of keys one after the other
@@ -39,9 +41,15 @@ SIZES = (
     "frame",  # bytes
     "scratch",  # address of all threads' frames
 )  # fmt: skip
-OF_TOKENS = ("q", "out", "dout", "dq", "k", "v", "gate_k", "dk", "dv_", "dgate_k")
+OF_TOKENS = ("q", "r", "out", "dout", "dq", "dr_", "k", "v", "gate_k", "dk", "dv_", "dgate_k")
 OF_EACH_ROW = ("m", "inverse", "counted", "start")  # (b h i)
+COUNT, DISTANCE, DECAY, STICK = range(4)  # recurrences
 COUNTING = (
+    "recurrence",
+    "own",  # the query's own key, or gate, takes part
+    "remainder",  # what is left of a stick goes to the query's own value
+    "bare",  # keys before the first that decays
+    "hidden_gates",  # masked keys have gates, too
     "table",  # (p d), or one for each head; 0: nothing is counted
     "table_step",  # bytes from head to head
     "last",  # the largest position
@@ -61,13 +69,15 @@ CALL = np.dtype(
     + [(name, np.int64) for name in OF_EACH_ROW]
     # bool, broadcast by steps of 0
     + [("mask" + of, np.int64) for of in ("", "_b", "_h", "_i", "_j")]
+    # int32 (2, i) for each row of the batch, see `xcope.ops.windows`
+    + [("window", np.int64), ("window_b", np.int64)]
     + [(name, np.int64) for name in COUNTING]
     + [(name, np.int64) for name in ("form", "free", "consecutive", "farthest", "bias_wanted")]
     # of each vector of a bias: address, length, and how many there are
     + [(part + name, np.int64) for name in OF_BIAS for part in ("", "n_", "many_")]
     # addresses of their gradients, each (chunks, b · h, length)
     + [("d_" + name, np.int64) for name in OF_BIAS]
-    + [("scale", np.float64), ("sharpness", np.float64)]
+    + [(name, np.float64) for name in ("scale", "gate_scale", "sharpness", "rate")]
 )
 
 
@@ -111,12 +121,14 @@ def place_of(call: Any, task: int, vector: int, head: int) -> Place:
 # Lines of a frame: numbers that rows carry from block to block
 (
     M, TOTAL, INVERSE, D, TOP,
-    FLOOR, FRACTION, LOW, HIGH, D_LOW, D_HIGH, LIFT,
+    FLOOR, FRACTION, LOW, HIGH, D_LOW, D_HIGH, LIFT, LOST, LOST_REST,
     ROW, Q_POS, SHRINK, SEGMENT, LEAST, MOST, SLOPE, OFFSET, D_ROW, D_SHRINK, DS, DS_T,
-    SPARE, _, NUMBERS,
-) = range(27)  # fmt: skip
-LINES = 27
-READY, START = range(2)  # of NUMBERS: rows of L that there are; the first key that is counted
+    SPARE, _, LEAD, NEAR, NUMBERS,
+) = range(31)  # fmt: skip
+LINES = 31
+# of NUMBERS: rows of L that there are; the first key that is counted; the largest LEAD and the
+# smallest NEAR, between which no lane sees a key
+READY, START, LEADING, NEAREST = range(4)
 
 
 class Frame(NamedTuple):
@@ -135,11 +147,14 @@ class Frame(NamedTuple):
     ds: int  # (KEYS, LANES)
     table: int  # (p, LANES): L
     dtable: int
+    r: int  # as q, of what stands in for it where positions are read or gates are made; q itself
+    r_beside: int
+    r_sums: int
 
 
-def size_of_frame(d: int, dv: int, positions: int) -> int:
-    """In bytes."""
-    return LINE * (LINES + 2 * d + 2 * dv + max(d, dv) + 5 * KEYS + 2 * positions)
+def size_of_frame(d: int, dv: int, dr: int, positions: int) -> int:
+    """In bytes; dr is 0 where there is no r."""
+    return LINE * (LINES + 2 * d + 2 * dv + max(d, dv) + 5 * KEYS + 2 * positions + 3 * dr)
 
 
 @compiled
@@ -160,7 +175,15 @@ def frame_at(call: Any, scratch: int, which: int) -> Frame:
     if not (call.gate_k or call.mix):
         a = s
     dtable = table + LINE * positions
-    return Frame(lines, q, q_beside, dout, dout_beside, sums, s, a, raw, gates, ds, table, dtable)
+    r = dtable + LINE * positions
+    r_beside = r + LINE * call.dr
+    r_sums = r_beside + LINE * call.dr
+    if not call.r:
+        r, r_beside, r_sums = q, q_beside, sums
+    return Frame(
+        lines, q, q_beside, dout, dout_beside, sums, s, a, raw, gates, ds, table, dtable,
+        r, r_beside, r_sums,
+    )  # fmt: skip
 
 
 @compiled
@@ -222,3 +245,29 @@ def read_rows(address: int, step: int, before: int, width: int, below: int, besi
             store(below + 4 * width * r + column, load(source + column))
     for column in range(0, 4 * width, LINE):
         transpose(below + column, 4 * width, beside + LANES * column, LINE)
+
+
+# -- the keys of a window ------------------------------------------------------------------------
+
+
+@compiled
+def enter_window(call: Any, place: Place, frame: Frame) -> None:
+    """Note which keys the rows see, of those that come before them."""
+    number = numbers(frame)
+    number[LEADING], number[NEAREST] = 0, 0  # everything is near
+    if call.window:
+        lead = call.window + place.batch * call.window_b + 4 * place.query
+        read_integers(lead, -place.query, line(frame, LEAD))
+        read_integers(lead + 4 * call.i, -place.query, line(frame, NEAR))
+        number[LEADING] = largest(load_integers(line(frame, LEAD)))
+        number[NEAREST] = smallest(load_integers(line(frame, NEAR)))
+
+
+@compiled
+def hidden_of(call: Any, scratch: int, frames: int) -> Any:
+    """The keys that the rows of these frames do not see: first, and the one past the last."""
+    lead, near = 0, call.j
+    for which in range(frames):
+        number = numbers(frame_at(call, scratch, which))
+        lead, near = max(lead, int(number[LEADING])), min(near, int(number[NEAREST]))
+    return lead, max(lead, near)

@@ -13,13 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from xcope.ops.compiled import counts, forms
+from xcope.ops.compiled import counts, decays, forms
 from xcope.ops.compiled.frames import (
+    DECAY,
     FLOOR,
     FRACTION,
     INVERSE,
     KEYS,
+    LEAD,
+    LEADING,
+    LOST,
+    LOST_REST,
     LOW,
+    NEAR,
+    NEAREST,
     START,
     TOP,
     TOTAL,
@@ -28,7 +35,9 @@ from xcope.ops.compiled.frames import (
     M,
     Place,
     call_at,
+    enter_window,
     frame_at,
+    hidden_of,
     line,
     numbers,
     place_of,
@@ -56,7 +65,9 @@ from xcope.ops.compiled.simd import (
     any_of,
     exp,
     lane_numbers,
+    largest,
     load,
+    load_integers,
     multiply,
     spread,
     store,
@@ -82,6 +93,15 @@ def row(
     return address + batch * of_batch + head * of_head + token * of_token
 
 
+@compiled
+def seen_of(place: Place, frame: Frame, first: int, end: int) -> Any:
+    """Of the keys ``first`` … ``end`` − 1 those that a frame's rows see: the first, how many."""
+    number = numbers(frame)
+    if number[LEADING] <= first < number[NEAREST]:
+        first = int(number[NEAREST])
+    return first, min(end, place.seen) - first
+
+
 # -- one block -----------------------------------------------------------------------------------
 
 
@@ -101,9 +121,9 @@ def logits(
             first,
         )  # fmt: skip
         multiply(
-            frame.a, LINE, k, call.gate_k_n, 4, frame.q_beside, LINE, keys, LANES, call.d, False
+            frame.a, LINE, k, call.gate_k_n, 4, frame.r_beside, LINE, keys, LANES, call.dr, False
         )  # fmt: skip
-        scaled(frame.a, f32(call.scale), keys)
+        scaled(frame.a, f32(call.gate_scale), keys)
 
 
 @compiled
@@ -162,7 +182,7 @@ def unmix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> N
 
 
 @compiled
-def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
+def hide(call: Any, place: Place, frame: Frame, lines: int, first: int, keys: int) -> None:
     """Set −∞ where a key may not be attended; lanes before query 0 attend to none."""
     infinity = spread(f32(-np.inf))
     if place.query < 0:
@@ -173,6 +193,11 @@ def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
         ahead = place.query + call.j - call.i  # the last key that the first lane sees
         for t in range(max(0, ahead + 1 - first), keys):
             seen = lane_numbers() >= i32(first + t - ahead)
+            store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
+    if call.window:
+        lead, near = load_integers(line(frame, LEAD)), load_integers(line(frame, NEAR))
+        for t in range(min(keys, largest(near) - first)):
+            seen = (lead > i32(first + t)) | (near <= i32(first + t))
             store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
     if call.mask:
         mask = call.mask + place.batch * call.mask_b + place.head * call.mask_h
@@ -188,6 +213,33 @@ def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
                     lanes[r] = f32(-np.inf)
 
 
+# -- recurrences: what is counted, or lost, from the query backwards ------------------------------
+
+
+@compiled
+def counting(call: Any, frame: Frame, end: int) -> bool:
+    """Whether gates of the keys before ``end`` matter."""
+    return call.recurrence >= DECAY or counts.counting(call, frame, end)
+
+
+@compiled
+def counted(call: Any, frame: Frame, end: int) -> bool:
+    """Whether gates of keys before ``end`` mattered to the forward."""
+    return call.recurrence >= DECAY or counts.counted(call, frame, end)
+
+
+@compiled
+def hide_block(
+    call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
+) -> None:  # fmt: skip
+    """What is not seen, of the block's logits and its gates'."""
+    hide(call, place, frame, frame.s, first, keys)
+    if counting and frame.a != frame.s and not call.hidden_gates:
+        hide(call, place, frame, frame.a, first, keys)
+    if call.recurrence >= DECAY:
+        decays.hide_gates(call, place, frame, first, keys)
+
+
 # -- forward -------------------------------------------------------------------------------------
 
 
@@ -195,13 +247,24 @@ def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
 def enter_forward(call: Any, place: Place, frame: Frame) -> None:
     q = row(call.q, call.q_b, call.q_h, call.q_n, place.batch, place.head, max(0, place.query))
     read_rows(q, call.q_n, max(0, -place.query), call.d, frame.q, frame.q_beside)
+    enter_r(call, place, frame)
     store(line(frame, M), spread(f32(-np.inf)))
     store(line(frame, TOTAL), spread(f32(0)))
     for column in range(0, LINE * call.dv, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
     forms.enter(call, place, frame)
     if call.table:
         counts.enter_forward(call, place, frame)
+    elif call.recurrence >= DECAY:
+        decays.enter_forward(call, frame)
+
+
+@compiled
+def enter_r(call: Any, place: Place, frame: Frame) -> None:
+    if call.r:
+        r = row(call.r, call.r_b, call.r_h, call.r_n, place.batch, place.head, max(0, place.query))
+        read_rows(r, call.r_n, max(0, -place.query), call.dr, frame.r, frame.r_beside)
 
 
 @compiled
@@ -209,11 +272,11 @@ def attend(
     call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
 ) -> None:  # fmt: skip
     """Bias the block's logits, take their softmax and add the values that they weigh."""
-    hide(call, place, frame.s, first, keys)
-    if counting and frame.a != frame.s:
-        hide(call, place, frame.a, first, keys)
+    hide_block(call, place, frame, first, keys, counting)
     constant = spread(f32(0))
-    if counting:
+    if call.recurrence >= DECAY:
+        top = decays.forward(call, frame, first, keys)
+    elif counting:
         top = counts.forward(call, place, frame, keys)
     else:
         if call.table:
@@ -258,6 +321,7 @@ def moved(call: Any, frame: Frame, m: Any, top: Any) -> Any:
 @compiled
 def leave_forward(call: Any, place: Place, frame: Frame) -> None:
     before, zero = -place.query, spread(f32(0))
+    decays.leave_forward(call, place, frame)
     sums, m = load(line(frame, TOTAL)), load(line(frame, M))
     seen = sums > zero
     store(line(frame, INVERSE), where(seen, f32(1) / sums, zero))
@@ -271,14 +335,17 @@ def leave_forward(call: Any, place: Place, frame: Frame) -> None:
         )  # fmt: skip
         for column in range(0, 4 * call.dv, LINE):
             store(out + column, load(frame.sums + 4 * call.dv * r + column) * inverse[r])
-    if call.table:
+    if call.counted:
         which = (place.batch * call.h + place.head) * call.i + place.query
         counted = doubles(call.counted + 8 * which, (LANES,))
         start = integers(call.start + 4 * which, (LANES,))
         f = integers(line(frame, FLOOR), (LANES,))
         w = integers(line(frame, FRACTION), (LANES,))
+        lost, rest = floats(line(frame, LOST), (LANES,)), floats(line(frame, LOST_REST), (LANES,))
         for r in range(max(0, before), LANES):
-            counted[r] = np.float64(f[r]) + np.float64(w[r]) / counts.ONE
+            counted[r] = np.float64(lost[r]) + np.float64(rest[r])
+            if call.table:
+                counted[r] = np.float64(f[r]) + np.float64(w[r]) / counts.ONE
             start[r] = max(i32(0), numbers(frame)[START])
 
 
@@ -319,19 +386,26 @@ def forward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         end = place_of(call, task, begin + some - 1, 0).seen
+        hidden = hidden_of(call, scratch, some)
         while end > 0:
+            if hidden[0] < end <= hidden[1]:
+                end = hidden[0]
+                continue
             first = max(0, end - KEYS)
+            if hidden[0] < hidden[1] < end:
+                first = max(first, hidden[1])
             if call.mix:
                 for vector in range(begin, begin + some):
                     forward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
-                    if keys > 0:
-                        counting = counts.counting(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, counting)
-                        attend(call, place, frame, first, keys, counting)
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
+                    if keys > 0 and not decays.gone(call, frame, its + keys):
+                        gates = counting(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, gates)
+                        attend(call, place, frame, its, keys, gates)
             end = first
         for n in range(rows):
             leave_forward(
@@ -360,18 +434,31 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
     read_line(row_address(call.inverse, call, place), before, line(frame, INVERSE))
     for column in range(0, LINE * call.d, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
+    if call.r:
+        enter_r(call, place, frame)
+        for column in range(0, LINE * call.dr, LINE):
+            store(frame.r_sums + column, spread(f32(0)))
     forms.enter(call, place, frame)
-    if call.table:
+    if call.counted:
         which = (place.batch * call.h + place.head) * call.i + place.query
         counted = doubles(call.counted + 8 * which, (LANES,))
         f = integers(line(frame, FLOOR), (LANES,))
         w = integers(line(frame, FRACTION), (LANES,))
+        lost, rest = floats(line(frame, LOST), (LANES,)), floats(line(frame, LOST_REST), (LANES,))
+        numbers(frame)[START] = integers(call.start + 4 * which, (LANES,))[LANES - 1]
         for r in range(LANES):
             count = counted[max(r, before)]
-            f[r] = i32(np.floor(count))
-            w[r] = i32((count - np.floor(count)) * counts.ONE)
-        numbers(frame)[START] = integers(call.start + 4 * which, (LANES,))[LANES - 1]
-        counts.enter_backward(call, place, frame)
+            if call.table:
+                f[r] = i32(np.floor(count))
+                w[r] = i32((count - np.floor(count)) * counts.ONE)
+            else:
+                lost[r] = count
+                rest[r] = count - lost[r]
+        if call.table:
+            counts.enter_backward(call, place, frame)
+        else:
+            decays.enter_backward(call, place, frame)
 
 
 @compiled
@@ -383,11 +470,12 @@ def differentiate(
     multiply(
         frame.ds, LINE, v, call.v_n, 4, frame.dout_beside, LINE, keys, LANES, call.dv, False
     )  # fmt: skip
-    hide(call, place, frame.s, first, keys)
-    if counting and frame.a != frame.s:
-        hide(call, place, frame.a, first, keys)
+    hide_block(call, place, frame, first, keys, counting)
     if call.table:
         counts.backward(call, place, frame, first, keys, counting)
+        return
+    if call.recurrence >= DECAY:
+        decays.backward(call, frame, first, keys)
         return
     m, inverse, d = load(line(frame, M)), load(line(frame, INVERSE)), load(line(frame, D))
     for t in range(keys):
@@ -410,7 +498,10 @@ def gather_gradients(
     k = row(call.k, call.k_b, call.k_h, call.k_n, place.batch, place.key_head, first)
     dk = row(call.dk, call.dk_b, call.dk_h, call.dk_n, place.batch, place.key_head, first)
     dk += place.chunk * call.dk_c
-    through_keys(call, frame, frame.ds, keys, k, call.k_n, dk, call.dk_n)
+    scaled(frame.ds, f32(call.scale), keys)
+    through_keys(
+        frame.sums, frame.q, call.d, frame.ds, keys, k, call.k_n, dk, call.dk_n
+    )  # fmt: skip
     if counting and call.gate_k:
         k = row(
             call.gate_k, call.gate_k_b, call.gate_k_h, call.gate_k_n, place.batch, place.key_head,
@@ -421,21 +512,20 @@ def gather_gradients(
             place.key_head, first,
         )  # fmt: skip
         dk += place.chunk * call.dgate_k_c
-        through_keys(call, frame, frame.a, keys, k, call.gate_k_n, dk, call.dgate_k_n)
+        scaled(frame.a, f32(call.gate_scale), keys)
+        through_keys(
+            frame.r_sums, frame.r, call.dr, frame.a, keys, k, call.gate_k_n, dk, call.dgate_k_n
+        )  # fmt: skip
 
 
 @compiled
 def through_keys(
-    call: Any, frame: Frame, gradients: int, keys: int, k: int, k_step: int, dk: int, dk_step: int
+    sums: int, rows: int, width: int, gradients: int, keys: int, k: int, k_step: int, dk: int,
+    dk_step: int,
 ) -> None:  # fmt: skip
-    """Add what logits' gradients, of products with these keys, give to q's and the keys' own."""
-    scaled(gradients, f32(call.scale), keys)
-    multiply(
-        frame.sums, 4 * call.d, gradients, 4, LINE, k, k_step, LANES, call.d, keys, True
-    )  # fmt: skip
-    multiply(
-        dk, dk_step, gradients, LINE, 4, frame.q, 4 * call.d, keys, call.d, LANES, True
-    )  # fmt: skip
+    """Add what gradients of products of these rows and keys give to the rows' and the keys' own."""
+    multiply(sums, 4 * width, gradients, 4, LINE, k, k_step, LANES, width, keys, True)
+    multiply(dk, dk_step, gradients, LINE, 4, rows, 4 * width, keys, width, LANES, True)
 
 
 @compiled
@@ -449,6 +539,14 @@ def leave_backward(call: Any, place: Place, frame: Frame) -> None:
         )  # fmt: skip
         for column in range(0, 4 * call.d, LINE):
             store(dq + column, load(frame.sums + 4 * call.d * r + column))
+    if call.r:
+        for r in range(max(0, -place.query), LANES):
+            dr = row(
+                call.dr_, call.dr__b, call.dr__h, call.dr__n, place.batch, place.head,
+                place.query + r,
+            )  # fmt: skip
+            for column in range(0, 4 * call.dr, LINE):
+                store(dr + column, load(frame.r_sums + 4 * call.dr * r + column))
 
 
 @compiled
@@ -493,20 +591,28 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         limit = place_of(call, task, begin + some - 1, 0).seen
-        for first in range(0, limit, KEYS):
+        hidden, first = hidden_of(call, scratch, some), 0
+        while first < limit:
+            if hidden[0] <= first < hidden[1]:
+                first = hidden[1]
+                continue
             end = min(limit, first + KEYS)
+            if first < hidden[0] < hidden[1]:
+                end = min(end, hidden[0])
             if call.mix:
                 for vector in range(begin, begin + some):
                     backward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
-                    if keys > 0:
-                        counting = counts.counted(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, counting)
-                        differentiate(call, place, frame, first, keys, counting)
-                        gather_gradients(call, place, frame, first, keys, counting)
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
+                    if keys > 0 and not decays.was_gone(call, frame, its + keys):
+                        gates = counted(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, gates)
+                        differentiate(call, place, frame, its, keys, gates)
+                        gather_gradients(call, place, frame, its, keys, gates)
+            first = end
         for n in range(rows):
             leave_backward(
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)

@@ -305,6 +305,28 @@ def sigmoid(x: Any) -> Any:
     return f32(1) / (exp(f32(0) - x) + f32(1))
 
 
+@compiled
+def exp_of_minus_abs(x: Any) -> Any:
+    return exp(where(x > f32(0), f32(0) - x, x))
+
+
+@compiled
+def softplus(x: Any, e: Any) -> Any:
+    """log(1 + e^x), to 1e-7 of it; ``e`` is `exp_of_minus_abs`.
+
+    log(1 + e) = 2 artanh(u), u = e / (e + 2), at most 1/3.
+    """
+    u = e / (e + f32(2))
+    z = u * u
+    y = z * f32(1 / 13) + f32(1 / 11)
+    y = y * z + f32(1 / 9)
+    y = y * z + f32(1 / 7)
+    y = y * z + f32(1 / 5)
+    y = y * z + f32(1 / 3)
+    y = y * z + f32(1)
+    return where(x > f32(0), x, spread(f32(0))) + (u + u) * y
+
+
 @_built(types.void, types.int64, types.int64, types.int64, types.int64)
 def transpose(builder: Any, rows: Any, step: Any, out: Any, out_step: Any) -> Any:
     """Write LANES rows of LANES numbers, ``step`` bytes apart, as columns."""

@@ -1,10 +1,11 @@
-"""CoPE attention: one function, backends that agree; `reference` holds the definition."""
+"""CoPE attention and its kin: a function for each, backends that agree; `reference` defines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xcope.errors import FlagError
@@ -12,13 +13,20 @@ from xcope.ops.cope import gpu
 from xcope.ops.cope.cpu.few import cope_attention_few
 from xcope.ops.cope.inputs import MAX_TEMPERATURE, CopeInputs
 from xcope.ops.cope.operator import WHAT, attend, repair
-from xcope.ops.cope.reference import cope_attention_reference, position_bias, positions
+from xcope.ops.cope.reference import (
+    cope_attention_reference,
+    decays,
+    log_shares,
+    position_bias,
+    positions,
+)
 from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, noticed
 from xcope.ops.terms import Terms
 from xcope.ops.transforms import by_definition
+from xcope.ops.windows import narrowed
 
 
 def cope_attention(
@@ -36,6 +44,8 @@ def cope_attention(
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with Contextual Position Encoding (arXiv 2405.18719).
@@ -72,6 +82,11 @@ def cope_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees, and counts, keys of its own document only. On a GPU
             its values are not checked, and backend "tiled" waits for them.
+        window: how many keys a query sees, itself the last of them; or two bounds for each query,
+            int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`. Other keys do not count, and are
+            not looked at.
+        sink: (h), a logit of each head that takes its share of the softmax and leaves no value,
+            see `xcope.ops.sinks`; zeros: softmax plus one.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n (d + p)) memory; so does
             "triton", for CUDA, which hands to "tiled" what its kernels cannot take, and says so;
             "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever they are exact and run.
@@ -100,14 +115,211 @@ def cope_attention(
         head_mix=head_mix,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
     )
+    return _attend(inputs, backend, "CoPE")
+
+
+def relative_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_emb: Tensor,
+    *,
+    r: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention with relative positions that the query asks for (Shaw et al., arXiv 1803.02155).
+
+    It is CoPE with all gates 1: the logit of the m-th visible key, counted back from the query from
+    0 on, gets r·e[m], m clamped to the last entry. Where no key between is hidden, m is the
+    distance i − j.
+
+    Args:
+        q: queries, (b h i d); shapes and all that is not told here as of `cope_attention`.
+        k: keys, (b hk j d).
+        v: values, (b hk j dv).
+        pos_emb: the table, (p c), or (h p c) for one table per head.
+        r: what asks, (b h i c); None: the queries, unscaled.
+        scale: of the logits q·k; ``d ** -0.5`` if None.
+        mask: True where a key may be attended. Masked keys do not count.
+        causal: query i sees keys up to its own place; else it counts from the last key on.
+        bias: of the logits.
+        cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys do not count.
+        sink: see `cope_attention`.
+        backend: as of `cope_attention`; "triton" hands all to "tiled".
+
+    Returns:
+        (b h i dv), dtype of ``q``.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit, before any work is done.
+    """
+    inputs = CopeInputs.checked(
+        q,
+        k,
+        v,
+        # positions begin with 1: the query's own key is counted
+        pos_emb=F.pad(pos_emb, (0, 0, 1, 0)),
+        r=r,
+        scale=scale,
+        gate_k=None,
+        mask=mask,
+        causal=causal,
+        bias=bias,
+        cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
+        recurrence="distance",
+    )
+    return _attend(inputs, backend, "relative")
+
+
+def decay_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_k: Tensor,
+    *,
+    gate_q: Tensor | None = None,
+    rate: float = 1.0,
+    own: bool = False,
+    bare: int = 0,
+    hidden_gates: bool = False,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention whose logits decay by gates that each query has of its own.
+
+    To the logit of key j the sum of log sigmoid(x_it) is added over the keys t from j on to the one
+    before the query's own; x_it = gate_q_i·gate_k_t. In O(n) memory.
+
+    Args:
+        q: queries, (b h i d); shapes and all that is not told here as of `cope_attention`.
+        k: keys, (b hk j d).
+        v: values, (b hk j dv).
+        gate_k: the gates' keys, (b h j c) or (b hk j c).
+        gate_q: the gates' queries, (b h i c), scaled as they are to be; None: scale · q, c = d.
+        rate: multiplies the logarithms.
+        own: sum from the key after j to the query's own instead.
+        bare: so many keys at the beginning have no gate, and do not decay.
+        hidden_gates: masked keys have gates, as in x-transformers; else they have none.
+        scale: of the logits q·k; ``d ** -0.5`` if None.
+        mask: True where a key may be attended.
+        causal: query i sees keys up to its own place. Keys after it never have a gate.
+        bias: of the logits.
+        cu_seqlens: where documents begin that are packed in one row.
+        sink: see `cope_attention`.
+        backend: as of `cope_attention`; "triton" hands all to "tiled".
+
+    Returns:
+        (b h i dv), dtype of ``q``.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit, before any work is done.
+    """
+    inputs = CopeInputs.checked(
+        q,
+        k,
+        v,
+        r=gate_q,
+        gate_k=gate_k,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        bias=bias,
+        cu_seqlens=cu_seqlens,
+        sink=sink,
+        recurrence="decay",
+        rate=rate,
+        own=own,
+        bare=bare,
+        hidden_gates=hidden_gates,
+    )
+    return _attend(inputs, backend, "decay")
+
+
+def stick_breaking_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    own: bool = False,
+    remainder: bool = True,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    bias: Terms | None = None,
+    cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Stick-breaking attention (Tan et al., arXiv 2410.17980): no softmax.
+
+    From the query backwards, each key breaks the share sigmoid(s_ij) off what the keys after it
+    have left of a stick of length 1. In O(n) memory; where nothing is left keys are passed over.
+
+    Args:
+        q: queries, (b h i d); shapes and all that is not told here as of `cope_attention`.
+        k: keys, (b hk j d).
+        v: values, (b hk j dv).
+        own: the query's own key breaks its share off, too (the authors' ``attend_current``).
+        remainder: what is left goes to the query's own value; False: to nothing.
+        scale: of the logits q·k; ``d ** -0.5`` if None.
+        mask: True where a key may be attended. Masked keys break nothing off.
+        causal: query i sees keys up to its own place; else the last key is the first to break.
+        bias: of the logits.
+        cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys break nothing off.
+        backend: as of `cope_attention`; "triton" hands all to "tiled".
+
+    Returns:
+        (b h i dv), dtype of ``q``.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit, before any work is done.
+    """
+    inputs = CopeInputs.checked(
+        q,
+        k,
+        v,
+        gate_k=None,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        bias=bias,
+        cu_seqlens=cu_seqlens,
+        window=window,
+        recurrence="stick",
+        own=own,
+        remainder=remainder,
+    )
+    return _attend(inputs, backend, "stick-breaking")
+
+
+def _attend(inputs: CopeInputs, backend: str, kind: str) -> Tensor:
     if backend != "auto":
-        require_backend(backend, ["auto", *BACKENDS], "CoPE")
+        require_backend(backend, ["auto", *BACKENDS], kind)
     if by_definition(*inputs.named().values()):
         backend = "reference"
     if backend == "auto":
         device = inputs.q.device.type
-        tiled = device != "mps" and (not soft_onehot or soft_onehot_temp <= MAX_TEMPERATURE)
+        sharp = not inputs.soft_onehot or inputs.soft_onehot_temp <= MAX_TEMPERATURE
+        tiled = device != "mps" and sharp
         backend = "reference" if not tiled else "triton" if device == "cuda" else "tiled"
     return BACKENDS[backend](inputs)
 
@@ -131,10 +343,14 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
         )
     if inputs.cu_seqlens is not None:
         return one_by_one(cope_attention_tiled, inputs)
+    few = few_queries(*inputs.named().values())
+    if few and not torch.compiler.is_compiling():
+        inputs = narrowed(inputs)
     dtype, inputs = inputs.q.dtype, inputs.widened()
-    if inputs.head_mix is not None:
+    of_heads = inputs.gate_k is not None and inputs.gate_k.shape[1] != inputs.k.shape[1]
+    if inputs.head_mix is not None or of_heads:
         inputs = inputs.with_all_heads()
-    if few_queries(*inputs.named().values()):
+    if few:
         out = cope_attention_few(inputs)
         if noticed(out):
 
@@ -176,7 +392,7 @@ def cope_attention_triton(inputs: CopeInputs) -> Tensor:
             reason = f"no tiles fit: {error}"
         else:
             return out
-    warn(WHAT, reason)
+    warn(WHAT[inputs.recurrence], reason)
     return cope_attention_tiled(inputs)
 
 
@@ -191,6 +407,11 @@ __all__ = [
     "CopeInputs",
     "cope_attention",
     "cope_attention_reference",
+    "decay_attention",
+    "decays",
+    "log_shares",
     "position_bias",
     "positions",
+    "relative_attention",
+    "stick_breaking_attention",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xcope.ops.cope.cpu.tiles import BackwardRows, ForwardRows
+from xcope.ops.cope.cpu.tiles import BackwardRows, CopeHeads, ForwardRows
 from xcope.ops.tiling.eager import exponentiate, hide
 from xcope.ops.tiling.tiles import Tile
 
@@ -44,7 +44,7 @@ class Interpolation:
         return ds * self.rise * self.slope
 
 
-def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: float) -> None:
+def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, heads: CopeHeads) -> None:
     """Turn ``s`` into exp(s + b − m) and move the rows on, ``out`` rescaled to the new m.
 
     ``a`` is what gates are made of: ``s`` itself or its like.
@@ -56,10 +56,10 @@ def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: floa
     if counting.any():
         if a.data_ptr() != s.data_ptr():
             hide(a, tile)
-        g = a.sigmoid().flip(-1)
+        g = _gates(a, heads).flip(-1)
         p = g.cumsum(-1, dtype=rows.count.dtype).flip(-1).add_(rows.count[..., None])
         rows.count.copy_(p[..., 0])
-        s += Interpolation(rows.L, last, p, sharpness).bias()
+        s += Interpolation(rows.L, last, p, heads.sharpness).bias()
         if (rows.count >= last).all():
             rows.start.fill_(tile.j0)
     else:
@@ -69,7 +69,7 @@ def forward(s: Tensor, a: Tensor, rows: ForwardRows, tile: Tile, sharpness: floa
 
 
 def backward(
-    s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, sharpness: float
+    s: Tensor, dp: Tensor, a: Tensor, rows: BackwardRows, tile: Tile, heads: CopeHeads
 ) -> None:
     """Turn ``s`` into prob, ``dp`` = v doutᵀ into ds, ``a`` into da and move the rows on.
 
@@ -89,11 +89,11 @@ def backward(
 
     if own_gates:
         hide(a, tile)
-    g = a.sigmoid()
+    g = _gates(a, heads)
     through = g.cumsum(-1, dtype=rows.count.dtype)
     p = rows.count[..., None] - through + g
     rows.count -= through[..., -1]
-    at = Interpolation(rows.L, last, p, sharpness)
+    at = Interpolation(rows.L, last, p, heads.sharpness)
     s.add_(at.bias()).sub_(rows.m[..., None]).exp_().mul_(rows.inverse[..., None])
     ds = dp.sub_(rows.D[..., None]).mul_(s)
     at.scatter(ds, rows.dL)
@@ -104,3 +104,8 @@ def backward(
         a.copy_(da)
     else:
         ds += da
+
+
+def _gates(a: Tensor, heads: CopeHeads) -> Tensor:
+    """Of their logits; where distances are counted, 1 wherever a key is seen."""
+    return a.gt(-torch.inf).to(a.dtype) if heads.recurrence == "distance" else a.sigmoid()

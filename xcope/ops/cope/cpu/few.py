@@ -1,4 +1,4 @@
-"""CoPE attention of a few queries, without gradients: decoding with a key/value cache.
+"""CoPE attention and its kin of a few queries, without gradients: decoding with a key/value cache.
 
 Whole rows at once, (h i j) memory. Counting starts at the end of the row with a window that grows
 until all rows are saturated: keys left of it share the last position.
@@ -12,7 +12,10 @@ from torch import Tensor
 from xcope.ops.biased.reference import dense
 from xcope.ops.cope.cpu.eager import Interpolation
 from xcope.ops.cope.inputs import CopeInputs
+from xcope.ops.cope.reference import decays_of, log_shares
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import with_column
+from xcope.ops.windows import masked_within
 
 
 def cope_attention_few(inputs: CopeInputs) -> Tensor:
@@ -20,29 +23,54 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
 
     Not finite in rows that meet a number that is not, and maybe in others.
     """
-    q, k, v, head_mix = inputs.q, inputs.k, inputs.v, inputs.head_mix
+    q, k, v, head_mix, kind = inputs.q, inputs.k, inputs.v, inputs.head_mix, inputs.recurrence
+    r = q if inputs.r is None else inputs.r
     b, h, i, d = q.shape
     hk, j = k.shape[1:3]
     seen = None
-    if inputs.mask is not None or (inputs.causal and i > 1):
-        seen = visible(q, k, inputs.mask, inputs.causal).expand(b, h, i, j)
+    mask = masked_within(inputs.mask, inputs.window, j)
+    if mask is not None or (inputs.causal and i > 1):
+        seen = visible(q, k, mask, inputs.causal).expand(b, h, i, j)
 
     scaled = (q * inputs.scale).reshape(b, hk, h // hk * i, d)
     s = (scaled @ k.mT).view(b, h, i, j)
     if inputs.bias is not None:
         s = s + dense(inputs.bias, j)
-    a = s if inputs.gate_k is None else (scaled @ inputs.gate_k.mT).view(b, h, i, j)
+    a = s
+    if inputs.gate_k is not None:
+        grouped = (r * abs(inputs.gate_scale)).reshape(b, hk, h // hk * i, r.shape[-1])
+        a = (grouped @ inputs.gate_k.mT).view(b, h, i, j)
+    elif kind == "distance":
+        a = torch.full_like(s, torch.inf)
+    if kind in ("decay", "stick"):
+        return _decayed(inputs, s, a, seen)
     if head_mix is not None:
         a = torch.einsum("gh,bhij->bgij", head_mix, a)
     if seen is not None:
         s, a = (x.masked_fill(~seen, -torch.inf) for x in (s, a))
-    L = q @ inputs.pos_emb.mT
+    L = r @ inputs.table.mT
     if inputs.soft_onehot:  # all positions are weighed, if next to nothing
         s = s + 0 * L.sum(-1, keepdim=True)
-    prob = _biased(s, a, L, inputs.sharpness).softmax(-1)
+    prob = with_column(_biased(s, a, L, inputs.sharpness), inputs.sink)
     if seen is not None:
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])
+
+
+def _decayed(inputs: CopeInputs, s: Tensor, a: Tensor, seen: Tensor | None) -> Tensor:
+    """Of decays and sticks; summed up in float64."""
+    v = inputs.v
+    seen = torch.ones_like(s, dtype=torch.bool) if seen is None else seen
+    if inputs.recurrence == "stick":
+        prob = log_shares(s.double(), seen, own=inputs.own, remainder=inputs.remainder).exp()
+        prob = prob.to(s.dtype)
+    else:
+        s = s + decays_of(inputs, a.double(), seen).to(s.dtype)
+        prob = with_column(s.masked_fill(~seen, -torch.inf), inputs.sink)
+        prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    hk = v.shape[1]
+    grouped = prob.reshape(prob.shape[0], hk, -1, prob.shape[-1])
+    return (grouped @ v).view(*prob.shape[:3], v.shape[-1])
 
 
 def _biased(s: Tensor, a: Tensor, L: Tensor, sharpness: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiles of CoPE attention: the tensors that are cut and what a row carries, beyond plain attention.
+"""Tiles of CoPE attention and its kin: what is cut and what a row carries, beyond plain attention.
 
 Shape notation as in `xcope.ops.tiling.tiles`, and p = max_pos.
 """
@@ -21,7 +21,7 @@ class ForwardRows(tiles.ForwardRows):
 
     L: Tensor  # (u R p+…), table logits; wider than the positions, so that f + 1 always exists
     last: int  # the largest position, P − 1
-    count: Tensor  # (u R), float64, Σ of gates so far
+    count: Tensor  # (u R), float64, Σ of gates, or of what decays took, so far
     start: Tensor  # (u R), int32, the key from which on the row is counted; −1: counts on
 
 
@@ -39,25 +39,44 @@ class BackwardRows(tiles.BackwardRows):
 
 @dataclass(frozen=True, kw_only=True)
 class CopeHeads(Heads):
-    """The tensors of CoPE attention sorted by key head, and its options.
+    """The tensors sorted by key head, and the options; see `xcope.ops.cope.inputs.CopeInputs`.
 
     Args:
-        e: the table (p+… d), or one per head (h p+… d), with rows of zeros at the end.
+        e: the table (p+… d), or one per head (h p+… d), with rows of zeros at the end; or None.
         max_pos: p.
         gate_k: (u j d), or None.
+        r: (u r i c), or None.
         head_mix: (h h), or None; with it r = 1.
         sharpness: of the soft one-hot, 1 / temperature; 0 interpolates.
         bias: of the logits, or None.
     """
 
-    e: Tensor
+    e: Tensor | None
     max_pos: int
     gate_k: Tensor | None
+    r: Tensor | None
     head_mix: Tensor | None
     sharpness: float
     bias: Bias | None
+    recurrence: str
+    gate_scale: float
+    rate: float
+    own: bool
+    remainder: bool
+    bare: int
+    hidden_gates: bool
 
-    BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v", "gate_k")
+    BY_KEY_HEAD: ClassVar[tuple[str, ...]] = ("q", "k", "v", "gate_k", "r")
+
+    @property
+    def stick(self) -> bool:
+        """Whether weights are shares of a stick: no softmax."""
+        return self.recurrence == "stick"
+
+    @property
+    def after(self) -> bool:
+        """Whether a key's own gate has been counted when its logit is read."""
+        return self.stick or not self.own
 
     def rows_by_head(self, rows: Tensor) -> Tensor:
         """(u R …) → (b h queries …)."""

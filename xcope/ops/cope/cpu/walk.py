@@ -1,4 +1,4 @@
-"""The walk over the tiles of CoPE attention: which order, what is carried, what is multiplied.
+"""The walk over the tiles of CoPE and its kin: which order, what is carried, what is multiplied.
 
 Forward, per tile of queries, with L = q eᵀ: the keys' tiles are walked from the diagonal to the
 start, as the count runs, with one number per row carried: the count so far. Softmax is online.
@@ -19,6 +19,11 @@ Each pass sees a tile once and nothing larger than a tile is kept: memory O(n (d
 elementwise is in `xcope.ops.cope.cpu.eager`. float32 on CPUs is computed by `xcope.ops.compiled`,
 which takes the same steps.
 
+What is said of q holds of r where it is given: it reads the table, and meets the gates' keys. What
+decays and sticks do to a tile instead of counting is in `xcope.ops.cope.cpu.decay`. Sticks have no
+softmax: m is 0, 1 / Σ exp is 1, and D_i is 0, or dout_i·v_i where the own value gets what is left:
+then out_i = v_i + Σ_j A_ij (v_j − v_i).
+
 A bias of the logits is added to a tile before its gates are made, in torch operations. Numbers are
 float32 or float64, all of them finite; documents are run one by one, elsewhere.
 """
@@ -33,7 +38,7 @@ from torch import Tensor
 
 from xcope.ops.biased.cpu.eager import Bias
 from xcope.ops.compiled import call_for
-from xcope.ops.cope.cpu import eager
+from xcope.ops.cope.cpu import decay, eager
 from xcope.ops.cope.cpu.tiles import BackwardRows, CopeHeads, ForwardRows
 from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.inputs import heads_last, to_heads_last
@@ -48,7 +53,7 @@ from xcope.ops.tiling.tiles import (
 if TYPE_CHECKING:
     from xcope.ops.compiled.call import Call
 
-HEADS = ("q", "k", "v", "gate_k")
+HEADS = ("q", "r", "k", "v", "gate_k")
 SPARE = 33  # rows of zeros that a table may be read beyond its end, see `_table_logits`
 
 
@@ -59,7 +64,7 @@ class Saved(NamedTuple):
         out: (b h i dv).
         m: (b h i), about the largest biased logit; finite.
         inverse: (b h i), 1 / Σ exp(s + b − m); 0 in rows that see no key.
-        counted: (b h i), float64, Σ of the gates that were counted.
+        counted: (b h i), float64, Σ of the gates that were counted, or of what was taken off.
         start: (b h i), int32, the first key that was counted.
     """
 
@@ -82,19 +87,28 @@ def compiled(inputs: CopeInputs, of_bias: bool = False) -> Call | None:
         scale=inputs.scale,
         causal=inputs.causal,
         mask=inputs.mask,
+        window=inputs.window,
         bias=inputs.bias,
         of_bias=of_bias,
+        recurrence=inputs.recurrence,
         table=inputs.pos_emb,
         gate_k=inputs.gate_k,
+        r=inputs.r,
         head_mix=inputs.head_mix,
         sharpness=inputs.sharpness,
+        gate_scale=inputs.gate_scale,
+        rate=inputs.rate,
+        own=inputs.own,
+        remainder=inputs.remainder,
+        bare=inputs.bare,
+        hidden_gates=inputs.hidden_gates,
     )
 
 
 def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
     """The inputs sorted by key head; ``of_bias``: gradients of the bias are gathered."""
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
-    gate_k, bias = inputs.gate_k, None
+    gate_k, r, e, bias = inputs.gate_k, inputs.r, inputs.pos_emb, None
     if inputs.bias is not None:
         bias = Bias(inputs.bias, (*inputs.q.shape[:3], k.shape[1]), of_bias)
     return CopeHeads(
@@ -102,15 +116,24 @@ def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
         k=k,
         v=v,
         hidden=hidden,
+        window=inputs.window,
         scale=inputs.scale,
         causal=inputs.causal,
         heads=inputs.q.shape[1],
-        e=F.pad(inputs.pos_emb, (0, 0, 0, SPARE)),
-        max_pos=inputs.pos_emb.shape[-2],
+        e=None if e is None else F.pad(e, (0, 0, 0, SPARE)),
+        max_pos=0 if e is None else e.shape[-2],
         gate_k=None if gate_k is None else gate_k.contiguous().flatten(0, 1),
+        r=None if r is None else r.contiguous().view(*q.shape[:3], r.shape[-1]),
         head_mix=inputs.head_mix,
         bias=bias,
         sharpness=inputs.sharpness,
+        recurrence=inputs.recurrence,
+        gate_scale=inputs.gate_scale,
+        rate=inputs.rate,
+        own=inputs.own,
+        remainder=inputs.remainder,
+        bare=inputs.bare,
+        hidden_gates=inputs.hidden_gates,
     )
 
 
@@ -144,7 +167,8 @@ def forward(inputs: CopeInputs) -> Saved:
 def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Saved:
     """One tile of queries against all the keys it sees, from the diagonal to the start; (u R …)."""
     q = rows_of(heads.q, i0, i1)
-    L, _, last = _table_logits(heads, q, tiles[-1].j1 + 1 if tiles else 1)
+    r = q if heads.r is None else rows_of(heads.r, i0, i1)
+    L, _, last = _table_logits(heads, r, tiles[-1].j1 + 1 if tiles else 1)
     rows = ForwardRows(
         L=L,
         last=last,
@@ -154,13 +178,21 @@ def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Save
         count=q.new_zeros(q.shape[:2], dtype=torch.float64),
         start=q.new_full(q.shape[:2], -1, dtype=torch.int32),
     )
-    q = q * heads.scale
+    q, of_gates = q * heads.scale, r * heads.gate_scale
+    work = eager.forward if heads.e is not None else decay.forward
     for tile in reversed(tiles):
-        s, _, a = _logits(heads, q, tile)
-        if heads.hidden is not None:
-            heads.mask(tile, s, a)
-        eager.forward(s, a, rows, tile, heads.sharpness)
+        if heads.stick and bool((rows.start >= 0).all()):
+            break
+        s, _, a = _logits(heads, q, of_gates, tile)
+        heads.mask(tile, s, s if heads.hidden_gates else a)
+        work(s, a, rows, tile, heads)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
+    if heads.stick:
+        rows.total.fill_(1.0)
+        rows.m.zero_()
+        if heads.remainder:
+            _, v = _own_values(heads, i0, i1)
+            rows.out += rows.count.neg().exp().to(v.dtype)[..., None] * v
     inverse = finish(rows)
     return Saved(rows.out, rows.m, inverse, rows.count, rows.start.clamp_(min=0))
 
@@ -174,8 +206,10 @@ def backward(
         return call.backward(dout, *saved)
     heads = sorted_heads(inputs, of_bias)
     kept = [t.contiguous().view(*heads.q.shape[:3], *t.shape[3:]) for t in (dout, *saved)]
-    grads = {"q": torch.empty_like(heads.q), "pos_emb": torch.zeros_like(heads.e)}
-    for name, t in (("k", heads.k), ("v", heads.v), ("gate_k", heads.gate_k)):
+    grads = {"q": torch.empty_like(heads.q)}
+    if heads.e is not None:
+        grads["pos_emb"] = torch.zeros_like(heads.e)
+    for name, t in (("r", heads.r), ("k", heads.k), ("v", heads.v), ("gate_k", heads.gate_k)):
         if t is not None:
             grads[name] = torch.empty_like(t)
     if heads.head_mix is not None:
@@ -185,12 +219,14 @@ def backward(
         sums: dict[str, KeySums] = {}
         sums |= {name: KeySums(part) for name in ("k", "v", "gate_k") if name in grads}
         for i0, i1, tiles in part.query_tiles():
-            dq = _backward_rows(part, dout, Saved(*its), sums, grads, i0, i1, tiles)
-            place = grads["q"][key_heads, :, i0:i1]
-            place.copy_(dq.view(place.shape))
+            given = part, dout, Saved(*its), sums, grads, i0, i1, tiles
+            for name, gradient in _backward_rows(*given).items():
+                place = grads[name][key_heads, :, i0:i1]
+                place.copy_(gradient.view(place.shape))
         for name, of_keys in sums.items():
             of_keys.move_to(grads[name][key_heads])
-    grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
+    if heads.e is not None:
+        grads["pos_emb"] = grads["pos_emb"][..., :-SPARE, :].contiguous()
     found = {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
     found |= {name: to_heads_last(found[name]) for name in HEADS if name in found}
     return found if heads.bias is None else found | heads.bias.gradients()
@@ -199,7 +235,7 @@ def backward(
 def _backward_rows(
     heads: CopeHeads, dout: Tensor, saved: Saved, sums: dict[str, KeySums],
     grads: dict[str, Tensor], i0: int, i1: int, tiles: list[Tile],
-) -> Tensor:  # fmt: skip
+) -> dict[str, Tensor]:  # fmt: skip
     """One tile of queries against all the keys it sees, from the start to the diagonal.
 
     Args:
@@ -209,11 +245,12 @@ def _backward_rows(
         grads: gradients of the table and of the heads' mixing, which are added to.
 
     Returns:
-        Their dq, (u R d).
+        Their dq, (u R d), and dr, (u R c), by name.
     """
     q, dout = rows_of(heads.q, i0, i1), rows_of(dout, i0, i1)
+    r = q if heads.r is None else rows_of(heads.r, i0, i1)
     count = rows_of(saved.counted, i0, i1)
-    L, e, last = _table_logits(heads, q, int(count.max()) + 2)
+    L, e, last = _table_logits(heads, r, 0 if heads.e is None else int(count.max()) + 2)
     rows = BackwardRows(
         L=L,
         dL=heads.buffer("dL", *L.shape).zero_(),
@@ -225,15 +262,19 @@ def _backward_rows(
         lift=q.new_zeros(count.shape),
         start=rows_of(saved.start, i0, i1),
     )
+    left = _enter_stick(heads, rows, dout, i0, i1) if heads.stick else None
     scaled, dq = q * heads.scale, torch.zeros_like(q)
+    of_gates, dr = r * heads.gate_scale, torch.zeros_like(r)
+    work = eager.backward if heads.e is not None else decay.backward
     for tile in tiles:
-        s, raw, a = _logits(heads, scaled, tile)
+        if heads.stick and bool((rows.start >= tile.j1).all()):
+            continue
+        s, raw, a = _logits(heads, scaled, of_gates, tile)
         if raw is s and a is not s:
             raw = raw.clone()  # what is written into s is not for the mixing's gradient
-        if heads.hidden is not None:
-            heads.mask(tile, s, a)
+        heads.mask(tile, s, s if heads.hidden_gates else a)
         dp = heads.product("dp", heads.v[:, tile.keys], dout)
-        eager.backward(s, dp, a, rows, tile, heads.sharpness)
+        work(s, dp, a, rows, tile, heads)
         sums["v"].add(tile, s, dout)
         if a is not s:
             if heads.head_mix is not None:
@@ -243,44 +284,97 @@ def _backward_rows(
             if heads.gate_k is None:
                 dp += a
             else:
-                sums["gate_k"].add(tile, a, scaled)
-                dq.baddbmm_(a.mT, heads.gate_k[:, tile.keys])
+                sums["gate_k"].add(tile, a, of_gates)
+                dr.baddbmm_(a.mT, heads.gate_k[:, tile.keys])
         if heads.bias is not None:
             heads.bias.accumulate(heads.by_head(dp), tile)
         sums["k"].add(tile, dp, scaled)
         dq.baddbmm_(dp.mT, heads.k[:, tile.keys])
+    if left is not None:
+        _add_to_own(sums["v"], *left)
     dq.mul_(heads.scale)
-    de = grads["pos_emb"][..., : e.shape[-2], :]
+    dr.mul_(heads.gate_scale)
+    if e is not None:
+        de = grads["pos_emb"][..., : e.shape[-2], :]
+        _through_table(heads, rows.dL, e, r, dr, de)
+    return {"q": dq.add_(dr)} if heads.r is None else {"q": dq, "r": dr}
+
+
+def _through_table(
+    heads: CopeHeads, dL: Tensor, e: Tensor, r: Tensor, dr: Tensor, de: Tensor
+) -> None:  # fmt: skip
+    """Add what the table's logits give to the gradients of r and of the table."""
     if e.ndim == 2:
-        dq.add_(rows.dL @ e)
-        de.addmm_(rows.dL.flatten(0, 1).mT, q.flatten(0, 1))
+        dr.add_(dL @ e)
+        de.addmm_(dL.flatten(0, 1).mT, r.flatten(0, 1))
     else:
-        dL = heads.rows_by_head(rows.dL)
-        dq.add_((dL @ e).view(dq.shape))
-        de.add_((dL.mT @ heads.rows_by_head(q)).sum(0))
-    return dq
+        dL = heads.rows_by_head(dL)
+        dr.add_((dL @ e).view(dr.shape))
+        de.add_((dL.mT @ heads.rows_by_head(r)).sum(0))
 
 
-def _table_logits(heads: CopeHeads, q: Tensor, reached: int) -> tuple[Tensor, Tensor, int]:
-    """L = q eᵀ (u R p+…), the rows of the table in it, and the largest position, P − 1.
+def _table_logits(
+    heads: CopeHeads, r: Tensor, reached: int
+) -> tuple[Tensor, Tensor | None, int]:  # fmt: skip
+    """L = r eᵀ (u R p+…), the rows of the table in it, and the largest position, P − 1.
 
-    Only ``reached`` positions are needed. At least one row is added, and as many as it takes to
-    make a row of L an odd number of cache lines: else the logits of all queries at one position
-    lie in one cache set.
+    Nothing where there is no table. Only ``reached`` positions are needed. At least one row is
+    added, and as many as it takes to make a row of L an odd number of cache lines: else the logits
+    of all queries at one position lie in one cache set.
     """
+    if heads.e is None:
+        return r.new_empty(*r.shape[:2], 0), None, -1
     positions = min(reached, heads.max_pos)
     lines = -(-(positions + 1) // 16) // 2 * 2 + 1
     e = heads.e[..., : 16 * lines, :]
-    L = heads.buffer("L", *q.shape[:2], e.shape[-2])
+    L = heads.buffer("L", *r.shape[:2], e.shape[-2])
     if e.ndim == 2:
-        torch.mm(q.flatten(0, 1), e.mT, out=L.flatten(0, 1))
+        torch.mm(r.flatten(0, 1), e.mT, out=L.flatten(0, 1))
     else:
-        torch.matmul(heads.rows_by_head(q), e.mT, out=heads.rows_by_head(L))
+        torch.matmul(heads.rows_by_head(r), e.mT, out=heads.rows_by_head(L))
     return L, e, positions - 1
 
 
-def _logits(heads: CopeHeads, q: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a tile, (u K R): the biased logits, and those of the gates.
+def _own_values(heads: CopeHeads, i0: int, i1: int) -> tuple[Tensor, Tensor]:
+    """The queries' own keys, int64 (u R), −1 where there is none or it is hidden; their values,
+    (u R dv), 0 there."""
+    (u, r, i, _), j = heads.q.shape, heads.k.shape[1]
+    own = torch.arange(i0, i1, device=heads.q.device) + j - i
+    own = own.clamp(min=-1).expand(u, r, -1)
+    if heads.hidden is not None:
+        hidden = heads.hidden[..., i0:i1, :].expand(*heads.hidden.shape[:3], i1 - i0, j)
+        its = hidden.flatten(0, 1).gather(-1, own.clamp(min=0)[..., None])[..., 0]
+        own = own.masked_fill(its, -1)
+    own = own.flatten(1, 2)
+    index = own.clamp(min=0)[..., None].expand(-1, -1, heads.v.shape[-1])
+    return own, heads.v.gather(1, index).masked_fill(own[..., None] < 0, 0.0)
+
+
+def _enter_stick(
+    heads: CopeHeads, rows: BackwardRows, dout: Tensor, i0: int, i1: int
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """Set D; the queries' own keys and the gradients of their values, where these get the rest."""
+    rows.D.zero_()
+    if not heads.remainder:
+        return None
+    own, v = _own_values(heads, i0, i1)
+    rows.D += (dout * v).sum(-1)
+    return own, rows.count.neg().exp().to(v.dtype)[..., None] * dout
+
+
+def _add_to_own(sums: KeySums, own: Tensor, x: Tensor) -> None:
+    """Add x (u R dv) to the sums of the queries' own keys, (u R)."""
+    for j0, its in sums.sums.items():
+        inside = (own >= j0) & (own < j0 + its.shape[1])
+        if inside.any():
+            index = (own - j0).clamp(0, its.shape[1] - 1)[..., None].expand_as(x)
+            its.scatter_add_(1, index, x.masked_fill(~inside[..., None], 0.0))
+
+
+def _logits(
+    heads: CopeHeads, q: Tensor, r: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of a tile, (u K R): the biased logits, and those of the gates; of scaled q and r.
 
     Returns:
         scale · q·k + bias; what the gates are made of before heads are mixed, and after. These are
@@ -291,7 +385,7 @@ def _logits(heads: CopeHeads, q: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Te
         heads.bias.add(heads.by_head(s), tile)
     raw = a = s
     if heads.gate_k is not None:
-        raw = a = heads.product("gates", heads.gate_k[:, tile.keys], q)
+        raw = a = heads.product("gates", heads.gate_k[:, tile.keys], r)
     if heads.head_mix is not None:
         a = heads.buffer("mixed", raw.numel()).as_strided(raw.shape, raw.stride())
         a.copy_(_across_heads(heads.head_mix, raw))

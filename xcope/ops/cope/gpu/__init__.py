@@ -37,12 +37,16 @@ TOO_OLD = INSTALLED and _too_old(TRITON)
 def refusal(inputs: CopeInputs) -> str | None:
     """Why the kernels cannot take these inputs; None: they can."""
     widest = max(inputs.q.shape[-1], inputs.v.shape[-1])
-    max_pos, scale = inputs.pos_emb.shape[-2], inputs.scale
+    scale = inputs.scale
+    max_pos = 0 if inputs.pos_emb is None else inputs.pos_emb.shape[-2]
     reasons = {
+        "there are no kernels for it": inputs.recurrence != "count" or inputs.r is not None,
         f"Triton {TRITON} is older than {'.'.join(map(str, OLDEST_TRITON))}": TOO_OLD,
         f"the inputs are {inputs.q.dtype}": inputs.q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": inputs.head_mix is not None,
         "the logits are biased": inputs.bias is not None,
+        "a query sees a window of the keys": inputs.window is not None,
+        "the softmax has a sink": inputs.sink is not None,
         f"a head has {widest} dimensions, above {WIDEST_HEAD}": widest > WIDEST_HEAD,
         f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
         f"the logits' scale is {scale}, not above 0": scale <= 0,

@@ -37,7 +37,7 @@ class Prepared:
     def __init__(self, inputs: CopeInputs):
         self.q, self.k, self.v = (dense(t) for t in (inputs.q, inputs.k, inputs.v))
         self.gate_k = None if inputs.gate_k is None else dense(inputs.gate_k)
-        self.e = inputs.pos_emb.to(inputs.q.dtype).contiguous()
+        self.e = inputs.table.to(inputs.q.dtype).contiguous()
         self.mask, self.scale, self.causal = inputs.mask, inputs.scale, inputs.causal
         self.sharpness = inputs.sharpness
         edges = inputs.cu_seqlens
@@ -241,7 +241,7 @@ def backward(dout: Tensor, saved: Saved, inputs: CopeInputs) -> dict[str, Tensor
     }
     for row0, rows in list(chunks(given, per_row)):
         Chunk(given, saved, dout, row0, rows).backward(sums, grads)
-    grads["pos_emb"] = sums.e.to(inputs.pos_emb.dtype)
+    grads["pos_emb"] = sums.e.to(inputs.table.dtype)
     if sums.gate_k is not None:
         grads["gate_k"] = sums.gate_k.to(given.k.dtype)
     return grads
