@@ -311,8 +311,8 @@ def _check_plan(plan: Plan) -> None:
         if isinstance(one, TableScheme) and one.max_pos == BLOCK:
             raise FlagError(
                 one.flag("max_pos"),
-                f"{one.flag('max_pos')}='{BLOCK}' is not taken here: nothing says how long rows are in "
-                "training; give a number",
+                f"{one.flag('max_pos')}='{BLOCK}' is not taken here: nothing says how long rows "
+                "are in training; give a number",
             )
         if one.slot is Slot.ATTEND and "shared" in one.options() and one.shared:
             raise FlagError(
