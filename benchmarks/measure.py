@@ -246,7 +246,7 @@ def peak_memory(warm: Work, work: Work, threads: int) -> int:
         OSError: the system does not tell how much memory a process has; Linux does.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "numba", "matplotlib.figure", "xcope.training"])
+    context.set_forkserver_preload(["__main__", "torch", "numba", "xcope.training"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak, args=(theirs, warm, work, threads))
     process.start()

@@ -38,6 +38,7 @@ from benchmarks.small.costs import attention_bars, attention_pairs, command_bars
 from xcope import cli
 from xcope.errors import FlagError
 from xcope.positions import parse, schemes
+from xcope.training import keep_freed_memory
 
 EXAMPLES = """
 python scripts/benchmark.py cope
@@ -100,6 +101,7 @@ def measure_small(out: Path, threads: int, quick: bool) -> None:
     """Measure train steps and short rows, with one thread and with more; commands; write it."""
     scale = small_workloads.QUICK if quick else small_workloads.FULL
     begun = time.perf_counter()
+    keep_freed_memory()  # as training does
     figures = []
     for count in sorted({1, threads}):
         announce(count)

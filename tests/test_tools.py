@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import x_transformers
-from schemes import NAMES
+from schemes import KINDS
 from tools import PAGE, TOOLS, loss_of, model_of, page, same, tokens
 from torch.autograd import forward_ad, gradgradcheck
 from torch.func import grad, hessian, jacrev, vmap
@@ -21,9 +21,9 @@ from xcope.ops.rotate import rotate
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.check.__name__)
-def test_every_scheme_with_every_tool(tool, name):
+def test_every_kind_of_scheme_with_every_tool(tool, name):
     tool.check(name)
 
 

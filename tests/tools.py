@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 import torch
-from schemes import NAMES, ROOT, position
+from schemes import KINDS, NAMES, ROOT, kind_of, position
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector_to_parameters
@@ -425,21 +425,30 @@ TOOLS = [
 
 def page():
     """The Markdown of ``docs/tools.md``."""
-    schemes = ", ".join(f"[`{name}`](schemes/{name}.md)" for name in NAMES)
-    rows = "\n".join(f"| {tool.title} | {tool.holds} | all {len(NAMES)} |" for tool in TOOLS)
+
+    def linked(name):
+        return f"[`{name}`](schemes/{name}.md)"
+
+    of_each = {name: [other for other in NAMES if kind_of(other) == name] for name in KINDS}
+    told = [
+        f"{linked(name)} (also {', '.join(map(linked, others))})" if others else linked(name)
+        for name, (_, *others) in of_each.items()
+    ]
+    rows = "\n".join(f"| {tool.title} | {tool.holds} |" for tool in TOOLS)
     return f"""{HEAD}
-| tool | what holds | schemes |
-| --- | --- | --- |
+| tool | what holds |
+| --- | --- |
 {rows}
 
-The schemes are {schemes}.
+The schemes are {", ".join(told)}.
 {TAIL}"""
 
 
 HEAD = """# PyTorch's tools around a model
 
-Each row is a test that every registered scheme passes,
-[tests/test_tools.py](../tests/test_tools.py); the page is made from its list: `python
+Each row is a test that every kind of registered scheme passes,
+[tests/test_tools.py](../tests/test_tools.py): of schemes that fill the slots with the same modules,
+and differ in their numbers only, the first is tried. The page is made from its list: `python
 tests/tools.py`.
 """
 

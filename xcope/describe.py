@@ -12,7 +12,7 @@ from typing import Any
 from xcope.compare.report.columns import COLUMNS
 from xcope.errors import FlagError
 from xcope.modules import decoder_flags, wrapper_flags
-from xcope.positions import Scheme, Slot, clash, schemes
+from xcope.positions import Family, Preset, Scheme, Slot, clash, presets, schemes
 from xcope.registry import Named
 from xcope.tasks import Task, tasks
 from xcope.training.metrics import METRICS
@@ -22,15 +22,22 @@ WHERE = {
     Slot.ROTATION: "turns queries and keys",
     Slot.BIAS: "added to the attention logits",
     Slot.ATTEND: "the attention operation itself",
+    Slot.MASK: "says which keys a query sees",
+    Slot.SINK: "takes a share of attention",
+    Slot.SCALE: "multiplies queries",
 }
 
 
 def described() -> dict[str, Any]:
-    """``schemes`` and ``tasks`` by name (`of_scheme`, `of_task`), ``flags`` of models, and what a
-    comparison may have ``shown``: metrics and columns."""
+    """``schemes``, ``presets`` and ``tasks`` by name (`of_scheme`, …), the ``families`` of schemes
+    in their order, ``flags`` of models, and what a comparison may have ``shown``: metrics and
+    columns.
+    """
     return {
         "schemes": {name: of_scheme(kind) for name, kind in schemes().items()},
+        "presets": {name: of_preset(kind) for name, kind in presets().items()},
         "tasks": {name: of_task(kind) for name, kind in tasks().items()},
+        "families": [family.value for family in Family],
         "flags": sorted(decoder_flags() | wrapper_flags()),
         "shown": [*METRICS, *COLUMNS],
     }
@@ -45,11 +52,13 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
     refused = {other.name: refusal(kind(), other()) for other in others}
     return {
         "title": kind.title,
+        "family": kind.family.value,
         "where": where(kind()),
         "formula": kind.formula,
         "paper": kind.paper,
         "about": about(kind),
         "options": own,
+        "authors": authors(kind),
         "switch": None if kind.upstream_varies else kind.upstream_switch,
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
@@ -58,6 +67,17 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
             for name, why in refused.items()
             if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
         },
+    }
+
+
+def of_preset(kind: type[Preset]) -> dict[str, Any]:
+    """What people ask of a preset: whose it is, its options, and what it stands for."""
+    return {
+        "title": kind.title,
+        "source": kind.source,
+        "about": before_args(kind),
+        "options": options(kind),
+        "position": kind().position(),
     }
 
 
@@ -72,7 +92,7 @@ def of_task(kind: type[Task]) -> dict[str, Any]:
         "paper": kind.paper,
         "metric": kind.metric,
         "splits": splits,
-        "about": f"{about(kind)}\n\n{_before_args(kind)}".rstrip(),
+        "about": f"{about(kind)}\n\n{before_args(kind)}".rstrip(),
         "options": options(kind),
         "paths": {option: dataclasses.asdict(path) for option, path in kind.paths().items()},
     }
@@ -88,6 +108,19 @@ def options(kind: type[Named]) -> dict[str, dict[str, Any]]:
             "meaning": told.get(option, ""),
         }
         for option, field in kind.options().items()
+    }
+
+
+def authors(kind: type[Scheme]) -> dict[str, str]:
+    """Option, of a combination its parts' with their names → what ``start: authors`` makes of it,
+    as Python writes it; empty where that is not known."""
+    parts = kind().parts()
+    if not all(part.authors for part in parts):
+        return {}
+    return {
+        option if len(parts) == 1 else part.flag(option): repr(value)
+        for part in parts
+        for option, value in part.authors.items()
     }
 
 
@@ -138,7 +171,7 @@ def about(kind: type[Named]) -> str:
     return inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
 
 
-def _before_args(kind: type[Named]) -> str:
+def before_args(kind: type[Named]) -> str:
     """The class's own docstring without what stands under ``Args``."""
     return inspect.cleandoc(vars(kind).get("__doc__") or "").partition("Args:\n")[0].strip()
 

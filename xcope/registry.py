@@ -50,11 +50,44 @@ class Named:
         """The flag by which errors name an option."""
         return option
 
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        return {
+            name: getattr(self, name)
+            for name, field in self.options().items()
+            if getattr(self, name) != field.default
+        }
+
+    def label(self) -> str:
+        """``cope``, or ``cope(max_pos=64)`` where options differ from their defaults."""
+        given = ", ".join(f"{name}={value}" for name, value in self.given().items())
+        return f"{self.name}({given})" if given else self.name
+
+    def check_types(self) -> None:
+        """Refuse values of the wrong type; lists, as YAML has them, become tuples.
+
+        Raises:
+            FlagError: names the flag and the type.
+        """
+        known: Any = hints(type(self))  # type: ignore[arg-type]
+        for option in self.options():
+            value = getattr(self, option)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, option, value)
+            hint = known[option]
+            if not is_a(value, hint):
+                flag = self.flag(option)
+                plain = typing.get_origin(hint) is None
+                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
+                raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
+
     def require(self, ok: bool, option: str, allowed: str) -> None:
         """Raise an error that names the option's flag unless ``ok``."""
         if not ok:
-            flag, value = self.flag(option), getattr(self, option)
-            raise FlagError(flag, f"{flag}={value!r} is not allowed: {allowed}")
+            flag, value = self.flag(option), repr(getattr(self, option))
+            value = value if len(value) <= 80 else f"{value[:40]}…{value[-9:]}"
+            raise FlagError(flag, f"{flag}={value} is not allowed: {allowed}")
 
 
 N = TypeVar("N", bound=Named)
@@ -137,12 +170,14 @@ def make(
     *,
     flag: str,
     noun: str,
+    elsewhere: Mapping[str, Collection[str]] | None = None,
 ) -> N:
     """The one of ``kinds`` that is called ``name``, with ``options``.
 
     Args:
         flag: the flag whose value ``name`` is.
         noun: the word for the kinds in an error.
+        elsewhere: see `check_named`.
 
     Raises:
         FlagError: an unknown name or option, with the nearest valid one; an option whose value is
@@ -155,6 +190,7 @@ def make(
         flag=flag,
         noun=noun,
         spelled=lambda option: kinds[name].flag(option),  # noqa: PLW0108, the name may be wrong
+        elsewhere=elsewhere,
     )
     return kinds[name](**(options or {}))
 
@@ -167,21 +203,25 @@ def check_named(
     flag: str,
     noun: str,
     spelled: Callable[[str], str],
+    elsewhere: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Refuse a name that is not known, or an option that what it names does not have.
 
     Args:
         known: name → its options.
         spelled: an option as a flag.
+        elsewhere: key → the names of another kind, which stand under it instead.
 
     Raises:
         FlagError: see `make`.
     """
     if name not in known:
+        others = elsewhere or {}
+        key = next((key for key, names in others.items() if name in names), None)
+        near = did_you_mean(name, known) if key is None else f"; write {{{key}: {name}}}"
         raise FlagError(
             flag,
-            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(known))}"
-            f"{did_you_mean(name, known)}",
+            f"{flag}={name!r} is not a {noun}: choose among {listing(sorted(known))}{near}",
         )
     for option in options or {}:
         if option not in known[name]:

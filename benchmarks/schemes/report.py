@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.report import QUICK_RUN, machine
-from benchmarks.schemes.costs import MEMORY_LIMIT, Cost
+from benchmarks.schemes.costs import Cost
 from benchmarks.schemes.workloads import DIM, DIM_HEAD, FULL, HEADS, Scale
 from xcope.markdown import code_block, page, table, write_csv
 from xcope.plotting import BLUE, GREY, INK, ORANGE, plain, save_png
@@ -39,12 +39,13 @@ def write(folder: Path, measured: Measured) -> None:
         folder / "schemes.csv",
         (
             *("scheme", "time_over_sdpa", "time_limit", "memory_over_sdpa", "memory_limit"),
-            *("x_transformers_over_ours", "x_transformers"),
+            *("x_transformers_over_ours", "x_transformers", "naive_over_ours", "naive"),
         ),
         (
             (
-                *(c.scheme, f"{c.time:.3f}", c.time_limit, f"{c.memory:.3f}", MEMORY_LIMIT),
+                *(c.scheme, f"{c.time:.3f}", c.time_limit, f"{c.memory:.3f}", c.memory_limit),
                 *(c.upstream and f"{c.upstream:.3f}", c.upstream_how),
+                *(c.naive and f"{c.naive:.3f}", c.naive_how),
             )
             for c in measured.costs
         ),
@@ -74,15 +75,18 @@ def _head(measured: Measured) -> Iterator[str]:
         "and v to their gradients and those of all the scheme's parameters, over "
         "`torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)` without "
         "positions. What a scheme computes from its parameters (tables, perceptrons, sines) is in "
-        f"it. Forgetting attention also projects embeddings (1 {n} {DIM}) to its gates; schemes of "
-        "the input also add their vectors to such embeddings."
+        "it. Forgetting attention and contextual rotary also project embeddings "
+        f"(1 {n} {DIM}) to their gates; schemes of the input also add their vectors to such "
+        "embeddings."
     )
     yield (
         "**x-transformers over ours**: forward and backward of whole models that have one layer "
         f"of attention and no feed-forward (dim {DIM}, projections, normalisation and residual "
         "included) with the same flags and weights, gradients to all parameters. *flash*: its "
         "`attn_flash=True`, to which it hands a bias written out as (h n n); *n×n*: it "
-        "refuses flash attention for the scheme."
+        "refuses flash attention for the scheme. *Naive*, of schemes that x-transformers lacks: "
+        "attention alone in torch operations that hold what is said, as flash-linear-attention's "
+        "naive versions do."
     )
 
 
@@ -91,7 +95,7 @@ def _table(measured: Measured) -> Iterator[str]:
         yield QUICK_RUN
     head = (
         *("", "time over SDPA", "limit", "memory over SDPA", "limit", ""),
-        *("x-transformers over ours", ""),
+        *("x-transformers, or naive, over ours", ""),
     )
     yield table(head, map(_row, measured.costs), "-r")
     yield "![What every scheme costs](schemes.png)"
@@ -99,10 +103,11 @@ def _table(measured: Measured) -> Iterator[str]:
 
 def _row(cost: Cost) -> list[str]:
     limit = f"≤ {cost.time_limit:g}" if cost.time_limit else "–"
-    theirs = f"{cost.upstream:.2f}" if cost.upstream else "–"
+    over = cost.upstream or cost.naive
+    theirs = f"{over:.2f}" if over else "–"
     return [
-        *(cost.scheme, f"{cost.time:.2f}", limit, f"{cost.memory:.2f}", f"≤ {MEMORY_LIMIT:g}"),
-        *(cost.verdict, theirs, cost.upstream_how or "–"),
+        *(cost.scheme, f"{cost.time:.2f}", limit, f"{cost.memory:.2f}", f"≤ {cost.memory_limit:g}"),
+        *(cost.verdict, theirs, cost.upstream_how or cost.naive_how or "–"),
     ]
 
 
@@ -112,13 +117,16 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     _bars(panels[0], "time over SDPA", [c.time for c in costs], [c.time_limit for c in costs])
     _bars(
-        panels[1], "peak memory over SDPA", [c.memory for c in costs], [MEMORY_LIMIT] * len(costs)
+        panels[1],
+        "peak memory over SDPA",
+        [c.memory for c in costs],
+        [c.memory_limit for c in costs],
     )
     panels[2].set_xscale("log")
     panels[2].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[2].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panels[2].xaxis.set_minor_locator(NullLocator())
-    _bars(panels[2], "x-transformers' time over ours", [c.upstream for c in costs])
+    _bars(panels[2], "x-transformers' time over ours", [c.upstream or c.naive for c in costs])
     panels[0].set_yticks(range(len(costs)), [c.scheme for c in costs])
     panels[0].set_ylim(len(costs) - 0.4, -0.6)
     panels[0].legend(loc="lower right", frameon=False, fontsize=9)

@@ -17,7 +17,7 @@ from benchmarks.measure import Work, peak_memory
 from xcope.config.compose import LIBRARY, compose
 from xcope.config.errors import ConfigError
 from xcope.modules import Decoder, TransformerWrapper
-from xcope.modules.attention import LayerCall, Part, attend_groups
+from xcope.modules.attention import LayerCall, Part, attend_groups, own_sinks, read_by
 from xcope.modules.decoder import Builder
 from xcope.modules.places import Places
 from xcope.modules.seam import UpstreamDecoder, UpstreamTransformerWrapper
@@ -40,6 +40,9 @@ class Scale:
     repeats: int = 7
     slow: int = 3
 
+
+WARM = 600
+"""Tokens with which all code is run once, also that of longer rows, before memory is measured."""
 
 FULL = Scale()
 QUICK = Scale(n=128, repeats=1, slow=1)
@@ -90,8 +93,9 @@ class Layer:
     """What a scheme does for one layer; a call is a forward and a backward.
 
     From q, k and v (1 h n d) to attention's output, with all that the scheme computes from its
-    parameters. Embeddings x (1 n dim) come in where the scheme reads them: forgetting projects
-    them, a scheme of the input slot is added to them; so do gates' keys of their own.
+    parameters. Embeddings x (1 n dim) come in where the scheme reads them: forgetting and
+    contextual rotary project them, a scheme of the input slot is added to them; so do gates' keys
+    of their own.
 
     Args:
         name: of a registered scheme.
@@ -109,7 +113,7 @@ class Layer:
         self.parts, self.added = _built(plan, n)
         self.qkv = tensors(n)
         attends = [part.attend for part in self.parts if part.attend is not None]
-        remembers = any(attend.remembers for attend in attends)
+        remembers = any(module is not None for module in read_by(self.parts))
         self.x = [torch.randn(1, n, DIM).requires_grad_()] if remembers or self.added else []
         own = any(attend.gate_keys == "own" for attend in attends)
         self.gate_k = [torch.randn_like(self.qkv[1]).requires_grad_()] if own else []
@@ -132,15 +136,24 @@ class Layer:
             yield _gradients(x, self.given_before)
 
     def _attention(self) -> Tensor:
-        remembered: list[Tensor | None] = [None] * len(self.parts)
-        for index, part in enumerate(self.parts):
-            if part.attend is not None and part.attend.remembers:
-                remembered[index] = part.attend.remember(*self.x)
-        call = LayerCall(Places(torch.arange(self.n)), remembered=tuple(remembered))
+        modules = read_by(self.parts)
+        left = [None if module is None else module.remember(*self.x) for module in modules]
+        placing, remembered = left[: len(self.parts)], left[len(self.parts) :]
+        call = LayerCall(
+            Places(torch.arange(self.n)), placing=tuple(placing), remembered=tuple(remembered)
+        )
         q, k, v = self.qkv
-        gates = {None: None, "values": v, "own": self.gate_k[0] if self.gate_k else None}
+        gates = {
+            None: None,
+            "keys": None,
+            "values": v,
+            "own": self.gate_k[0] if self.gate_k else None,
+        }
         scale = DIM_HEAD**-0.5
-        return attend_groups(self.parts, call, q, k, v, gates, mask=None, scale=scale, causal=True)
+        sinks = own_sinks(self.parts, q.device)
+        return attend_groups(
+            self.parts, call, q, k, v, gates, mask=None, sinks=sinks, scale=scale, causal=True
+        )
 
 
 def _gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
@@ -158,7 +171,7 @@ def _built(plan: Plan, n: int) -> tuple[list[Part], list[nn.Module]]:
 
 def _modules(parts: list[Part]) -> Iterator[nn.Module]:
     for part in parts:
-        for module in (part.rotation, part.bias, part.attend):
+        for module in (part.rotation, part.bias, part.attend, part.sink, part.scale):
             if module is not None:
                 yield module
 
@@ -180,7 +193,7 @@ def memory(name: str | None, n: int, threads: int) -> int:
         threads: of torch.
     """
     work: partial[None] = partial(_plain) if name is None else partial(_layer, name)
-    return peak_memory(partial(work, 64), partial(work, n), threads)
+    return peak_memory(partial(work, min(n, WARM)), partial(work, n), threads)
 
 
 # -- models ------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ def _head(measured: Measured) -> Iterator[str]:
         f"models with {sizes}. The first is the quickstart's. *The plain model* is written as "
         "nanoGPT's without positions "
         "([plain.py](../../benchmarks/small/plain.py)), its parameters those of ours with `none`; "
+        "all in one process that keeps what a step frees, as training does "
+        "(`xcope.training.keep_freed_memory`); "
         "*x-transformers' own* has the same flags and weights as ours."
     )
     rows = "; ".join(map(_rows, measured.scale.rows))

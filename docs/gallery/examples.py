@@ -23,12 +23,13 @@ ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 
 def named(names: Sequence[str], configs: Path) -> list[Scheme]:
-    """The examples of these schemes; of all for no names.
+    """The examples of these schemes; of all, family by family, for no names.
 
     Raises:
         FlagError: an unknown name, with the nearest one.
     """
-    return [example(name, configs) for name in names or schemes()]
+    every = [name for family in schemes().families().values() for name in family]
+    return [example(name, configs) for name in names or every]
 
 
 def example(name: str, configs: Path) -> Scheme:

@@ -7,20 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gallery.examples import built, described, linked, named, needs_options
-from gallery.sentence import read
+from gallery.sentence import by_hand, read
 from gallery.together import together
-from xcope.describe import flag_of, meanings, reason, refusal, theirs, where
+from xcope.config.yaml_tree import write_text
+from xcope.describe import before_args, flag_of, meanings, reason, refusal, theirs, where
 from xcope.markdown import code, code_block, listed, page, table
-from xcope.positions import Scheme, Slot
+from xcope.positions import Family, Scheme, Slot, presets
 
+WIDTH = 100
+"""Of a line of code."""
 UP = "../.."
 """From the folder of the pages to that of the repository."""
 EQUALITY_TESTS = "tests/modules/test_same_as_x_transformers.py"
+PRESET_TESTS = "tests/integrations/test_presets.py"
 COSTS = Path("results/schemes-cpu/schemes.csv")
 MEASURED = {
     "time_over_sdpa": "time over attention without positions (SDPA)",
     "memory_over_sdpa": "peak memory over it",
     "x_transformers_over_ours": "x-transformers' time over ours",
+    "naive_over_ours": "time of a naive version, which holds all logits, over ours",
 }
 """Columns of the measurements → what they say."""
 NOTHING = "Causal attention of a query to all keys before it, if q·k is the same for all."
@@ -43,16 +48,29 @@ CAPTIONS = {
         "Beside it the share of attention that a query at place 4096 gives to the keys up to a "
         "distance, if q·k is the same for all.",
     ),
+    Slot.MASK: ("Queries from top to bottom, keys from left to right; bright is seen.", ""),
+    Slot.SINK: (
+        "What the sink leaves to the keys of attention, for several of its logits: the more keys "
+        "there are, or the larger their logits, the less it takes.",
+        "",
+    ),
+    Slot.SCALE: (
+        "The factor of a query against its place, of each kind; the thick line is the one of the "
+        "YAML file.",
+        "",
+    ),
 }
 """Of the first diagram, and of the others."""
+LEFT = "What a token leaves for later queries is learned; by hand"
 LETTERS = "Letters of a sentence: each row is a query, each column a key, of the first head."
 LOGITS_BY_HAND = (
     "What a model selects is learned; here q·k is set by hand to 8 where the key is a space and to "
     "−8 elsewhere, so that gates are open at spaces only."
 )
-LEFT_BY_HAND = (
-    "What a token leaves for later queries is learned; by hand it is −1.5 where the token is a "
-    "space and 0 elsewhere."
+STEPS_BY_HAND = (
+    "How far a token steps is learned; by hand spaces take a step of 1 and letters none, so that "
+    "places count words. Beside it what is left of q·k between equal unit vectors so many steps "
+    "apart, the mean over random ones."
 )
 
 
@@ -102,14 +120,16 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
             described(type(one)),
             f"![{one.title}: what it does to attention]({one.name}.png)",
             *caption(one),
-            f"Where it enters: {where(one)}. In short: `{one.formula}`. "
+            f"Family: {one.family.value}. Where it enters: {where(one)}. In short: "
+            f"`{one.formula}`. "
             f"Paper: {linked(one.paper)}.",
             *_switching(one),
             *_options(one),
             *_cost(costs),
             *_together(one, examples),
             *_held(one),
-            f"[All schemes](README.md) · [source]({UP}/xcope/positions/{one.name}.py) · "
+            "[All schemes](README.md) · [how they are related](../related.md) · "
+            f"[source]({UP}/xcope/positions/{one.name}.py) · "
             f"[YAML]({UP}/configs/schemes/{one.name}.yaml)",
         ]
     )
@@ -117,23 +137,21 @@ def scheme_page(one: Scheme, examples: Sequence[Scheme], costs: Mapping[str, str
 
 def index_page(examples: Sequence[Scheme]) -> str:
     """The Markdown of ``README.md``."""
-    rows = [
-        (
-            f"[`{one.name}`]({one.name}.md)",
-            one.title,
-            where(one),
-            code(one.formula),
-            linked(one.paper),
-        )
-        for one in examples
-    ]
     return page(
         [
             "# Positional schemes",
             "Each is one file under [xcope/positions](../../xcope/positions) and one under "
             "[configs/schemes](../../configs/schemes). `python scripts/gallery.py` writes these "
-            "pages and pictures.",
-            table(("name", "title", "where it enters", "formula", "paper"), rows),
+            "pages and pictures. [Which of these are related](../related.md) tells how one becomes "
+            "another.",
+            *(block for family in Family for block in _family(family, examples)),
+            "## Presets of released models",
+            "The positional part of a model, said with the schemes above: `position: {preset: "
+            "gemma3}`, and `{preset: gemma3, window: 64}` where a small model needs another size. "
+            "`xcope config` and `xcope schemes gemma3` print what it stands for, layer by layer. "
+            f"Each gives the logits of transformers' model with its weights, in [{PRESET_TESTS}]"
+            f"({UP}/{PRESET_TESTS}).",
+            table(("preset", "model", "what it is", "sizes", "source"), _presets()),
             "## What each does to attention",
             "Biases and rotations against the distance of query and key, vectors of the input by "
             "their likeness, attention itself on a sentence; heads from dark to light. The page of "
@@ -145,6 +163,36 @@ def index_page(examples: Sequence[Scheme]) -> str:
     )
 
 
+def _family(family: Family, examples: Sequence[Scheme]) -> Iterator[str]:
+    """The heading and the table of a family's schemes, if it has any."""
+    rows = [
+        (
+            f"[`{one.name}`]({one.name}.md)",
+            one.title,
+            where(one),
+            code(one.formula),
+            linked(one.paper),
+        )
+        for one in examples
+        if one.family is family
+    ]
+    if rows:
+        yield f"## {family.value.capitalize()}"
+        yield table(("name", "title", "where it enters", "formula", "paper"), rows)
+
+
+def _presets() -> Iterator[tuple[str, ...]]:
+    """A row for each preset."""
+    for name, kind in presets().items():
+        sizes = ", ".join(
+            f"{option} {field.default:,.12g}"
+            for option, field in kind.options().items()
+            if isinstance(field.default, int | float)
+        )
+        what = before_args(kind).replace("``", "`")
+        yield code(name), kind.title, what, sizes or "–", linked(kind.source)
+
+
 def caption(one: Scheme) -> Iterator[str]:
     """Paragraphs that say what `gallery.pictures.panels` draws."""
     parts = [part for part in one.parts() if part.slot is not None]
@@ -153,8 +201,10 @@ def caption(one: Scheme) -> Iterator[str]:
             module = built(part)
             maps, _ = read(module)
             by_logits = LOGITS_BY_HAND if maps or not module.remembers else ""
-            by_tokens = LEFT_BY_HAND if module.remembers else ""
+            by_tokens = f"{LEFT} {by_hand(module).told}" if module.remembers else ""
             yield " ".join(filter(None, (LETTERS, by_logits, by_tokens)))
+        elif part.slot is Slot.ROTATION and built(part).remembers:
+            yield f"{LETTERS} {STEPS_BY_HAND}"
         elif part.slot is not None:
             first, others = CAPTIONS[part.slot]
             yield first if len(parts) > 1 else f"{first} {others}".rstrip()
@@ -167,16 +217,29 @@ def caption(one: Scheme) -> Iterator[str]:
 def _switching(one: Scheme) -> Iterator[str]:
     yield "## Switch it on"
     given = one.given() if needs_options(one) else {}
-    flags = "".join(f", {flag_of(one, option)}={value!r}" for option, value in given.items())
+    flags = [f"{flag_of(one, option)}={value!r}" for option, value in given.items()]
     switches = [f'position="{one.name}"']
-    if one.upstream_switch and not one.upstream_varies:
-        switches.append(f"{one.upstream_switch}=True")
-    lines = [f"Decoder(dim=128, depth=2, heads=4, {switch}{flags})" for switch in switches]
+    same = one.counterpart()
+    if one.upstream_switch and not one.upstream_varies and same is not None:
+        switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
+    lines = [_decoder([switch, *flags]) for switch in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name
     yield code_block(f"model:\n  position: {position}", "yaml")
     yield _upstream(one)
+    if one.authors and len(one.parts()) == 1:
+        options = write_text(dict(one.authors)).strip()
+        yield f"`{{name: {one.name}, start: authors}}` starts it as its authors do: `{options}`."
+
+
+def _decoder(flags: Sequence[str]) -> str:
+    """A call of Decoder, in lines of its own where one is too long."""
+    arguments = ["dim=128", "depth=2", "heads=4", *flags]
+    line = f"Decoder({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join(["Decoder(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _upstream(one: Scheme) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gallery.beside import mask_panels, scale_panels, sink_panels
 from gallery.distances import bias_panels, input_panels, rotation_panels
-from gallery.examples import beginning, named, numbers
+from gallery.examples import beginning, built, named, numbers
 from gallery.panel import Panel, show, show_small
-from gallery.sentence import attend_panels, nothing_panels
+from gallery.sentence import attend_panels, nothing_panels, place_panels
 from xcope.plotting import GREY, INK, save_png
 from xcope.positions import Scheme, Slot
 
@@ -22,6 +23,9 @@ PANELS = {
     Slot.INPUT: input_panels,
     Slot.ROTATION: rotation_panels,
     Slot.BIAS: bias_panels,
+    Slot.MASK: mask_panels,
+    Slot.SINK: sink_panels,
+    Slot.SCALE: scale_panels,
 }
 
 
@@ -52,6 +56,8 @@ def panels(one: Scheme) -> list[Panel]:
     for part in parts:
         if part.slot is Slot.ATTEND:
             found.append(attend_panels(part, [other for other in parts if other is not part]))
+        elif part.slot is Slot.ROTATION and built(part).remembers:
+            found.append(place_panels(part))
         elif part.slot is not None:
             found.append(PANELS[part.slot](part))
     return found[0] if len(parts) == 1 else [first for first, *_ in found]

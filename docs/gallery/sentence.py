@@ -8,6 +8,7 @@ words; of a scheme that remembers its tokens, spaces leave something behind and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from gallery.examples import GEOMETRY, built
 from gallery.panel import RISING, Panel, scale
 from xcope.plotting import BLUE, FAINT, INK
 from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation, Scheme
+from xcope.positions.path import Path
 
 SENTENCE = "the cat sat on the mat"
 N = len(SENTENCE)
@@ -24,8 +26,57 @@ SPACES = torch.tensor([letter == " " for letter in SENTENCE])
 SEEN = torch.ones(N, N).tril().bool()
 LOGIT = 8.0
 """q·k by hand, below zero where the key is no space: a gate is sigmoid(±8), 0.9997 or 0.0003."""
-LEFT = -1.5
-"""What a space leaves behind by hand; as the logarithm of a forget gate it forgets 78 %."""
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """What spaces leave behind for later queries, and letters do not.
+
+    Args:
+        short: in a title.
+        told: how a sentence about it ends.
+        space: the numbers, or those of the last channels, the others as the number before.
+    """
+
+    short: str
+    told: str
+    space: tuple[float, ...]
+
+
+LEFT = ByHand("−1.5 of spaces", "it is −1.5 where the token is a space and 0 elsewhere.", (-1.5,))
+"""As the logarithm of a forget gate it forgets 78 %."""
+MIRRORED = ByHand(
+    "spaces mirror",
+    "spaces mirror along q itself, w = q and β = 2, and letters do nothing: what is seen over an "
+    "odd number of spaces has its sign turned.",
+    (1.0, 2.0),
+)
+
+
+def by_hand(module: AttendModule) -> ByHand:
+    """What the sentence's spaces leave behind, where it is set by hand."""
+    return MIRRORED if isinstance(module, Path) else LEFT
+
+
+def place_panels(one: Scheme) -> list[Panel]:
+    """Of a rotation whose places come from tokens: the steps between two, and what is left of q·k.
+
+    By hand spaces take a step of 1 and letters none.
+    """
+    module: Rotation = built(one)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        like = module.remember(torch.zeros(1, N, GEOMETRY.dim))
+        by_hand = torch.where(SPACES, 1.0, 0.0)[:, None].expand_as(like)
+        q = torch.randn(1, GEOMETRY.heads, 1, GEOMETRY.dim_head, generator=generator)
+        q = torch.nn.functional.normalize(q, dim=-1).expand(-1, -1, N, -1)
+        places = module.places(by_hand, None)
+        turned_q, turned_k = module.rotate(q, q, places, places)
+        left = (turned_q @ turned_k.mT).mean(1)
+    return [
+        _table("steps from key to query, by hand", module.trace(by_hand, None)["positions"][0]),
+        _table("what is left of q·k where q = k", left),
+    ]
 
 
 def nothing_panels() -> list[Panel]:
@@ -53,7 +104,7 @@ def attend_panels(one: Scheme, beside: Sequence[Scheme] = ()) -> list[Panel]:
     if module.remembers:
         _, fresh = read(module, beside, fresh=True)
         panels += [
-            _table(f"added to the logits, by hand: {LEFT:g} of spaces".replace("-", "−"), added),
+            _table(f"added to the logits, by hand: {by_hand(module).short}", added),
             _table("before training, random inputs, head 1", fresh),
         ]
     elif added[:, SEEN].any() or not (panels or maps):
@@ -69,7 +120,7 @@ def read(
     Args:
         module: of the scheme.
         beside: schemes that act on the logits before.
-        fresh: whether tokens leave behind what it remembers of random inputs, and not `LEFT`.
+        fresh: whether tokens leave behind what it remembers of random inputs, and not `by_hand`.
 
     Returns:
         its maps (`AttendModule.trace`), and what it adds to the logits; each (h n n).
@@ -90,9 +141,14 @@ def read(
             generator = torch.Generator().manual_seed(0)
             remembered = module.remember(torch.randn(1, N, GEOMETRY.dim, generator=generator))
             if not fresh:
-                by_hand = torch.where(SPACES, LEFT, 0.0)
-                by_hand = by_hand if remembered.ndim == 3 else by_hand[:, None]
-                remembered = by_hand.expand_as(remembered)
+                first, *last = by_hand(module).space
+                remembered = torch.where(
+                    SPACES if remembered.ndim == 3 else SPACES[:, None],
+                    torch.full_like(remembered, first),
+                    torch.zeros_like(remembered),
+                )
+                for channel, number in enumerate(last, -len(last)):
+                    remembered[..., channel].masked_fill_(SPACES, number)
         gate_k = None if module.gate_keys is None else k
         inputs = AttendInputs(scale=1.0, gate_k=gate_k, remembered=remembered)
         given = (q, q @ k.mT + bias, SEEN.expand(1, h, N, N), inputs)

@@ -8,6 +8,7 @@ import torch
 
 import xcope
 from benchmarks.schemes import costs, workloads
+from benchmarks.schemes.naive import BLOCK, NAIVE, works
 from benchmarks.schemes.workloads import TOKENS, Layer, Plain, Scale, memory, position, rivals
 from xcope.config import ConfigError
 from xcope.modules import seam
@@ -138,3 +139,10 @@ def test_a_scheme_of_ones_own_is_measured_like_any_other(tmp_path, monkeypatch):
     (cost,) = costs.costs(["weighed"], Scale(n=16, repeats=1, slow=1), threads=1)
     assert (cost.scheme, cost.memory, cost.upstream) == ("weighed", 1.3, None)
     assert cost.time > 0
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_naive_versions_compute_the_same(name):
+    theirs, ours = works(name, 2 * BLOCK, 2, 16)
+    for mine, naive in zip(ours(), theirs(), strict=True):
+        torch.testing.assert_close(mine, naive, atol=1e-4, rtol=1e-3)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from xcope.config import expand_sweep, load_config
+from xcope.compare.run.plan import plan
+from xcope.config import ConfigError, expand_sweep, load_config
 
 SWEEP = """\
 extends: base.yaml
@@ -158,3 +159,42 @@ def test_a_swept_key_is_not_overridden_in_vain(swept, error, override):
     assert str(caught).startswith("command line: ")
     assert "override 'sweep." in caught.message
     assert "swept.yaml:" in caught.message
+
+
+TASKS = """\
+extends: base.yaml
+sweep:
+  task: [counting, {name: flip_flop, instructions: 6}, {name: copy, length: 4}]
+  model.position: [none, cope]
+"""
+
+
+def test_a_sweep_over_tasks_names_each_with_its_options(write, base, tmp_path):
+    config = load_config(write("tasks.yaml", TASKS), sweep=True)
+    found = [(run.task.name, run.task.options) for run in expand_sweep(config)]
+    assert found[::2] == [
+        ("counting", {}),
+        ("flip_flop", {"instructions": 6}),
+        ("copy", {"length": 4}),
+    ]
+    runs = plan(config, tmp_path / "out")
+    assert [run.task for run in runs[::2]] == [
+        "counting", "flip_flop(instructions=6)", "copy(length=4)",
+    ]  # fmt: skip
+    assert {run.variant for run in runs} == {"none", "cope"}
+
+
+def test_what_a_swept_task_is_told_is_checked_and_stays_the_sweeps(write, base):
+    wrong = write("wrong.yaml", TASKS.replace("length", "lenght"))
+    with pytest.raises(ConfigError, match="did you mean 'length'"):
+        load_config(wrong, sweep=True)
+    with pytest.raises(ConfigError, match=r"override 'sweep\.task' instead"):
+        load_config(write("tasks.yaml", TASKS), ["task.length=3"], sweep=True)
+
+
+def test_paths_of_swept_tasks_begin_at_the_file_that_names_them(write, base, tmp_path):
+    (tmp_path / "own.txt").write_text("abc" * 500)
+    text = "{name: text, corpus: own.txt, length: 8}"
+    config = load_config(write("x.yaml", TASKS.replace("counting", text)), sweep=True)
+    assert config.sweep["task"][0]["corpus"] == str(tmp_path / "own.txt")
+    assert expand_sweep(config)[0].task.options["corpus"] == str(tmp_path / "own.txt")

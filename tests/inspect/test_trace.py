@@ -37,9 +37,14 @@ def check_equations(model, ids, **given):
     traced = trace(model, ids, **given)
     run = plain_run(model, ids, **given)
     assert len(traced.layers) == len(run)
-    for layer, (_, _, v, _, out) in zip(traced.layers, run, strict=True):
+    for attend, layer, (_, _, v, _, out) in zip(attends(model), traced.layers, run, strict=True):
         logits = layer.logits if layer.bias is None else layer.logits + layer.bias
-        expected = logits.masked_fill(~layer.seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+        logits = logits.masked_fill(~layer.seen, -torch.inf)
+        if attend.head_attn_sink is not None:  # one more logit, whose share nobody gets
+            sink = attend.head_attn_sink[:, None, None].expand(*logits.shape[:3], 1)
+            expected = torch.cat((sink, logits), dim=-1).softmax(-1)[..., 1:]
+        else:
+            expected = logits.softmax(-1).nan_to_num(0.0)
         torch.testing.assert_close(layer.attention, expected, atol=1e-5, rtol=1e-4)
         values = v.repeat(1, out.shape[1] // v.shape[1], 1, 1)
         values = F.pad(values, (0, 0, layer.attention.shape[-1] - v.shape[-2], 0))
@@ -54,7 +59,8 @@ def check_equations(model, ids, **given):
 def test_attention_times_values_is_the_layer_s_output(make, ids, name):
     traced = check_equations(make(position(name)), ids)
     has_gates = traced.layers[0].gates is not None
-    assert has_gates == ("cope" in name or name in ("decay", "stick_breaking"))
+    gated = ("contextual_rotary", "decay", "stick_breaking")
+    assert has_gates == ("cope" in name or name in gated)
     assert set(traced.layers[0].named) >= {"logits", "seen", "attention"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from schemes import NAMES, position
+from schemes import KINDS, position
 
 import xcope
 from xcope.cli import export as command
@@ -20,13 +20,20 @@ from xcope.integrations import export
 from xcope.training import RunError, load_run, train
 
 LACKED = {
+    "contextual_rotary": "nothing like ContextualAngles",
+    "bam": "nothing like BamBias",
+    "cable": "nothing like Cable",
     "fire": "nothing like FireBias, of position 'fire': it has 'absolute'",
     "kerple": "nothing like KerpleBias",
+    "length_scale": "nothing like a scale of queries",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
+    "rotary_longrope": "nothing like LongRotaryAngles",
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
 }
-POSITIONS = {name: {"position": position(name)} for name in NAMES} | {
+POSITIONS = {
+    name: {"position": position(name)} for name in (*KINDS, "cope_rotary", "rotary_yarn")
+} | {
     "a layer": {"position": {"layers": [{"name": "cope", "max_pos": 8}, "none"]}},
     "two sizes": {"position": {"layers": [{"name": "cope", "max_pos": n} for n in (4, 8)]}},
     "flags": {
@@ -48,6 +55,7 @@ POSITIONS = {name: {"position": position(name)} for name in NAMES} | {
     "both": {"position": ["absolute", "t5"]},
     "memories": {"position": "rotary", "use_abs_pos_emb": True, "max_seq_len": 80},
     "normed": {"position": "absolute", "l2norm_embed": True},
+    "some windows": {"position": ["rotary", {"layers": [{"name": "window", "size": 4}, "sink"]}]},
     "log": {"position": {"name": "dynamic", "log_distance": True, "norm": True, "depth": 3}},
 }
 REFUSED = {
@@ -60,7 +68,15 @@ REFUSED = {
     "values": ({"name": "cope", "val_gates": True}, "cope_val_gates=True is not known"),
     "per head": ({"name": "cope", "per_head": True}, "cope_per_head=True is not known"),
     "half": ({"name": "rotary", "layout": "half_split"}, "rotary's layout 'half_split'"),
+    "unscaled": ({"name": "t5", "start": "authors"}, "t5_scaled=False is not known"),
+    "whole": ({"name": "absolute", "start": "authors"}, "absolute_scaled=False is not known"),
+    "relu": ({"name": "dynamic", "start": "authors"}, "dynamic_activation='relu' is not known"),
+    "one for all": ({"name": "kerple", "shared": True}, "nothing like KerpleBias"),
+    "first keys": ({"name": "window", "sinks": 4}, "a window with first keys"),
+    "chunks": ({"name": "window", "chunked": True}, "or in chunks"),
+    "plus one": ({"name": "sink", "learned": False}, "a sink that is not learned"),
 }
+DRAWN = {"name": "rotary", "random_max": 100, "random_at_test": True}
 
 
 def config_of(folder, **model):
@@ -210,3 +226,9 @@ def test_nothing_is_written_where_the_logits_differ_or_writing_fails(kind, tmp_p
         with pytest.raises(OSError, match="full"):
             written(kind, tmp_path, monkeypatch, position="none")
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("kind", [export.to_x_transformers, export.to_torch_export])
+def test_places_that_are_drawn_in_each_call_are_refused(kind, tmp_path, monkeypatch):
+    with pytest.raises(FlagError, match="rotary_random_at_test=True draws places in each call"):
+        written(kind, tmp_path, monkeypatch, position=DRAWN)

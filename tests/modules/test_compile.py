@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from schemes import KINDS, position
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from benchmarks.schemes.workloads import position
-from xcope import Decoder, TransformerWrapper, schemes
+from xcope import Decoder, TransformerWrapper
 
 pytestmark = pytest.mark.long
 
 
-def model(its_position, **flags):
+def model(its_position, depth=1, **flags):
     torch.manual_seed(0)
-    sizes = {"dim": 32, "depth": 2, "heads": 2, "attn_dim_head": 16}
+    sizes = {"dim": 32, "depth": depth, "heads": 2, "attn_dim_head": 16}
     layers = Decoder(**sizes | flags, position=its_position)
     net = TransformerWrapper(num_tokens=16, max_seq_len=50, attn_layers=layers)
     for parameter in net.parameters():  # so that what begins at zero acts
@@ -44,14 +44,14 @@ def tokens(n=30, b=2):
     return torch.randint(16, (b, n))
 
 
-@pytest.mark.parametrize("name", schemes())
+@pytest.mark.parametrize("name", KINDS)
 def test_one_graph(name):
     assert compiled_frames(model(position(name)), [(tokens(), {})] * 2) == 1
 
 
 @pytest.mark.parametrize("name", ["none", "rotary", "alibi", "cope", "forgetting"])
 def test_with_all_logits_held(name):
-    net = model(position(name), attn_softclamp_logits=True)
+    net = model(name, attn_softclamp_logits=True)
     assert compiled_frames(net, [(tokens(), {})] * 2) == 1
 
 
@@ -61,7 +61,7 @@ def test_with_all_logits_held(name):
     ids=str,
 )
 def test_splits_and_random_places(several):
-    assert compiled_frames(model(several), [(tokens(), {})] * 2) == 1
+    assert compiled_frames(model(several, depth=2), [(tokens(), {})] * 2) == 1
 
 
 @pytest.mark.parametrize("name", ["cope", "alibi"])

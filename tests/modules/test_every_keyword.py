@@ -38,44 +38,23 @@ SWITCHES = {flag for flags in SCHEMES.values() for flag in flags} | {
     "polar_pos_emb",
     "rotary_xpos",
 }
-# what is done before the first layer or after the last
-OUTSIDE_OF_LAYERS = {
-    "num_tokens",
-    "embed_num_tokens",
-    "emb_dim",
-    "emb_dropout",
-    "post_emb_norm",
-    "tie_embedding",
-    "tie_embedding_scale",
-    "logits_dim",
-    "return_only_embed",
-    "num_output_heads",
-    "l2norm_embed",
-    "emb_frac_gradient",
-    "average_pool_embed",
-    "squeeze_out_last_dim",
-    "token_emb",
-    "mixture_of_softmax",
-    "mixture_of_softmax_k",
-    "sigsoftmax_logits",
-    "to_logits",
-    "add_continuous_pred_head",
-}
 NOT_WITH_FLASH = {"attn_use_cope", "rel_pos_bias"}  # x-transformers refuses it
 
 
 def cases():
-    """Each case under each scheme, unless it names its own; under two in turn where none acts.
+    """Each case of attention's under each scheme, unless it names its own; others under two.
 
     Rotations alone act on cross-attention, and nothing on feed-forward layers, which see a token at
-    a time, or outside of the layers.
+    a time, or outside of the layers. What layers have beside attention meets all schemes by the
+    same way.
     """
     others = itertools.cycle([name for name in SCHEMES if name != "rotary"])
+    of_attention = ("attn_", "rotate_", "qkv_", "max_mem_len", "add_value_residual", "heads")
     for keyword, values in (DECODER | WRAPPER).items():
         for index, case in enumerate(values):
             schemes = list(SCHEMES)
-            if keyword.startswith(("cross_attn_", "ff_")) or keyword in OUTSIDE_OF_LAYERS:
-                schemes = ["rotary", next(others)]
+            if not keyword.startswith(of_attention):
+                schemes = list({"rotary": 1, next(others): 1, **dict.fromkeys(case.refused_under)})
             if SWITCHES & case.flags.keys():
                 schemes = ["itself"]
             for name in schemes:

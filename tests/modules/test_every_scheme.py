@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from schemes import NAMES, position
+from schemes import KINDS, NAMES, position
 
 import xcope
 from xcope.errors import FlagError
@@ -17,8 +17,11 @@ FLAGS = {
     "qk_norm": {"attn_qk_norm": True},
     "value_residual": {"add_value_residual": True},
     "window": {"attn_max_attend_past": 5},
+    "sink": {"attn_head_learned_sink": True},
 }
-REFUSED = {("pope", "kv_heads"), ("pope", "one_kv_head"), ("pope", "mem_kv")}
+REFUSED = {("pope", "kv_heads"), ("pope", "one_kv_head"), ("pope", "mem_kv")} | {
+    (name, "sink") for name in ("path", "stick_breaking", "wall")
+}
 
 
 def model_of(where, max_seq_len=48, **flags):
@@ -36,7 +39,10 @@ def model_of(where, max_seq_len=48, **flags):
 
 
 def cases(flags):
-    return [(n, f) for n in NAMES for f in flags if (n, f) not in REFUSED]
+    """Every scheme without flags; one of each kind with each of the flags."""
+    return [
+        (n, f) for f in flags for n in (NAMES if f == "plain" else KINDS) if (n, f) not in REFUSED
+    ]
 
 
 @pytest.mark.parametrize(("name", "flags"), cases(FLAGS))

@@ -6,11 +6,11 @@ import torch
 from benchmarks.schemes.workloads import position
 from xcope import Decoder, TransformerWrapper, schemes
 from xcope.errors import FlagError
-from xcope.positions import draw_places_of_documents
+from xcope.positions import Draw
 
 LENGTHS = (7, 0, 1, 12)
 EDGES = torch.tensor([0, 7, 7, 8, 20], dtype=torch.int32)
-LENGTH_DEPENDENT = {"rotary_dynamic"}
+LENGTH_DEPENDENT = ("rotary_dynamic", "rotary_longrope")
 
 
 def model(its_position, wrapper=None, **flags):
@@ -47,7 +47,7 @@ def assert_as_alone(net, **keywords):
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(schemes()) - LENGTH_DEPENDENT))
+@pytest.mark.parametrize("name", sorted(set(schemes()).difference(LENGTH_DEPENDENT)))
 def test_every_scheme(name):
     assert_as_alone(shaken(model(position(name))))
 
@@ -114,12 +114,12 @@ def test_random_places_are_drawn_once_for_all_documents(name):
 
 def test_random_places_are_drawn_for_the_longest_document():
     edges = torch.tensor([0, 3, 8, 8, 12])
-    draws = torch.stack([draw_places_of_documents(edges, 9)[:5] for _ in range(400)])
+    draws = torch.stack([Draw(9).places_of_documents(edges, 12)[:5] for _ in range(400)])
     assert (draws.diff(dim=1) > 0).all()
     assert (draws[:, 0] == 0).float().mean() < 0.7  # of 9 places 5 are drawn
     assert draws[:, 4].max() == 8
     with pytest.raises(FlagError, match="random_max=4 is not allowed with inputs of 5 tokens"):
-        draw_places_of_documents(edges, 4)
+        Draw(4).places_of_documents(edges, 12)
 
 
 def test_an_embedding_of_places_may_be_given():
@@ -185,9 +185,10 @@ def test_what_acts_across_documents_is_refused(flags):
         model("none", **flags)(tokens(), cu_seqlens=EDGES)
 
 
-def test_what_follows_the_length_of_the_row_is_refused():
-    with pytest.raises(FlagError, match="dynamic NTK"):
-        model(position("rotary_dynamic"))(tokens(), cu_seqlens=EDGES)
+@pytest.mark.parametrize("name", LENGTH_DEPENDENT)
+def test_what_follows_the_length_of_the_row_is_refused(name):
+    with pytest.raises(FlagError, match="dynamic NTK or LongRoPE"):
+        model(position(name))(tokens(), cu_seqlens=EDGES)
 
 
 def test_documents_that_were_promised_are_missed():

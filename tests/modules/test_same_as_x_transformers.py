@@ -32,6 +32,7 @@ FLAGS = {
     "softmax_variants": {"attn_head_learned_sink": True, "attn_softclamp_logits": True},
     "residual_attn": {"residual_attn": True},
     "window": {"attn_max_attend_past": 5},
+    "sink": {"attn_head_learned_sink": True},
 }
 
 SIZE = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16, "verbose": False}
@@ -46,7 +47,7 @@ def pair(name, **flags):
     ).eval()
     with torch.no_grad():
         for parameter_name, parameter in theirs.named_parameters():
-            if "pos_emb" in parameter_name:
+            if "pos_emb" in parameter_name or "sink" in parameter_name:
                 parameter.normal_()
     ours = ours_of(name, **flags)
     ours.load_state_dict(theirs.state_dict(), strict=True)

@@ -51,7 +51,7 @@ def test_opcheck(form, masked):
     name, vectors = flatten(terms)
     mask = torch.rand(2, 1, 1, 50) > 0.3 if masked else None
     given = [t.requires_grad_() for t in tensors()]
-    opcheck(operator.biased_tiled, (*given, mask, vectors, name, 0.25, True))
+    opcheck(operator.biased_tiled, (*given, mask, None, None, vectors, name, 0.25, True))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -34,6 +34,9 @@ BIASES = {
     "dynamic": {},
     "dynamic-log": {"log_distance": True, "depth": 1},
     "dynamic-norm": {"norm": True, "depth": 3},
+    "dynamic-relu": {"activation": "relu"},
+    "bam": {},
+    "bam-mu": {"train_mu": True, "mu_init": -0.7, "beta_init": 0.8},
 }
 
 STARTS = torch.tensor([[0], [3], [7]])

@@ -10,7 +10,18 @@ from schemes import NAMES, position
 
 import xcope
 from xcope.errors import FlagError
-from xcope.positions import AttendInputs, Geometry, Slot, clash, parse, register, single
+from xcope.positions import (
+    AttendInputs,
+    Family,
+    Geometry,
+    Scheme,
+    Slot,
+    clash,
+    parse,
+    presets,
+    register,
+    single,
+)
 from xcope.positions.alibi import alibi_slopes
 
 SINGLE = [n for n, kind in xcope.schemes().items() if kind.slot is not None]
@@ -74,21 +85,72 @@ def test_each_scheme_builds_what_its_slot_needs(name):
             assert q.shape == k.shape == (1, 4, 7, 32 if module.widens else 16)
         elif part.slot is Slot.BIAS:
             assert module.dense(pos[4:], pos).shape == (4, 3, 7)
-        elif module.gives_bias:
-            gates = module.remember(torch.randn(2, 7, 32))
-            assert gates.shape[:3] == (2, 4, 7)
-            assert module.dense(gates, 3).shape == (2, 4, 3, 7)
+        elif part.slot is Slot.MASK:
+            first, near = module(pos)
+            assert first.shape == near.shape == (7,)
+        elif part.slot is Slot.SINK:
+            assert module(module.head_attn_sink, pos.device).shape == (4,)
+        elif part.slot is Slot.SCALE:
+            assert module(pos[4:], pos[4:] + 1).shape == (4, 3)
         else:
-            q = torch.randn(1, 4, 7, 16)
-            assert module.attend(q, q, q, AttendInputs(scale=0.25)).shape == q.shape
+            left = module.remember(torch.randn(2, 7, 32)) if module.remembers else None
+            assert left is None or left.shape[:3] == (2, 4, 7)
+            q = torch.randn(2, 4, 7, 16)
+            inputs = AttendInputs(scale=0.25, remembered=left)
+            assert module.attend(q, q, q, inputs).shape == q.shape
 
 
-def test_the_table_for_people_lists_every_scheme_with_its_paper():
-    text = repr(xcope.schemes())
-    for name, kind in xcope.schemes().items():
-        assert name in text
-        assert kind.paper in text
-    assert len(xcope.schemes()) == len(text.splitlines()) - 1
+def test_the_table_for_people_has_every_scheme_under_its_family_and_every_preset():
+    head, *groups = repr(xcope.schemes()).split("\n\n")
+    assert head.split() == ["scheme", "slot", "options", "formula", "paper"]
+    listed = {title: rows for title, *rows in (group.splitlines() for group in groups)}
+    released = listed.pop("presets of released models: {preset: NAME}")
+    assert [row.split()[0] for row in released] == list(presets())
+    found = [row.split()[0] for rows in listed.values() for row in rows]
+    assert sorted(found) == NAMES
+    for title, rows in listed.items():
+        for row in rows:
+            kind = xcope.schemes()[row.split()[0]]
+            assert (kind.family.value, kind.formula in row, kind.paper in row) == (
+                title,
+                True,
+                True,
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("none", Family.FIXED),
+        ("alibi", Family.FIXED),
+        ("t5", Family.LEARNED),
+        ("absolute", Family.LEARNED),
+        ("rotary_yarn", Family.ROTATION),
+        ("cope_alibi", Family.CONTENT),
+        ("path", Family.CONTENT),
+        ("relative", Family.LEARNED),
+        ("window", Family.OPTION),
+    ],
+)
+def test_a_scheme_is_of_the_family_that_it_says_or_its_slot_has(name, family):
+    assert xcope.schemes()[name].family is family
+
+
+def test_a_scheme_of_ones_own_need_not_say_its_family():
+    class Own(Scheme):
+        slot = Slot.BIAS
+
+    class Fixed(Own):
+        family = Family.FIXED
+
+    class Again(Fixed):
+        pass
+
+    assert [one.family for one in (Own, Fixed, Again)] == [
+        Family.LEARNED,
+        Family.FIXED,
+        Family.FIXED,
+    ]
 
 
 def test_two_schemes_of_one_name_are_refused():

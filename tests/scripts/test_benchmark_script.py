@@ -70,23 +70,25 @@ def test_a_quick_run_of_cope_writes_everything(quick):
 
 
 def test_a_quick_run_of_the_schemes_writes_everything(quick):
-    chosen = ["absolute", "fire", "forgetting", "rotary", "t5"]
+    chosen = ["absolute", "fire", "forgetting", "path", "rotary", "t5"]
     out, printed = quick("schemes", "--only", ",".join(chosen))
     found = rows(out / "schemes.csv")
     columns = "scheme,time_over_sdpa,time_limit,memory_over_sdpa,memory_limit"
-    assert list(found[0]) == f"{columns},x_transformers_over_ours,x_transformers".split(",")
+    rivals = "x_transformers_over_ours,x_transformers,naive_over_ours,naive"
+    assert list(found[0]) == f"{columns},{rivals}".split(",")
     assert [row["scheme"] for row in found] == chosen
     readme = (out / "README.md").read_text()
     for row in found:
         assert float(row["time_over_sdpa"]) > 0
         assert float(row["memory_over_sdpa"]) > 0
-        assert float(row["memory_limit"]) == 1.5
+        assert float(row["memory_limit"]) == (2.0 if row["scheme"] == "path" else 1.5)
         assert bool(row["x_transformers_over_ours"]) == bool(row["x_transformers"])
+        assert bool(row["naive_over_ours"]) == bool(row["naive"]) == (row["scheme"] == "path")
         assert f"\n{row['scheme']} " in printed
         told = re.search(rf"^\| {row['scheme']} \| ([\d.]+) \|", readme, re.MULTILINE)[1]
         assert float(told) == pytest.approx(float(row["time_over_sdpa"]), abs=0.006)  # rounded
-    assert [row["time_limit"] for row in found] == ["", "3.0", "", "1.15", "1.5"]
-    assert [row["x_transformers"] for row in found] == ["flash", "", "flash", "flash", "n×n"]
+    assert [row["time_limit"] for row in found] == ["", "3.0", "", "3.0", "1.15", "1.5"]
+    assert [row["x_transformers"] for row in found] == ["flash", "", "flash", "", "flash", "n×n"]
 
     assert (out / "schemes.png").read_bytes().startswith(b"\x89PNG")
     for part in (

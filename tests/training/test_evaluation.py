@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import xcope
 from xcope.errors import FlagError
 from xcope.modules import TransformerWrapper
 from xcope.tasks import IGNORE, Batch, Task, task
@@ -193,3 +194,20 @@ def test_results_of_runs_without_curves_can_still_be_read(tmp_path: Path):
     result = RunFolder(tmp_path).read_result()
     assert result is not None
     assert (result.params, result.by_position) == (7, {})
+
+
+def test_places_drawn_in_evaluation_are_repeatable_and_take_no_random_numbers_from_training():
+    copy = task("copy", {"length": 4, "stretch": 2})
+    where = {"name": "rotary", "random_max": 20, "random_at_test": True}
+    model = xcope.TransformerWrapper(
+        num_tokens=copy.num_tokens,
+        max_seq_len=20,
+        attn_layers=xcope.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8, position=where),
+    )
+    before = torch.get_rng_state()
+    first = measure(model, copy)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert measure(model, copy) == first
+    with pytest.raises(FlagError, match=r"rotary_random_max is 20: choose shorter splits"):
+        measure(model, task("copy", {"length": 4, "stretch": 8}))

@@ -1,11 +1,14 @@
-"""Peak memory of training: what is taken counts, what was there before does not."""
+"""Memory of training: what its peak counts, and what is kept from step to step."""
 
 import json
 import multiprocessing
+import platform
+import resource
 
 import pytest
 import torch
 
+from xcope.config import TrainConfig
 from xcope.training import device, train
 from xcope.training.device import PeakMemory
 
@@ -34,6 +37,38 @@ def test_the_peak_is_what_was_taken_since(before, during):
         taken, held = pool.apply(measured, (before, during))
     assert held == before * MB
     assert taken == pytest.approx(during * MB, abs=8 * MB)
+
+
+def pages_mapped_again() -> int:
+    """How many, while the same memory is taken and freed five times."""
+    pages = []
+    for _ in range(7):
+        held = [torch.ones(3 * MB // 4) for _ in range(60)]
+        del held
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return pages[-1] - pages[1]
+
+
+def pages_in_training(environment: dict[str, str]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with device.accelerated(TrainConfig(device="cpu")):
+            return pages_mapped_again()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory of another C library")
+def test_training_keeps_what_a_step_frees_unless_the_environment_has_its_own_wish():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        theirs, ours = pool.map(
+            pages_in_training, [{"MALLOC_TRIM_THRESHOLD_": "100000"}, {}], chunksize=1
+        )
+    assert theirs > 1000
+    assert ours < theirs / 20
 
 
 def test_where_the_system_does_not_tell_there_is_no_peak(monkeypatch, tmp_path):

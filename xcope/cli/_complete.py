@@ -62,25 +62,26 @@ class OverrideType(click.ParamType):  # type: ignore[type-arg]
 
 
 class RegisteredType(click.ParamType):  # type: ignore[type-arg]
-    """The name of a scheme or a task.
+    """The name of a scheme, a preset or a task.
 
     Args:
-        kind: ``schemes`` or ``tasks``.
+        kinds: ``schemes``, ``presets`` or ``tasks``.
     """
 
     name = "name"
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = kinds
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The names, with titles where the shell shows them."""
-        known = _show.registered()[self.kind]
+        known = _show.registered()
         return [
             CompletionItem(name, help=one["title"])
-            for name, one in known.items()
+            for kind in self.kinds
+            for name, one in known[kind].items()
             if name.startswith(incomplete)
         ]
 

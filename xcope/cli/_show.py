@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -42,15 +42,26 @@ def registered() -> catalogue.Described:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns under a head, as wide as the terminal; the last one is wrapped."""
-    rows = [tuple(head), *map(tuple, rows)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
+    return grouped(head, {"": rows})
+
+
+def grouped(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]]) -> str:
+    """A `table` of several groups of rows under their titles, with columns of the same widths."""
+    found = {title: [*map(tuple, rows)] for title, rows in groups.items()}
+    every = [tuple(head), *(row for rows in found.values() for row in rows)]
+    widths = [max(len(row[column]) for row in every) for column in range(len(head) - 1)]
     left = sum(widths) + 2 * len(widths)
-    lines = []
-    for row in rows:
+
+    def lines(row: Sequence[str]) -> list[str]:
         cells = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=False))
         parts = textwrap.wrap(row[-1], max(24, width() - left)) or [""]
-        lines += [(cells + parts[0]).rstrip(), *(" " * left + part for part in parts[1:])]
-    return "\n".join(lines)
+        return [(cells + parts[0]).rstrip(), *(" " * left + part for part in parts[1:])]
+
+    told = lines(head)
+    for title, rows in found.items():
+        told += ["", title] if title else []
+        told += [line for row in rows for line in lines(row)]
+    return "\n".join(told)
 
 
 def options(known: Mapping[str, Any]) -> str:
@@ -72,9 +83,22 @@ def facts(told: Mapping[str, str]) -> str:
     return "\n".join(f"{key:<{size}}  {text}" for key, text in there.items())
 
 
+def position_lines(position: Any) -> Iterator[str]:
+    """A position as YAML, a line for each layer."""
+    from xcope.config.yaml_tree import write_text
+
+    layers = position["layers"] if isinstance(position, Mapping) and "layers" in position else None
+    if layers is not None:
+        yield "layers:"
+    for one in [position] if layers is None else layers:
+        text = one if isinstance(one, str) else write_text(one, block=False).rstrip()
+        yield text if layers is None else f"- {text}"
+
+
 def as_yaml(value: str) -> str:
-    """A Python literal as YAML has it."""
+    """A Python literal as YAML has it; the middle of a long one is left out."""
     words = {"None": "null", "True": "true", "False": "false"}
+    value = value if len(value) <= 40 else f"{value[:20]}…{value[-9:]}"
     return words.get(value, value.replace("(", "[").replace(",)", "]").replace(")", "]"))
 
 

@@ -11,6 +11,7 @@ from xcope import cli
 from xcope.cli import _complete, _show
 
 if TYPE_CHECKING:
+    from xcope.config import Config
     from xcope.config.yaml_tree import Node
 
 Path = tuple[str, ...]
@@ -20,6 +21,7 @@ xcope config configs/quickstart.yaml
 xcope config configs/experiments/text.yaml model.position=cope train.lr=3e-4
 xcope config runs/x/config.yaml
 """
+POSITIONS: set[Path] = {("model", "position"), ("sweep", "model.position")}
 COMPUTED: dict[Path, str] = {
     ("model", "dim_head"): "dim / heads",
     ("model", "max_seq_len"): "the longest sequence of the task",
@@ -41,9 +43,21 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
 
     loaded = load_config(config, overrides, sweep=True, data=False)
     tree = loaded.source or Node({}, Mark(config))
-    told = read_text(loaded.to_yaml(), Mark(config)).plain()
+    told = started(read_text(loaded.to_yaml(), Mark(config)).plain(), loaded)
     for line in annotated(told, tree, ()):
         print(line)
+
+
+def started(told: dict[str, Any], loaded: Config) -> dict[str, Any]:
+    """What is told, with the options that ``start: authors`` stands for, in sweeps, too."""
+    from xcope.modules.flags import with_starts
+
+    flags = loaded.model.flags
+    told["model"]["position"] = with_starts(told["model"]["position"], flags)
+    swept = told.get("sweep", {}).get("model.position")
+    if swept is not None:
+        told["sweep"]["model.position"] = [with_starts(value, flags) for value in swept]
+    return told
 
 
 def annotated(told: Mapping[str, Any], tree: Node, path: Path) -> Iterator[str]:
@@ -58,13 +72,18 @@ def annotated(told: Mapping[str, Any], tree: Node, path: Path) -> Iterator[str]:
             yield from annotated(value, tree, here)
             if here == ("task",):
                 yield from unsaid(value)
+            if here in POSITIONS:
+                yield from stood_for(value)
             continue
-        first, *others = write_text({key: value}, block=not isinstance(value, list)).splitlines()
+        block = None if isinstance(value, list) else True
+        first, *others = write_text({key: value}, block=block).splitlines()
         comment = f"# {origin(tree, here)}"
         if others:  # a list of mappings
             yield f"{margin}{comment}"
         yield f"{margin}{first}" if others else f"{margin}{first}  {comment}"
         yield from (f"{margin}{line}" for line in others)
+        if here in POSITIONS:
+            yield from stood_for(value)
 
 
 def origin(tree: Node, path: Path) -> str:
@@ -73,7 +92,21 @@ def origin(tree: Node, path: Path) -> str:
     node = tree.get(*path) or (short if short and isinstance(short.value, str) else None)
     if node is not None and (node.value is not None or path not in COMPUTED):
         return str(node.mark)
+    start = tree.get(*path[:-1], "start")
+    if start is not None and start.value is not None:
+        return f"start: {start.value}, {start.mark}"
     return COMPUTED.get(path, "default")
+
+
+def stood_for(position: Any) -> Iterator[str]:
+    """What the presets in a position stand for, layer by layer, as comments."""
+    from xcope.positions import entries, parse
+
+    for entry in entries(position):
+        preset = parse(entry).preset
+        if preset is not None:
+            yield f"  # {preset.label()}, {preset.title} ({preset.source}), stands for"
+            yield from (f"  #   {line}" for line in _show.position_lines(preset.position()))
 
 
 def unsaid(task: Mapping[str, Any]) -> Iterator[str]:

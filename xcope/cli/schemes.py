@@ -1,4 +1,4 @@
-"""``xcope schemes``: the positional schemes that there are, and what is to know of one."""
+"""``xcope schemes``: the positional schemes and presets that there are, and all about one."""
 
 from __future__ import annotations
 
@@ -15,31 +15,69 @@ from xcope.registry import check_named
 EXAMPLES = """
 xcope schemes
 xcope schemes cope
+xcope schemes gemma3
 xcope schemes recency --import recency.py
 """
 
 
 @cli.command(EXAMPLES)
-@click.argument("name", required=False, type=_complete.RegisteredType("schemes"))
+@click.argument("name", required=False, type=_complete.RegisteredType("schemes", "presets"))
 @_show.import_option
 def command(name: str | None) -> None:
-    """List the positional schemes; with NAME: formula, paper, options, what it goes with."""
-    known = _show.registered()["schemes"]
+    """List the positional schemes by families, and the presets of released models; with NAME:
+    formula, paper, options, what it goes with, or what a preset stands for."""
+    known = _show.registered()
+    schemes, presets = known["schemes"], known["presets"]
     if name is None:
-        rows = [(scheme, one["paper"], one["title"]) for scheme, one in known.items()]
-        print(_show.table(("scheme", "paper", "what"), rows))
+        print(_show.grouped(("scheme", "what", "paper"), groups(known)))
         print(f"\nMore of one: {cli.as_started('xcope schemes cope')}")
         return
-    check_named(known, name, None, flag="position", noun="scheme", spelled=str)
-    for paragraph in paragraphs(name, known[name]):
+    if name in presets and name not in schemes:
+        print(of_preset(name, presets[name]))
+        return
+    check_named({**presets, **schemes}, name, None, flag="position", noun="scheme", spelled=str)
+    for paragraph in paragraphs(name, schemes[name]):
         print(f"{paragraph}\n")
-    print(_show.options(known[name]["options"]) + "\n")
-    for paragraph in beside(known[name]):
+    print(_show.options(schemes[name]["options"]) + "\n")
+    for paragraph in [*start_of(schemes[name]), *beside(schemes[name])]:
         print(f"{paragraph}\n")
     print(
         "Try it:\n  "
         + cli.as_started(f"xcope train configs/quickstart.yaml sweep=null model.position={name}")
     )
+    if name in presets:
+        print(f"\nA preset is called so, too.\n\n{of_preset(name, presets[name])}")
+
+
+def groups(known: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
+    """Title → rows: the schemes of each family, then the presets."""
+    found: dict[str, list[tuple[str, str, str]]] = {family: [] for family in known["families"]}
+    for name, one in known["schemes"].items():
+        found[one["family"]].append((name, one["title"], one["paper"]))
+    presets = [
+        (name, one["title"], one["source"].partition(",")[0])
+        for name, one in known["presets"].items()
+    ]
+    told = {family: rows for family, rows in found.items() if rows}
+    return told | {"presets of released models: {preset: NAME}": presets}
+
+
+def of_preset(name: str, one: Mapping[str, Any]) -> str:
+    """What a preset is, its options, and what it stands for."""
+    facts = {
+        "of": _show.with_links(one["source"]),
+        "YAML": f"model: {{position: {{preset: {name}}}}}",
+        "Python": f'Decoder(…, position={{"preset": "{name}"}})',
+    }
+    stands = "\n".join(_show.position_lines(one["position"]))
+    blocks = [
+        f"{name}: {one['title']}",
+        _show.facts(facts),
+        one["about"],
+        _show.options(one["options"]),
+        f"It stands for\n{textwrap.indent(stands, '  ')}",
+    ]
+    return "\n\n".join(blocks)
 
 
 def paragraphs(name: str, one: Mapping[str, Any]) -> list[str]:
@@ -65,6 +103,14 @@ def paragraphs(name: str, one: Mapping[str, Any]) -> list[str]:
         ),
         one["about"],
     ]
+
+
+def start_of(one: Mapping[str, Any]) -> list[str]:
+    """What ``start: authors`` sets."""
+    if not one["authors"]:
+        return []
+    told = ", ".join(f"{option}: {_show.as_yaml(v)}" for option, v in one["authors"].items())
+    return ["\n".join(textwrap.wrap(f"start: authors sets {told}.", _show.width()))]
 
 
 def beside(one: Mapping[str, Any]) -> list[str]:

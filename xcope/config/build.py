@@ -92,11 +92,13 @@ def make_model_for(config: ModelConfig, task: Task, device: str = "cpu") -> Tran
     """The decoder for a task; see `make_model`.
 
     Raises:
-        FlagError: also a table of positions that is too short for the task.
+        FlagError: also a table of positions that is too short for the task, or fewer places to draw
+            from than it has tokens.
     """
     block = task.seq_len("train")
     model = make_model(config, task.num_tokens, task.max_seq_len, device, block)
     _check_length(model, task)
+    _check_draws(model, task)
     return model
 
 
@@ -128,7 +130,7 @@ def _checked_flags(config: ModelConfig) -> dict[str, Any]:
     _check_said_once(config)
     for entry in entries(config.position):
         for option, value in entry.items():
-            _check_size(f"{entry.get('name')}_{option}", value)
+            _check_size(f"{entry.get('preset', entry.get('name'))}_{option}", value)
     return flags
 
 
@@ -167,3 +169,20 @@ def _check_length(model: TransformerWrapper, task: Task) -> None:
         f"of task {task.name!r} has sequences of {task.max_seq_len} tokens: raise max_seq_len or "
         "drop it",
     )
+
+
+def _check_draws(model: TransformerWrapper, task: Task) -> None:
+    for one in model.schemes:
+        draw = getattr(one, "draw", None)
+        if draw is None:
+            continue
+        splits = task.every_split if draw.at_test else ("train",)
+        longest = max(splits, key=task.seq_len)
+        if task.seq_len(longest) > draw.places_for:
+            flag = one.flag("random_max")
+            raise FlagError(
+                flag,
+                f"{flag}={draw.most} is not allowed: split {longest!r} of task {task.name!r} has "
+                f"sequences of {task.seq_len(longest)} tokens, which need as many places to be "
+                "drawn from: raise it",
+            )

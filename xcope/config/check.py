@@ -19,12 +19,13 @@ from xcope.config.typed import located, located_in_task, paths_of, typed
 from xcope.config.yaml_tree import Node
 from xcope.errors import FlagError, did_you_mean, listing, words_of
 from xcope.modules import SeamError
+from xcope.modules.flags import with_starts
 from xcope.plugins import blamed
 from xcope.tasks import Task
 
 
 def checked(tree: Node, passed: set[str] | None = None, *, data: bool = True) -> Config:
-    """The config of one run, ``dim_head`` and ``max_seq_len`` filled in.
+    """The config of one run, ``dim_head``, ``max_seq_len`` and authors' starts filled in.
 
     Args:
         tree: what was written.
@@ -50,7 +51,9 @@ def checked(tree: Node, passed: set[str] | None = None, *, data: bool = True) ->
     sizes = {"max_seq_len": config.model.max_seq_len or task.max_seq_len}
     if "attn_dim_head" not in config.model.rest:
         sizes["dim_head"] = head_width(config.model)
-    return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
+    # a run that is read again later begins as it did, whatever is known of authors by then
+    spelled = {"position": with_starts(config.model.position, config.model.flags)}
+    return config.model_copy(update={"model": config.model.model_copy(update=sizes | spelled)})
 
 
 def check_data(config: Config) -> None:

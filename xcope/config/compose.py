@@ -175,9 +175,11 @@ def _both(old: Node, new: Node) -> Node:
 
 
 def _name(node: Node) -> Any:
-    """``cope`` of ``cope`` and of ``{name: cope, max_pos: 64}``; None where there is no name."""
+    """``cope`` of ``cope`` and of ``{name: cope, max_pos: 64}``, another one of a preset; None
+    where there is no name."""
     named = node if isinstance(node.value, str) else node.get("name")
-    return named.value if named else None
+    released = None if named else node.get("preset")
+    return ("preset", released.value) if released else named.value if named else None
 
 
 def _spelled_out(old: Node, new: Node) -> tuple[Node, Node]:

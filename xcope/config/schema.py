@@ -105,8 +105,9 @@ class ModelConfig(OpenSection):
     max_seq_len: Length | None = None
     """Rows of a learned absolute table; null: the longest sequence of the task."""
     position: Position = None
-    """The scheme: a name, a mapping of name and options, a list of these for several, or a split
-    by layers or heads (`xcope.positions.plan`); null: what the flags say."""
+    """The scheme: a name, a mapping of name and options, a list of these for several, a split by
+    layers or heads, or the preset of a released model (`xcope.positions.plan`); null: what the
+    flags say."""
 
     @property
     def flags(self) -> Options:

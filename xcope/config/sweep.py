@@ -101,7 +101,7 @@ def _set_above(tree: Node) -> Iterator[tuple[str, str, Node]]:
     for section in ("sweep", "tune"):
         node = tree.get(section)
         for key, values in (node.children if node else {}).items():
-            if "." in key:
+            if "." in key or (section, key) == ("sweep", "task"):
                 yield section, key, values
 
 
@@ -197,6 +197,8 @@ def _named_run(name: str, values: Mapping[str, Node]) -> Iterator[None]:
 def unknown(key: str) -> str | None:
     """What is wrong with a key of a sweep; None if nothing is."""
     section, dot, rest = key.partition(".")
+    if key == "task":  # the section as a whole: names, and mappings of name and options
+        return None
     if not dot or section not in SECTIONS:
         return (
             f"unknown key {key!r}; a sweep sets keys of {listing(SECTIONS)}, for instance "

@@ -28,6 +28,10 @@ from xcope.registry import check_named
 
 SPLITS = ("layers", "heads")
 """Keys of a position that is split, see `xcope.positions.plan`."""
+START = "start"
+"""A key of any scheme, see there."""
+KINDS = {"name": "schemes", "preset": "presets"}
+"""Keys of a position under which a name stands → what is called so."""
 
 
 def typed(tree: Node) -> Config:
@@ -56,7 +60,7 @@ def _with_paths(tree: Node) -> Any:
     kinds = path_keys(named.value if named and isinstance(named.value, str) else None)
     for path, kind in [*kinds.items()]:
         kinds["sweep", ".".join(path)] = kind
-    for path, kind in kinds.items():
+    for path, kind in [*kinds.items(), *_paths_of_swept_tasks(tree)]:
         node = tree.get(*path)
         if node is not None:
             inner = plain
@@ -64,6 +68,17 @@ def _with_paths(tree: Node) -> Any:
                 inner = inner[key]
             inner[path[-1]] = _located_paths(node, kind, path)
     return plain
+
+
+def _paths_of_swept_tasks(tree: Node) -> Iterator[tuple[Any, files.IsPath]]:
+    """The options of ``sweep: {task: [{name: text, …}]}`` that are paths, and where they stand."""
+    swept = tree.get("sweep", "task")
+    for index, one in enumerate(swept.value if swept and isinstance(swept.value, list) else ()):
+        name = one.get("name")
+        kinds = path_keys(name.value) if name and isinstance(name.value, str) else {}
+        for path, kind in kinds.items():
+            if path[0] == "task":
+                yield ("sweep", "task", index, path[1]), kind
 
 
 def _located_paths(node: Node, kind: files.IsPath, path: Path) -> Any:
@@ -135,44 +150,50 @@ def check_names(tree: Node, config: Config) -> None:
         )
     except FlagError as error:
         raise located_in_task(tree, error) from error
-    schemes = {name: one["options"] for name, one in known["schemes"].items()}
+    kinds = {
+        key: {name: one["options"] for name, one in known[kinds].items()}
+        for key, kinds in KINDS.items()
+    }
     position = config.model.position
-    for name, options in [*_spelled_out(position), *_named(position)]:
+    for key, name, options in [*_spelled_out(position), *_named(position)]:
         try:
             check_named(
-                schemes,
+                kinds[key],
                 name,
                 options,
                 flag="position",
-                noun="scheme",
+                noun=KINDS[key].removesuffix("s"),
                 spelled=lambda option, name=name: f"{name}_{option}",  # type: ignore[misc]
+                elsewhere={other: names for other, names in kinds.items() if other != key},
             )
         except FlagError as error:
             raise located(tree, [*paths_of(tree, error.flag), ("model",)], str(error)) from error
 
 
-Named = tuple[str, Mapping[str, Any]]
-"""A scheme's name and its options."""
+Named = tuple[str, str, Mapping[str, Any]]
+"""The key (of `KINDS`) under which a scheme's or a preset's name stands, the name, its options."""
 
 
 def _named(position: Any) -> Iterator[Named]:
-    """The schemes of a position in the order in which they are parsed, as far as it is one."""
+    """What a position names, in the order in which it is parsed, as far as it is one."""
     if isinstance(position, str):
-        yield position, {}
+        yield "name", position, {}
     for entry in position if isinstance(position, list) else ():
         yield from _named(entry)
     if isinstance(position, Mapping):
         split = next((split for split in SPLITS if split in position), None)
+        key = next((key for key in ("preset", "name") if key in position), None)
         if split is not None:
             yield from _named(position[split])
-        elif isinstance(position.get("name"), str):
-            yield position["name"], {k: v for k, v in position.items() if k != "name"}
+        elif key is not None and isinstance(position[key], str):
+            said = {k: v for k, v in position.items() if k not in (key, START)}
+            yield key, position[key], said
 
 
 def _spelled_out(position: Any) -> Iterator[Named]:
     """Those that are mappings, which are looked at first."""
     if isinstance(position, Mapping | list):
-        yield from (one for one in _named(position) if one[1])
+        yield from (one for one in _named(position) if one[2])
 
 
 def located_in_task(tree: Node, error: FlagError) -> ConfigError:
@@ -192,7 +213,7 @@ def located(tree: Node, paths: Iterable[Path], message: str) -> ConfigError:
 def paths_of(tree: Node, flag: str) -> Iterator[Path]:
     """Where a flag of the decoder or the wrapper may have been written, likeliest first."""
     written = [
-        ((*path, option), f"{entry.get('name', '')}_{option}")
+        ((*path, option), f"{entry.get('preset', entry.get('name', ''))}_{option}")
         for path, entry in _position_entries(tree, ("model", "position"))
         for option in entry
     ]

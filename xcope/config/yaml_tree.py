@@ -174,19 +174,19 @@ def read_text(text: str, mark: Mark, key: str = "") -> Node:
     return _Reader(text, mark, key).document()
 
 
-def write_text(data: Any, *, block: bool = False) -> str:
+def write_text(data: Any, *, block: bool | None = None) -> str:
     """YAML that `read_text` reads back to the same data; short lists and mappings on one line.
 
     Args:
-        block: a line for each key and each item instead, however long.
+        block: a line for each key and each item instead, however long; False: one line for all.
     """
     return yaml.dump(
         data,
         Dumper=_Dumper,
         sort_keys=False,
-        default_flow_style=False if block else None,
+        default_flow_style=None if block is None else not block,
         allow_unicode=True,
-        width=2**31 if block else 100,
+        width=100 if block is None else 2**31,
     )
 
 

@@ -171,18 +171,20 @@ def _layer(
         added.append(None if bias is None else bias.expand(shape))
     told: list[dict[str, Tensor]] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
+        placing = None if call.placing is None else call.placing[index]
+        told.append({} if placing is None else _of_places(part, call, placing, seen[:, heads]))
         if part.attend is None:
-            told.append({})
             continue
         if part.attend in noted:
             given, _ = noted[part.attend]
         else:  # the layer wrote out what it adds, see `AttendModule.terms`
             q = watched.q[:, heads]
-            q, *_ = turned(part, call, q, q.new_zeros(*q.shape[:2], watched.keys, q.shape[3]), None)
+            keys = q.new_zeros(*q.shape[:2], watched.keys, q.shape[3])
+            q, *_ = turned(part, call, q, keys, None, placing=placing)
             left = None if call.remembered is None else call.remembered[index]
             inputs = AttendInputs(scale=q.shape[-1] ** -0.5, remembered=left)
             given = (q, logits[:, heads], seen[:, heads], inputs.written_out(q, logits.shape[-1]))
-        told.append(part.attend.trace(*given))
+        told[-1] |= part.attend.trace(*given)
     noted.clear()
     names = dict.fromkeys(name for maps in told for name in maps)
     maps = {name: _of_heads(parts, [maps.get(name) for maps in told], torch.nan) for name in names}
@@ -203,6 +205,18 @@ def _layer(
         ),
         maps=maps,
     )
+
+
+def _of_places(part: Part, call: LayerCall, placing: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """What a rotation tells of places that tokens have; each (b h i j), 0 where not seen."""
+    if part.rotation is None:
+        return {}
+    (i, j), found = seen.shape[-2:], {}
+    for name, table in part.rotation.trace(placing, call.places.documents).items():
+        # learned memories have no place
+        placed = F.pad(table[:, :, -i:], (j - table.shape[-1], 0))
+        found[name] = placed.expand_as(seen).masked_fill(~seen, 0.0)
+    return found
 
 
 def _bias(

@@ -29,7 +29,12 @@ from xcope.training import RunError, load_run
 
 CLOSE = 1e-3
 """What a model that was rebuilt may differ by, relative to the largest logit."""
-NOT_WITH_FLASH = ("attn_use_cope", "rel_pos_bias", "dynamic_pos_bias")
+NOT_WITH_FLASH = (
+    "attn_use_cope",
+    "attn_head_learned_sink",
+    "rel_pos_bias",
+    "dynamic_pos_bias",
+)
 """Switches beside which x-transformers takes no ``attn_flash``."""
 
 
@@ -51,6 +56,7 @@ def to_x_transformers(run: Path, path: Path, *, overwrite: bool = False) -> list
     """
     check_free(path, overwrite)
     config, model = load_run(run)
+    _check_draws(model)
     inner, outer = keywords(config.model)
     upstream = resolve(config.model.position, inner).upstream
     theirs = copy.deepcopy(model)
@@ -115,6 +121,7 @@ def to_torch_export(run: Path, path: Path, *, overwrite: bool = False) -> list[s
     """
     check_free(path, overwrite)
     config, model = load_run(run)
+    _check_draws(model)
     longest = model.max_table_len
     # numbers that are no sizes of the model, so that none is taken for another
     tokens = torch.zeros(3, min(37, longest or 37), dtype=torch.long)
@@ -144,6 +151,17 @@ def to_torch_export(run: Path, path: Path, *, overwrite: bool = False) -> list[s
         "logits = program(tokens)  # int64 (b n), "
         + ("of any size" if longest is None else f"n up to {longest}"),
     ]
+
+
+def _check_draws(model: TransformerWrapper) -> None:
+    """Raise a `FlagError` if the model draws places when it is asked."""
+    for one in model.schemes:
+        if getattr(one, "random_at_test", False):
+            flag = one.flag("random_at_test")
+            raise FlagError(
+                flag,
+                f"{flag}=True draws places in each call, which what is exported cannot: drop it",
+            )
 
 
 def check_free(path: Path, overwrite: bool) -> None:

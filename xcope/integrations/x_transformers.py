@@ -36,8 +36,10 @@ from xcope.positions.dynamic import Dynamic, DynamicBias
 from xcope.positions.forgetting import Forgetting, ForgettingAttention
 from xcope.positions.pope import PolarEmbedding, PoPE
 from xcope.positions.rotary import Rotary, RotaryAngles
+from xcope.positions.sink import HeadSinks, Sink
 from xcope.positions.sinusoidal import Sinusoidal, SinusoidalPositions
 from xcope.positions.t5 import T5, T5Bias
+from xcope.positions.window import Window, WindowLimits
 from xcope.positions.xpos import XPos, XPosAngles
 
 CAUSAL = (xt.Decoder, xt.AttentionLayers, TransformerBlock)
@@ -169,8 +171,9 @@ def position_flags(model: TransformerWrapper) -> tuple[dict[str, Any], dict[str,
     for attention in seam.self_attentions(layers):
         modules = (attention.attend.cope, attention.data_dependent_alibi)
         known = [BY_THEIRS[type(one)].flags(one) for one in modules if type(one) in BY_THEIRS]
+        known.append(_beside_flags(attention))
         of_layers.append({flag: value for flags in known for flag, value in flags.items()})
-    usual = {"attn_use_cope": False, "attn_cope_max_pos": 16}
+    usual = {"attn_use_cope": False, "attn_cope_max_pos": 16, "attn_max_attend_past": None}
     for flag in dict.fromkeys(flag for flags in of_layers for flag in flags):
         values = tuple(flags.get(flag, usual.get(flag, False)) for flags in of_layers)
         if len({*map(str, values)}) > 1 and flag.startswith("attn_data_dependent_alibi"):
@@ -182,7 +185,20 @@ def position_flags(model: TransformerWrapper) -> tuple[dict[str, Any], dict[str,
         for flag in ("attn_use_cope", "attn_data_dependent_alibi"):
             if flag in decoder:
                 decoder[f"cross_{flag}"] = False
+        own = {"attn_max_attend_past": None, "attn_head_learned_sink": False}
+        own |= _beside_flags(seam.cross_attentions(layers)[0])
+        decoder |= {f"cross_{flag}": value for flag, value in own.items() if flag in decoder}
     return decoder, wrapper
+
+
+def _beside_flags(attention: Any) -> dict[str, Any]:
+    """The flags of a layer's window and sinks, where it has them."""
+    flags: dict[str, Any] = {}
+    if attention.max_attend_past is not None:
+        flags["attn_max_attend_past"] = attention.max_attend_past
+    if attention.attend.head_learned_sink:
+        flags["attn_head_learned_sink"] = True
+    return flags
 
 
 def _named(model: nn.Module, cls: type[nn.Module]) -> list[tuple[str, Any]]:
@@ -226,7 +242,7 @@ def _convert_layers(layers: Any) -> None:
             named[name], modules[name] = _taken_over(theirs, geometry)
             shared.append(modules[name])
     rotation = next((n for n in ("rotary_pos_emb", "polar_pos_emb") if n in modules), "")
-    groups, parts = [], []
+    groups, parts, limits = [], [], dict[int, WindowLimits]()
     for attention in seam.self_attentions(layers):
         chosen = [named[rotation]] if rotation else []
         part = Part(geometry.heads, rotation=modules.get(rotation))
@@ -239,6 +255,14 @@ def _convert_layers(layers: Any) -> None:
                 scheme, ours = _taken_over(theirs, geometry)
                 chosen.append(scheme)
                 part = replace(part, attend=ours, attend_name=scheme.name)
+        if attention.max_attend_past is not None:
+            size = attention.max_attend_past + 1
+            chosen.append(Window(size=size))
+            part = replace(part, mask=limits.setdefault(size, WindowLimits(size)))
+        if attention.attend.head_learned_sink:
+            chosen.append(Sink())
+            with torch.device("meta"):
+                part = replace(part, sink=HeadSinks(geometry.heads))
         groups.append(single(*chosen).layers[0])
         parts.append([part])
     plan = Plan((groups[0],)) if len({*groups}) == 1 else Plan(tuple(groups), exact=True)
@@ -286,6 +310,7 @@ def _revert_layers(layers: Any) -> None:
     """Raise a `FlagError` if they cannot be."""
     attentions = seam.self_attentions(layers)
     parts = [seam.only_part(attention) for attention in attentions]
+    past = [_window_given_back(part, layers) for part in parts]
     slots: dict[str, list[Any]] = {
         "rotation": [seam.whole_rotation(part) for part in parts],
         "bias": [part.bias for part in parts if part.attend_name != ForgettingAttention.name],
@@ -310,7 +335,30 @@ def _revert_layers(layers: Any) -> None:
             place, _, name = part.attend.upstream_name.rpartition(".")
             owner = attention.get_submodule(place)
             setattr(owner, name, _given_back(part.attend, layers))
+    for attention, most in zip(attentions, past, strict=True):
+        attention.max_attend_past = most
     seam.restore_layers(layers, OurDecoder.__annotations__)
+
+
+def _window_given_back(part: Part, layers: Any) -> int | None:
+    """The window of a layer as x-transformers counts it; None: it has none.
+
+    Raises:
+        FlagError: the layer has a window, a sink or a scale that x-transformers has not.
+    """
+    window, lacking = part.mask, ""
+    plain = isinstance(window, WindowLimits) and not (window.sinks or window.chunked)
+    if window is not None and not plain:
+        lacking = "a window with first keys, or in chunks"
+    elif part.sink is not None and not part.sink.learned:
+        lacking = "a sink that is not learned"
+    elif part.scale is not None:
+        lacking = "a scale of queries by their place"
+    if lacking:
+        raise FlagError(
+            "position", f"x-transformers has nothing like {lacking}: {layers.plan.label()}"
+        )
+    return window.size - 1 if isinstance(window, WindowLimits) else None
 
 
 def _geometry(layers: Any) -> Geometry:
@@ -466,8 +514,18 @@ def _dynamic(theirs: Any) -> Dynamic:
     return Dynamic(log_distance=theirs.log_distance, depth=len(blocks), norm=len(blocks[0]) > 2)
 
 
+def _t5_back(ours: T5Bias, geometry: Geometry) -> Any:
+    if ours.scale != geometry.dim_head**0.5:
+        raise FlagError("t5_scaled", "t5_scaled=False is not known to x-transformers")
+    buckets, furthest = ours.num_buckets, ours.max_distance
+    return xt.RelativePositionBias(ours.scale, True, buckets, furthest, geometry.heads)
+
+
 def _dynamic_back(ours: Any, geometry: Geometry) -> Any:
     *blocks, last = ours.mlp
+    if not isinstance(blocks[0][-1], nn.SiLU):
+        flag = "dynamic_activation"
+        raise FlagError(flag, f"{flag}='relu' is not known to x-transformers, which has SiLU")
     return xt.DynamicPositionBias(
         last.in_features,
         heads=geometry.heads,
@@ -528,6 +586,15 @@ def _rotary_back(ours: RotaryAngles, geometry: Geometry) -> Any:
     )
 
 
+def _absolute_back(ours: AbsolutePositions, geometry: Geometry) -> Any:
+    theirs = xt.AbsolutePositionalEmbedding(
+        ours.emb.embedding_dim, ours.emb.num_embeddings, ours.l2norm
+    )
+    if ours.scale != theirs.scale:
+        raise FlagError("absolute_scaled", "absolute_scaled=False is not known to x-transformers")
+    return theirs
+
+
 def _alibi_flags(theirs: Any) -> dict[str, Any]:
     slopes = theirs.slopes.flatten().tolist()
     biased = len(slopes) - next((n for n, m in enumerate(reversed(slopes)) if m), len(slopes))
@@ -551,9 +618,7 @@ KINDS = (
         xt.RelativePositionBias,
         T5Bias,
         lambda m: T5(num_buckets=m.num_buckets, max_distance=m.max_distance),
-        lambda m, of: xt.RelativePositionBias(
-            m.scale, True, m.num_buckets, m.max_distance, of.heads
-        ),
+        _t5_back,
         lambda m: {
             "rel_pos_bias": True,
             "rel_pos_num_buckets": m.num_buckets,
@@ -649,9 +714,7 @@ KINDS = (
         xt.AbsolutePositionalEmbedding,
         AbsolutePositions,
         lambda m: Absolute(l2norm=m.l2norm_embed),
-        lambda m, of: xt.AbsolutePositionalEmbedding(
-            m.emb.embedding_dim, m.emb.num_embeddings, m.l2norm
-        ),
+        _absolute_back,
         lambda m: {"disable_abs_pos_emb": False},
     ),
     Kind(

@@ -6,7 +6,7 @@ Where x-transformers calls it is `xcope.modules.seam`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xcope.modules.places import Places
+from xcope.ops import windows
 from xcope.ops.biased import biased_attention
-from xcope.ops.inputs import exporting
+from xcope.ops.inputs import exporting, few_queries
+from xcope.ops.sinks import with_column
+from xcope.ops.terms import without_keys
 from xcope.ops.transforms import by_definition
-from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation
+from xcope.positions import (
+    AttendInputs,
+    AttendModule,
+    Draw,
+    IndexBias,
+    KeyLimits,
+    QueryScale,
+    Rotation,
+    Sinks,
+)
 
 
 @dataclass(frozen=True)
@@ -30,20 +42,30 @@ class Part:
         rotation: turns q and k.
         bias: is added to the logits.
         attend: the attention operation, of this layer.
-        rotation_max: the rotation's ``random_max``.
-        bias_max: the bias' ``random_max``.
+        rotation_draw: how the rotation draws places at random, if it does.
+        bias_draw: how the bias does.
         own_bias: whether the bias is of this layer only.
+        own_rotation: whether the rotation is of this layer only.
         attend_name: of the scheme in the attend slot.
+        rotation_name: of the scheme in the rotation slot.
+        mask: which keys a query sees.
+        sink: takes a share of attention.
+        scale: a factor of the queries, of this layer.
     """
 
     heads: int
     rotation: Rotation | None = None
     bias: IndexBias | None = None
     attend: AttendModule | None = None
-    rotation_max: int | None = None
-    bias_max: int | None = None
+    rotation_draw: Draw | None = None
+    bias_draw: Draw | None = None
     own_bias: bool = False
+    own_rotation: bool = False
     attend_name: str = ""
+    rotation_name: str = ""
+    mask: KeyLimits | None = None
+    sink: Sinks | None = None
+    scale: QueryScale | None = None
 
 
 @dataclass(frozen=True)
@@ -54,26 +76,87 @@ class LayerCall:
         places: of the keys, without learned memories that stand before them.
         bias: (… i j), further bias that the caller or another part of the layer adds.
         remembered: for each part of the layer, see `AttendInputs`.
+        placing: for each part of the layer, see `Rotation.remember`.
         q_places: of the queries where they are not the last keys (cross attention).
+        span: what distances stay below, where it is not the number of places.
     """
 
     places: Places
     bias: Tensor | None = None
     remembered: tuple[Tensor | None, ...] | None = None
     q_places: Places | None = None
+    placing: tuple[Tensor | None, ...] | None = None
+    draws: dict[Draw, Tensor] = field(default_factory=dict)
+    """What was drawn for this layer alone."""
+    span: int | None = None
 
-    def of(self, i: int, random_max: int | None) -> tuple[Tensor, Tensor, int]:
+    def of(self, i: int, draw: Draw | None) -> tuple[Tensor, Tensor, int]:
         """Places of i queries and of the keys, and what their distances stay below."""
         keys, queries = self.places, self.q_places
-        k_pos, span = keys.keys, keys.keys.shape[-1]
-        if random_max is not None and keys.drawn:
-            k_pos, span = keys.draw(random_max), random_max
+        k_pos, span = keys.drawn(draw, self.draws), self.span or keys.keys.shape[-1]
+        if draw is not None and k_pos is not keys.keys:
+            span = draw.most
         if queries is not None:
-            q_pos = queries.keys
-            if random_max is not None and queries.drawn:
-                q_pos = queries.draw(random_max)
-            return q_pos[..., -i:], k_pos, span
+            return queries.drawn(draw, self.draws)[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
+
+    def window(self, limits: KeyLimits, i: int, j: int, mask: Tensor | None) -> Tensor:
+        """Which of j keys i queries see, see `xcope.ops.windows`; all of those without a place.
+
+        Layers share it.
+        """
+        known, key = self.places.windows, (limits, i, j)
+        if torch.compiler.is_compiling():  # sizes are no keys there
+            return _window(self.places, limits, i, j, mask, self.q_places)
+        if key not in known:
+            known[key] = _window(self.places, limits, i, j, mask, self.q_places)
+        return known[key]
+
+    def without(self, hidden: tuple[int, int], free: int) -> LayerCall:
+        """The call without the keys of a `windows.gap`; ``free`` keys come before the places."""
+        first, past = (max(0, key - free) for key in hidden)
+        keys, whole = self.places.keys, self.places.keys.shape[-1]
+        keys = windows.around(keys, (first, past), keys.ndim - 1)
+        return replace(self, places=replace(self.places, keys=keys, windows={}), span=whole)
+
+
+def _window(
+    places: Places, limits: KeyLimits, i: int, j: int, mask: Tensor | None, queries: Places | None
+) -> Tensor:
+    keys = places.keys
+    free, slots = j - keys.shape[-1], torch.arange(keys.shape[-1], device=keys.device)
+    ranks = slots if places.given else keys
+    if not places.given and places.documents is None:
+        ranks = keys - keys[..., :1].clamp(max=0)  # memories before the tokens have their place
+    base = _first_rank(mask, ranks)
+    ranks = ranks if base is None else (ranks - base).clamp(min=0)
+    if queries is None:
+        of_queries, at = ranks[..., -i:], slots[-i:]
+    else:
+        of_queries = queries.keys[..., -i:]
+        at = torch.searchsorted(ranks.contiguous(), of_queries.contiguous())
+    first, near = limits(of_queries)
+    if places.padding is None:
+        first, near = (t + (at - of_queries) for t in (first, near))
+    else:  # between what stands before a row and the row itself
+        ranks = ranks.contiguous()
+        first, near = (torch.searchsorted(ranks, t.contiguous()) for t in (first, near))
+    bounds = torch.stack((first, near), dim=-2).clamp(min=0) + free
+    return (bounds if bounds.ndim == 3 else bounds[None]).to(torch.int32)
+
+
+def _first_rank(mask: Tensor | None, ranks: Tensor) -> Tensor | None:
+    """The rank of the first key that is seen, (b 1), where rows are masked on the left; else None.
+
+    Where queries differ in what they see, no key is the first.
+    """
+    if mask is None or ranks.ndim > 1:
+        return None
+    free = mask.shape[-1] - len(ranks)
+    if free < 0 or (mask.ndim == 4 and (mask.shape[1] > 1 or mask.shape[2] > 1)):
+        return None
+    seen = mask.reshape(len(mask), -1)[:, free:]
+    return ranks[seen.to(torch.uint8).argmax(-1, keepdim=True)]
 
 
 def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
@@ -82,6 +165,19 @@ def with_heads(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
     for part in parts:
         yield part, slice(first, first + part.heads)
         first += part.heads
+
+
+def read_by(parts: Sequence[Part]) -> list[Rotation | AttendModule | None]:
+    """What reads the layer's input: the rotations of all parts, then their modules of the attend
+    slot; None where one does not."""
+    modules = [*(part.rotation for part in parts), *(part.attend for part in parts)]
+    return [module if module is not None and module.remembers else None for module in modules]
+
+
+def keys_of_each_head(parts: Sequence[Part]) -> bool:
+    """Whether query heads that share keys need copies of their own."""
+    turned_apart = any(part.rotation is not None and part.rotation.each_head for part in parts)
+    return len(parts) > 1 or turned_apart
 
 
 Gates = Mapping[str | None, Tensor | None]
@@ -106,6 +202,8 @@ def attend(
     mask: Tensor | None,
     causal: bool,
     order: Tensor | None = None,
+    placing: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Attention of a group of heads, in O(n) memory unless its scheme needs more.
 
@@ -121,18 +219,36 @@ def attend(
         mask: bool, True where a key may be attended; broadcasts to (b h i j).
         causal: query i sees keys up to its own place.
         order: (h) int64; query head order[a] uses key head a // (h / hk). None: head a does.
+        placing: see `turned`.
+        sink: (h), logits of the group's sinks.
 
     Returns:
         (b h i dv), heads in the order of ``q``.
     """
-    terms, module = None, part.attend
-    if part.bias is not None:
-        terms = part.bias.terms(*call.of(q.shape[2], part.bias_max))
-    elif module is not None and module.gives_terms:
-        terms = None if remembered is None else module.terms(remembered, q.shape[2])
+    terms, window, module, i = None, None, part.attend, q.shape[2]
+    if module is not None and module.gives_terms:
+        terms = None if remembered is None else module.terms(remembered, i)
         module = None
+    if part.mask is not None:
+        window, j = call.window(part.mask, i, k.shape[2], mask), k.shape[2]
+        hidden = _unread(part, call, window, module, q, k, v, *gates.values())
+        if hidden != (0, 0):  # not even to be turned
+            call = call.without(hidden, j - call.places.keys.shape[-1])
+            k, v = windows.around(k, hidden, 2), windows.around(v, hidden, 2)
+            gates = {
+                n: None if t is None else windows.around(t, hidden, 2) for n, t in gates.items()
+            }
+            terms = None if terms is None else without_keys(terms, *hidden, among=j)
+            if mask is not None and mask.shape[-1] > 1:
+                mask = windows.around(mask, hidden, mask.ndim - 1)
+            window = windows.moved(window, hidden)
+        if module is not None and not module.takes_window:
+            mask, window = windows.masked_within(mask, window, k.shape[2]), None
+    if part.bias is not None:
+        terms = part.bias.terms(*call.of(i, part.bias_draw))
     if order is not None:
         terms = None if terms is None else terms.of_heads(order)
+        sink = None if sink is None else sink[order]
         mask = mask[:, order] if mask is not None and mask.shape[1] > 1 else mask
     inputs = AttendInputs(
         scale=scale,
@@ -143,20 +259,51 @@ def attend(
         gate_k=None if module is None else gate_keys_of(module, k, gates),
         remembered=remembered,
         heads=order,
+        window=window,
+        sink=sink,
     )
     if part.rotation is not None and part.rotation.widens and module is None:
         return _attend_wide(part, call, q, k, v, inputs)
-    if part.rotation is not None:
-        q, k, gate_k = turned(part, call, q, k, inputs.gate_k)
+    if part.rotation is not None or part.scale is not None:
+        q, k, gate_k = turned(part, call, q, k, inputs.gate_k, placing=placing)
         inputs = inputs if gate_k is None else replace(inputs, gate_k=gate_k)
     q = q if order is None else q[:, order]
     if module is None:
         out = biased_attention(
-            q, k, v, terms, scale=scale, mask=mask, causal=causal, cu_seqlens=inputs.cu_seqlens
+            q,
+            k,
+            v,
+            terms,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            cu_seqlens=inputs.cu_seqlens,
+            window=window,
+            sink=sink,
         )
     else:
         out = module.attend(q, k, v, inputs)
     return out if order is None else out[:, order.argsort()]
+
+
+def _unread(
+    part: Part,
+    call: LayerCall,
+    window: Tensor,
+    module: AttendModule | None,
+    q: Tensor,
+    k: Tensor,
+    *others: Tensor | None,
+) -> tuple[int, int]:
+    """The keys that a few queries with a long cache do not read; (0, 0): none, or not known."""
+    known = module is None or (module.takes_window and not module.remembers)
+    known = known and (part.rotation is None or not part.rotation.remembers)
+    drawn = any(map(call.places.draws_by, (part.rotation_draw, part.bias_draw)))
+    usual = call.places.documents is None and not drawn and call.q_places is None
+    few = few_queries(q, k, *others) and not torch.compiler.is_compiling()
+    if not (known and usual and few) or by_definition(q, k, *others):
+        return 0, 0
+    return windows.gap(window, k.shape[2])
 
 
 def turned(
@@ -166,24 +313,47 @@ def turned(
     k: Tensor,
     gate_k: Tensor | None,
     heads: Tensor | None = None,
+    placing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """q (b h i d) and k (b hk j d) after the rotation; keys before the first place stay.
+    """q (b h i d) and k (b hk j d) after the rotation and the queries' scale.
 
-    What gates are made from is turned as keys are: it meets turned queries. ``heads`` (h) int64 are
-    those that ``q`` holds, None: all of the group.
+    Keys before the first place stay. What gates are made from is turned as keys are: it meets
+    turned queries. ``heads`` (h) int64 are those that ``q`` holds, None: all of the group.
+    ``placing`` is what the tokens of all keys left behind for a rotation whose places come from
+    them (`Rotation.remember`).
     """
-    if part.rotation is None:
+    if part.scale is not None:
+        q, k, gate_k = turned(replace(part, scale=None), call, q, k, gate_k, heads, placing)
+        return _scaled(part.scale, part.mask, call, q, heads), k, gate_k
+    rotation, i = part.rotation, q.shape[2]
+    if rotation is None or (rotation.remembers and placing is None):
         return q, k, gate_k
     keys = k if gate_k is None else torch.cat((k, gate_k), dim=1)
-    q_pos, k_pos, _ = call.of(q.shape[2], part.rotation_max)
-    free = k.shape[2] - k_pos.shape[-1]
-    q, turned_keys = part.rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
+    if placing is None:
+        q_pos, k_pos, _ = call.of(i, part.rotation_draw)
+        placed = k_pos.shape[-1]
+    else:
+        k_pos = rotation.places(placing, call.places.documents)
+        placed = k_pos.shape[2]
+        q_pos = k_pos if i == placed else k_pos[:, :, -i:]
+    free = k.shape[2] - placed
+    q, turned_keys = rotation.rotate(q, keys[:, :, free:], q_pos, k_pos, heads)
     if free:
         turned_keys = torch.cat((keys[:, :, :free], turned_keys), dim=2)
     if gate_k is None:
         return q, turned_keys, None
     k, gate_k = turned_keys.chunk(2, dim=1)
     return q, k, gate_k
+
+
+def _scaled(
+    scale: QueryScale, limits: KeyLimits | None, call: LayerCall, q: Tensor, heads: Tensor | None
+) -> Tensor:
+    pos, *_ = call.of(q.shape[2], None)
+    factor: Tensor = scale(pos, pos + 1 if limits is None else limits.count(pos))
+    if heads is not None and factor.shape[-2] > 1:
+        factor = factor[..., heads, :]
+    return (q * factor[..., None]).to(q.dtype)
 
 
 def attend_groups(
@@ -195,9 +365,10 @@ def attend_groups(
     gates: Gates,
     *,
     mask: Tensor | None,
+    sinks: Sequence[Tensor | None],
     **given: Any,
 ) -> Tensor:
-    """`attend` for each group of heads; k, v and gates are (b h j d)."""
+    """`attend` for each group of heads; k, v and gates are (b h j d), sinks one for each group."""
     outs = []
     for index, (part, heads) in enumerate(with_heads(parts)):
         outs.append(
@@ -209,7 +380,9 @@ def attend_groups(
                 v[:, heads],
                 {name: None if t is None else t[:, heads] for name, t in gates.items()},
                 None if call.remembered is None else call.remembered[index],
+                placing=None if call.placing is None else call.placing[index],
                 mask=mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask,
+                sink=sinks[index],
                 **given,
             )
         )
@@ -230,7 +403,7 @@ def _attend_wide(
     """
     heads = torch.arange(q.shape[1], device=q.device) if inputs.heads is None else inputs.heads
     q, groups = q[:, heads], q.shape[1] // k.shape[1]
-    terms, mask = inputs.bias, inputs.mask
+    terms, mask, sink = inputs.bias, inputs.mask, inputs.sink
 
     def some(q: Tensor, k: Tensor, v: Tensor, those: slice) -> Tensor:
         q, k, _ = turned(part, call, q, k, None, heads[those])
@@ -244,6 +417,8 @@ def _attend_wide(
             mask=mask[:, those] if mask is not None and mask.shape[1] > 1 else mask,
             causal=inputs.causal,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=None if sink is None else sink[index],
         )
 
     outs = []
@@ -263,6 +438,38 @@ def _attend_wide(
 
 
 # -- with all logits held ------------------------------------------------------------------------
+
+
+def mask_of(
+    parts: Sequence[Part], call: LayerCall, mask: Tensor | None, i: int, j: int
+) -> Tensor | None:
+    """The mask, (b j) or one that broadcasts to (b h i j), with each group's window in it."""
+    if all(part.mask is None for part in parts):
+        return mask
+    pieces = []
+    for part, heads in with_heads(parts):
+        its = mask[:, heads] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
+        if part.mask is not None:
+            its = windows.masked_within(its, call.window(part.mask, i, j, mask), j)
+        pieces.append(its)
+    if len(parts) == 1:
+        return pieces[0]
+    whole = [
+        torch.ones(1, 1, 1, 1, dtype=torch.bool, device=call.places.keys.device)
+        if its is None
+        else its[:, None, None]
+        if its.ndim == 2
+        else its
+        for its in pieces
+    ]
+    b = max(len(its) for its in whole)
+    return torch.cat(
+        [
+            its.expand(b, part.heads, i, j)
+            for its, (part, _) in zip(whole, with_heads(parts), strict=True)
+        ],
+        dim=1,
+    )
 
 
 def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | None:
@@ -285,9 +492,30 @@ def bias_of(parts: Sequence[Part], call: LayerCall, i: int, j: int) -> Tensor | 
     )
 
 
+def own_sinks(parts: Sequence[Part], device: torch.device) -> list[Tensor | None]:
+    """The logits of the sinks of each group of heads, (h), where these hold what they learn."""
+    return [
+        None if part.sink is None else part.sink(part.sink.head_attn_sink, device) for part in parts
+    ]
+
+
+def sink_of_heads(parts: Sequence[Part], sinks: Sequence[Tensor | None]) -> Tensor | None:
+    """The sinks' logits of all heads, (h), −∞ where a group has none; None: none has any."""
+    given = [one for one in sinks if one is not None]
+    if not given:
+        return None
+    nothing = torch.full((), -torch.inf, dtype=given[0].dtype, device=given[0].device)
+    return torch.cat(
+        [
+            (nothing if one is None else one).expand(part.heads)
+            for one, part in zip(sinks, parts, strict=True)
+        ]
+    )
+
+
 def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | None:
     if part.bias is not None:
-        q_pos, k_pos, _ = call.of(i, part.bias_max)
+        q_pos, k_pos, _ = call.of(i, part.bias_draw)
         if k_pos.ndim == 3:  # places of each head
             rows = part.bias.dense(q_pos.flatten(0, 1), k_pos.flatten(0, 1))
             each = rows.view(*k_pos.shape[:2], *rows.shape[1:])
@@ -307,12 +535,15 @@ def softmax_only(parts: Sequence[Part]) -> bool:
     return all(part.attend is None or part.attend.softmax for part in parts)
 
 
-def weights_of(parts: Sequence[Part], logits: Tensor) -> Tensor:
-    """Weights (b h i j) of what all schemes have made of the logits, at least float32."""
+def weights_of(parts: Sequence[Part], logits: Tensor, sink: Tensor | None = None) -> Tensor:
+    """Weights (b h i j) of what all schemes have made of the logits, at least float32.
+
+    ``sink`` (h) takes its share of a softmax.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.cat(
         [
-            logits[:, heads].softmax(-1)
+            with_column(logits[:, heads], None if sink is None else sink[heads])
             if part.attend is None or part.attend.softmax
             else logits[:, heads].exp()
             for part, heads in with_heads(parts)

@@ -64,10 +64,10 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
     meetings: tuple[seam.Meeting, ...]
     packed: bool
     block: int | None = None
-    _windowed: bool
     _reads_length: bool
     _reads_places: bool
     _needs_all_tokens: bool
+    _placed_by_content: str
 
     def __init__(self, *, position: Position | None = None, **flags: Any) -> None:
         request = resolve(position, flags)
@@ -149,12 +149,11 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                 that hides nothing and shows later tokens, which causal attention does not (on a
                 GPU it is not looked at); ``pos`` that is not as long as the tokens; ready-made
                 angles; masks that are not bool or do not fit; a cache beside what changes as more
-                tokens follow, as dynamic NTK does; ``seq_start_pos`` beside
-                ``attn_max_attend_past`` where memories stand before the padding; ``cu_seqlens``
-                that do not fit, or beside what tells of no documents: places, a cache, memories,
-                cross attention, and flags by which tokens meet elsewhere than in attention or
-                schemes follow the length of the row, as dynamic NTK does; no ``cu_seqlens`` where
-                ``attn_flash_pack_seq=True`` promised them.
+                tokens follow, as dynamic NTK does; ``cu_seqlens`` that do not fit, or beside what
+                tells of no documents: places, a cache, memories, cross attention, and flags by
+                which tokens meet elsewhere than in attention or schemes follow the length of the
+                row, as dynamic NTK does; ``context_pos`` beside places that come from what tokens
+                are; no ``cu_seqlens`` where ``attn_flash_pack_seq=True`` promised them.
         """
         kwargs = arguments("Decoder", args, kwargs)
         self._check_beside(kwargs)
@@ -178,18 +177,18 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         check_masks(x, kwargs)
         if kwargs.get("context_pos") is not None and kwargs.get("context") is not None:
             check_context_pos(kwargs["context_pos"], kwargs["context"])
+            if self._placed_by_content:
+                raise FlagError(
+                    "context_pos",
+                    f"context_pos is not read beside position {self._placed_by_content!r}, whose "
+                    "places come from what tokens are; its cross attention turns nothing: drop it",
+                )
         if kwargs.get("cache") is not None:
             self._check_cache(kwargs)
             if not self._reads_places and kwargs.get("pos") is not None:
                 kwargs["pos"] = None  # no scheme here reads them
         mask, kv_mask = kwargs.get("mask"), kwargs.get("self_attn_kv_mask")
         places = places_of(x, self.training, kwargs, documents)
-        if places.padding is not None and self._windowed:
-            raise FlagError(
-                "seq_start_pos",
-                "seq_start_pos does not go together with attn_max_attend_past where memories or "
-                "prepended embeddings stand before the padding: give each row alone",
-            )
         if places.keys.ndim == 3:
             self._check_places_of_heads(places.keys)
         if self._reads_length:
@@ -231,8 +230,8 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
             raise FlagError(
                 "cache",
                 "cache does not go together with a scheme by which earlier tokens change as more "
-                "follow, as dynamic NTK, or xPos beside learned memories: give all tokens, and no "
-                "cache",
+                "follow, as dynamic NTK, LongRoPE, places drawn at random in each call "
+                "(random_at_test), or xPos beside learned memories: give all tokens, and no cache",
             )
         if arguments.get("causal") is False:
             raise FlagError(
@@ -247,7 +246,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         """Only what is added to the logits can differ from head to head."""
         heads = seam.self_attentions(self)[0].heads
         parts = [part for a in seam.self_attentions(self) for part in a.attend.parts]
-        turned = any(part.rotation is not None for part in parts)
+        turned = any(part.rotation is not None or part.scale is not None for part in parts)
         if turned or any(part.heads != heads for part in parts) or keys.shape[1] != heads:
             raise FlagError(
                 "pos",
@@ -291,17 +290,33 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         self.plan, self.schemes = plan, plan.schemes
         self.register_load_state_dict_pre_hook(_check_shared_tables)
         self.register_load_state_dict_post_hook(fill_constants)
-        self._windowed = any(a.max_attend_past is not None for a in attentions)
         rotations = [part.rotation for a in attentions for part in a.attend.parts]
         self._reads_length = any(
             r is not None and (r.length_dependent or r.scales) for r in rotations
         )
+        self._placed_by_content = next(
+            (
+                part.rotation_name
+                for a in attentions
+                for part in a.attend.parts
+                if part.rotation is not None and part.rotation.remembers
+            ),
+            "",
+        )
         biases = [part.bias for a in attentions for part in a.attend.parts]
-        self._reads_places = any(one is not None for one in (*rotations, *biases))
-        self._needs_all_tokens = any(map(seam.needs_all_tokens, attentions))
+        placed = [r for r in rotations if r is not None and not r.remembers]
+        scales = [part.scale for a in attentions for part in a.attend.parts]
+        self._reads_places = bool(placed) or any(one is not None for one in (*biases, *scales))
+        at_test = any(getattr(one, "random_at_test", False) for one in plan.schemes)
+        self._needs_all_tokens = at_test or any(map(seam.needs_all_tokens, attentions))
         turned = next((part for of_layer in parts for part in of_layer), None)
         alike = {part.rotation for of_layer in parts for part in of_layer}
-        if turned and turned.rotation and len(alike) == 1 and not turned.rotation.widens:
+        if (
+            turned
+            and turned.rotation
+            and len(alike) == 1
+            and not (turned.rotation.widens or turned.rotation.remembers)
+        ):
             for attention in seam.cross_attentions(self):
                 seam.fill_cross_attention(attention, turned, self.cross_residual_attn)
         self.meetings = seam.meetings(self)
@@ -368,25 +383,39 @@ class Builder:
         part = Part(heads)
         for one in group:
             if one.slot is Slot.ROTATION:
-                rotation_max = getattr(one, "random_max", None)
-                part = replace(part, rotation=self._once(one, heads), rotation_max=rotation_max)
+                draw = getattr(one, "draw", None)
+                rotation = self._build(one, heads) if one.per_layer else self._once(one, heads)
+                part = replace(
+                    part,
+                    rotation=rotation,
+                    rotation_draw=draw,
+                    own_rotation=one.per_layer,
+                    rotation_name=one.name,
+                )
             elif one.slot is Slot.BIAS:
-                bias_max = getattr(one, "random_max", None)
-                bias = self._once(one, heads) if one.shared else self._build(one, heads)
-                part = replace(part, bias=bias, bias_max=bias_max, own_bias=not one.shared)
+                draw = getattr(one, "draw", None)
+                bias = self._build(one, heads) if one.per_layer else self._once(one, heads)
+                part = replace(part, bias=bias, bias_draw=draw, own_bias=one.per_layer)
             elif one.slot is Slot.ATTEND:
                 part = replace(part, attend=self._attend(one, heads), attend_name=one.name)
+            elif one.slot is Slot.MASK:
+                part = replace(part, mask=self._once(one, heads))
+            elif one.slot is Slot.SINK:
+                part = replace(part, sink=self._build(one, heads))
+            elif one.slot is Slot.SCALE:
+                part = replace(part, scale=self._build(one, heads))
         return part
 
     def _once(self, one: Scheme, heads: int) -> Any:
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
-            self.shared.append(self._made[one, heads])
+            if one.slot is not Slot.MASK:  # which has no parameters
+                self.shared.append(self._made[one, heads])
         return self._made[one, heads]
 
     def _attend(self, one: Scheme, heads: int) -> Any:
         """Of one layer, unless an option shares it: then each of them has it under its own name."""
-        if "shared" not in one.options() or not one.shared:
+        if one.per_layer:
             return self._build(one, heads)
         if (one, heads) not in self._made:
             self._made[one, heads] = self._build(one, heads)
@@ -397,7 +426,7 @@ class Builder:
 
 
 def _materialised_by_dropout(part: Part) -> bool:
-    return part.bias is not None or part.attend is not None
+    return part.bias is not None or part.attend is not None or part.sink is not None
 
 
 def _check_layers(plan: Plan, attentions: int) -> None:
@@ -421,7 +450,7 @@ def _check_layers(plan: Plan, attentions: int) -> None:
         raise FlagError(
             "position",
             f"position has {asked} layers, but there are {attentions} self-attention layers: "
-            "shorten it, or raise depth",
+            f"{plan.to_shorten(attentions)}, or raise depth",
         )
 
 

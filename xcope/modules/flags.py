@@ -20,6 +20,7 @@ from xcope.positions import (
     scheme,
     schemes,
     single,
+    started,
 )
 
 
@@ -137,17 +138,29 @@ def resolve(position: Position | None, flags: Mapping[str, Any]) -> Request:
         if flag not in known:
             raise unknown("Decoder", flag, known)
     rest = dict(flags)
-    plan = single() if position is None else parse(position)
+    plan = single() if position is None else parse(with_starts(position, flags))
     foreign = _foreign(rest)
     switched = _switched(rest)
     if position is not None:
         _check_switches(position, plan, [*switched, *foreign])
-    for layers, name in switched.values():
-        plan = _with_scheme(plan, name, layers)
+    for flag, asked in switched.items():
+        plan = _with_scheme(plan, flag, asked)
     plan = _with_options(rest, plan)
     _check_foreign(plan, foreign)
-    named = position is not None or bool(plan.schemes) or bool(foreign)
-    return Request(plan, named, rest)
+    told = any(one.slot is None or not one.slot.beside for one in plan.schemes)
+    return Request(plan, position is not None or told or bool(foreign), rest)
+
+
+def with_starts(position: Any, flags: Iterable[str]) -> Any:
+    """``position`` with the options that ``start: authors`` stands for, but for those that a flag
+    beside it says.
+
+    Raises:
+        FlagError: see `xcope.positions.started`.
+    """
+    takers = option_flags()
+    said = {f"{name}_{option}" for flag in flags for name, option in takers.get(flag, ())}
+    return started(position, said)
 
 
 def _foreign(rest: Mapping[str, Any]) -> list[str]:
@@ -159,12 +172,39 @@ def _on(value: Any) -> bool:
     return any(value) if isinstance(value, tuple) else bool(value)
 
 
-Switched = dict[str, tuple[tuple[bool, ...] | None, str]]
+Switched = dict[str, Scheme | tuple[Scheme | None, ...]]
 
 
 def _switched(rest: dict[str, Any]) -> Switched:
-    """Take the switches out of ``rest``: flag → the layers (None for all) and the scheme."""
+    """Take the switches out of ``rest``: flag → the scheme of all layers, or of each."""
+    _vary(rest)
     switched: Switched = {}
+    for flag, name in switch_flags().items():
+        if flag not in rest:
+            continue
+        kind = schemes()[name]
+        beside = kind.slot is not None and kind.slot.beside
+        if beside and _on(rest.get("only_cross")):
+            continue  # there is no other attention that has it
+        value = rest.pop(flag)
+        if isinstance(value, tuple) and (beside or kind.slot is Slot.ATTEND):
+            of_layers = tuple(map(kind.switched, value))
+            if any(of_layers):
+                switched[flag] = of_layers
+            continue
+        asked = kind.switched(value)
+        if asked is not None:
+            switched[flag] = asked
+            if beside and _on(rest.get("cross_attend")):  # where x-transformers has it, too
+                rest.setdefault(f"cross_{flag}", value)
+    for flag in [*switched]:
+        for implied in schemes()[switch_flags()[flag]].upstream_implies:
+            switched.pop(implied, None)
+    return switched
+
+
+def _vary(rest: dict[str, Any]) -> None:
+    """Let a switch that varies another's scheme have that one's value, or none."""
     for kind in schemes().values():
         flag, other = kind.upstream_switch, kind.upstream_varies
         if flag in rest and other is not None:
@@ -173,27 +213,13 @@ def _switched(rest: dict[str, Any]) -> Switched:
                 raise FlagError(flag, f"{flag}={varies!r} is not allowed: it is True or False")
             if varies and _on(value):
                 rest[flag] = rest.pop(other)
-    for flag, name in switch_flags().items():
-        if flag not in rest:
-            continue
-        value = rest.pop(flag)
-        layers = None
-        if isinstance(value, tuple) and schemes()[name].slot is Slot.ATTEND:
-            layers = tuple(map(bool, value))
-        elif not isinstance(value, bool):
-            raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
-        if _on(value):
-            switched[flag] = (layers, name)
-    for _, name in [*switched.values()]:
-        for flag in schemes()[name].upstream_implies:
-            switched.pop(flag, None)
-    return switched
 
 
 def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> None:
     names, chosen = switch_flags(), {one.name for one in plan.schemes}
     for flag in switches:
-        if names.get(flag) not in chosen:
+        slot = schemes()[names[flag]].slot if flag in names else None
+        if names.get(flag) not in chosen and not (slot is not None and slot.beside):
             both = listing([*sorted(chosen), names[flag]]) if flag in names and chosen else None
             raise FlagError(
                 flag,
@@ -202,15 +228,25 @@ def _check_switches(position: Position, plan: Plan, switches: Sequence[str]) -> 
             )
 
 
-def _with_scheme(plan: Plan, name: str, layers: tuple[bool, ...] | None) -> Plan:
-    """The plan with a scheme that a switch turned on, in all layers or in some."""
+def _with_scheme(plan: Plan, flag: str, asked: Scheme | tuple[Scheme | None, ...]) -> Plan:
+    """The plan with a scheme that a switch turned on, in all layers or in some.
+
+    Raises:
+        FlagError: the plan has it with other options.
+    """
+    name = switch_flags()[flag]
     chosen = next((one for one in plan.schemes if one.name == name), None)
-    if chosen is not None and layers is None:
+    of_layers = asked if isinstance(asked, tuple) else (asked,)
+    for one in of_layers:
+        if one is not None and chosen is not None and one.given() and one != chosen:
+            raise FlagError(
+                flag,
+                f"{flag} asks for {one.label()}, but position for {chosen.label()}: drop one",
+            )
+    if chosen is not None and not isinstance(asked, tuple):
         return plan
-    added = single(chosen or scheme(name))
-    if layers is not None:
-        nothing = single().layers[0]
-        added = Plan(tuple(added.layers[0] if on else nothing for on in layers), exact=True)
+    layers = [single() if one is None else single(chosen or one) for one in of_layers]
+    added = Plan(tuple(one.layers[0] for one in layers), exact=isinstance(asked, tuple))
     return combined([plan.without(name), added])
 
 

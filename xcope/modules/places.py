@@ -12,7 +12,7 @@ from torch import Tensor
 from xcope.errors import FlagError
 from xcope.ops.documents import check_edges, document_of
 from xcope.ops.inputs import require, shape
-from xcope.positions import draw_places, draw_places_of_documents
+from xcope.positions import Draw
 
 
 @dataclass(eq=False)
@@ -25,29 +25,46 @@ class Places:
         given: whether the caller chose them, so that they may be in any order.
         documents: cu_seqlens where several documents are packed in the row, whose places ascend
             within each.
-        drawn: whether schemes with ``random_max`` draw theirs at random; not where given.
-        padding: (b j) bool, keys that stand between others and mean nothing; None: there are none.
+        drawable: whether schemes with ``random_max`` may draw theirs at random; not where given.
+        training: whether they all do, not only those with ``random_at_test``.
+        padding: (b j) bool, keys that mean nothing; None: there are none.
+        between: whether other keys may stand before the padding: memories, embeddings.
+        windows: those that layers have made of the places, by what they are made from.
     """
 
     keys: Tensor
     given: bool = False
     documents: Tensor | None = None
-    drawn: bool = False
+    drawable: bool = False
+    training: bool = False
     padding: Tensor | None = None
-    _draws: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    between: bool = False
+    draws: dict[Draw, Tensor] = field(default_factory=dict, repr=False)
+    """What was drawn for all layers of the call."""
+    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
-    def draw(self, random_max: int) -> Tensor:
-        """The keys' places at random, for schemes with this option.
+    def draws_by(self, draw: Draw | None) -> bool:
+        """Whether places are drawn for a scheme that draws them so, if at all."""
+        return draw is not None and self.drawable and (self.training or draw.at_test)
 
-        One draw serves all layers of a call.
+    def drawn(self, draw: Draw | None, of_layer: dict[Draw, Tensor]) -> Tensor:
+        """The keys' places, at random for schemes that draw them.
+
+        Args:
+            draw: how the scheme draws; None: it does not.
+            of_layer: what was drawn for this layer alone.
         """
-        if random_max not in self._draws:
+        if draw is None or not self.draws_by(draw):
+            return self.keys
+        kept = of_layer if draw.at_test else self.draws
+        if draw not in kept:
+            n = self.keys.shape[-1]
             if self.documents is None:
-                drawn = draw_places(self.keys.shape[-1], random_max, self.keys.device)
+                drawn = draw.places(n, self.keys.device)
             else:
-                drawn = draw_places_of_documents(self.documents, random_max)
-            self._draws[random_max] = drawn[self.keys.clamp(min=0)]
-        return self._draws[random_max]
+                drawn = draw.places_of_documents(self.documents, n)
+            kept[draw] = drawn[self.keys.clamp(min=0)]
+        return kept[draw]
 
     def ending_with(self, seen: Tensor) -> Places:
         """The same, but no place beyond that of a row's last key that is seen, (b j) bool."""
@@ -59,7 +76,7 @@ class Places:
 
 
 def places_of(
-    x: Tensor, drawn: bool, arguments: dict[str, Any], documents: Tensor | None = None
+    x: Tensor, training: bool, arguments: dict[str, Any], documents: Tensor | None = None
 ) -> Places:
     """The places of a decoder's call.
 
@@ -69,7 +86,7 @@ def places_of(
 
     Args:
         x: embeddings (b n dim), all tokens or, beside a cache, the new ones.
-        drawn: see `Places`.
+        training: see `Places`.
         arguments: the keyword arguments of the call; ``seq_start_pos`` becomes a mask there.
         documents: see `Places`; they have places of their own, whatever ``pos`` says.
 
@@ -79,7 +96,7 @@ def places_of(
     lead = arguments.pop("tokens_before", 0)
     if documents is not None:
         keys = packed_places(documents, x.shape[1])
-        return Places(keys, drawn=drawn, documents=documents)
+        return Places(keys, documents=documents, drawable=True, training=training)
     cache, before_x, memories = arguments.get("cache"), 0, 0
     if cache is not None:
         before_x = tokens_only_cached(x.shape[1], cache, arguments.get("cache_age", 1))
@@ -88,7 +105,7 @@ def places_of(
             memories = memory.shape[1]
             break
     total = before_x + x.shape[1]
-    start, between = arguments.pop("seq_start_pos", None), None
+    start, hidden = arguments.pop("seq_start_pos", None), None
     padding: Tensor | int = 0  # before each slot
     slots = torch.arange(total, device=x.device)
     if start is not None:
@@ -96,7 +113,8 @@ def places_of(
         padding = torch.where(slots < lead, 0, start[:, None])
         seen = (slots < lead) | (slots - lead >= start[:, None])
         _hide_padding(seen, memories, arguments)
-        between = F.pad(~seen, (memories, 0)) if lead or memories else None
+        hidden = F.pad(~seen, (memories, 0))
+    between = hidden is not None and bool(lead or memories)
     before = torch.arange(-memories, 0, device=x.device)
     pos = arguments.get("pos")
     if pos is not None and is_places(pos, x):
@@ -107,7 +125,8 @@ def places_of(
                 + (" with those in the cache" if before_x else ""),
             )
         pos = pos.long()
-        return Places(torch.cat((pos[..., :1] + before, pos), dim=-1), given=True, padding=between)
+        keys = torch.cat((pos[..., :1] + before, pos), dim=-1)
+        return Places(keys, given=True, padding=hidden, between=between)
     first = (arguments.get("seq_pos_offset") or before_x) - before_x
     keys = slots
     if start is not None:
@@ -115,7 +134,7 @@ def places_of(
         before = before.expand(len(keys), -1)
     if memories:
         keys = torch.cat((before, keys), dim=-1)
-    return Places(keys + first, drawn=drawn, padding=between)
+    return Places(keys + first, drawable=True, training=training, padding=hidden, between=between)
 
 
 def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:

@@ -7,6 +7,8 @@ x-transformers builds the decoder without positions; then each slot is filled he
     bias      AttentionLayers.rel_pos
     attend    Attention.attend, as ``cope`` of which the module is registered, or, for forgetting
               attention, Attention.data_dependent_alibi
+    sink      Attention.attend.head_attn_sink
+    scale     Attention.attend, as ``length_scale``
 
 There the modules have x-transformers' names in state dicts. They act in one place only,
 `SchemeAttend`, which every self-attention gets: the layers hand each attention the places of its
@@ -58,6 +60,10 @@ from xcope.modules.attention import (
     attend_groups,
     bias_of,
     gate_keys_of,
+    keys_of_each_head,
+    mask_of,
+    read_by,
+    sink_of_heads,
     softmax_only,
     turned,
     weights_of,
@@ -66,6 +72,7 @@ from xcope.modules.attention import (
 from xcope.modules.places import Places
 from xcope.ops.documents import within_documents
 from xcope.positions import AttendInputs, AttendModule, Rotation, Slot
+from xcope.positions.sink import HeadSinks
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -152,6 +159,7 @@ def check_layers(layers: nn.Module) -> None:
         _require(attention, ["max_attend_past", "rel_proj_pos_bias", "to_out", "attn_on_attn"])
         _require(attention, ["hybrid_norms", "to_v_gate", "to_v_head_gate", "use_latent_kv"])
         _require(attention.attend, ["scale", "causal", "cope", "attn_fn", "dropout", *_PLAIN_OFF])
+        _require(attention.attend, ["head_learned_sink", "head_attn_sink"])
 
 
 def check_wrapper(wrapper: nn.Module) -> None:
@@ -500,6 +508,7 @@ def restore_layers(layers: Any, own: Iterable[str]) -> None:
         elif isinstance(module, SchemeAttend):
             module.__class__ = Attend
             module._modules.pop("bias", None)
+            module._modules.pop("rotation", None)
             _drop(module, SchemeAttend.__annotations__)
         elif type(module) in _UPSTREAM_OF:
             module.__class__ = _UPSTREAM_OF[type(module)]
@@ -709,7 +718,7 @@ def check_packed(layers: Any, given: Sequence[Meeting]) -> None:
             raise FlagError(
                 "cu_seqlens",
                 "cu_seqlens does not go together with what follows the length of the row, as "
-                "dynamic NTK",
+                "dynamic NTK or LongRoPE",
             )
     for meeting in given:
         if not meeting.packed:
@@ -811,15 +820,18 @@ def fill_attention(attention: Attention, parts: Sequence[Part], keep_logits: boo
         if part.attend is not None:
             _check_gates(attention, part.attend)
             _check_softmax(attention, part)
+        _check_sinks(attention, part)
     if any(part.attend is not None and part.attend.gate_keys == "own" for part in parts):
         _add_gate_keys(attention)
     attention.__class__ = PlacedAttention
+    attention.max_attend_past = None  # a scheme of the mask slot has it
     SchemeAttend.adopt(attention.attend, parts, keep_logits)
     named: dict[str, list[nn.Module]] = {}
-    for part in parts:
-        if part.attend is not None:
-            modules = named.setdefault(part.attend.upstream_name, [nn.Identity() for _ in parts])
-            modules[parts.index(part)] = part.attend
+    for index, part in enumerate(parts):
+        for module in (part.attend, part.scale):
+            if module is not None:
+                modules = named.setdefault(module.upstream_name, [nn.Identity() for _ in parts])
+                modules[index] = module
     for name, modules in named.items():
         _register(attention, name, modules)
 
@@ -857,7 +869,10 @@ def fill_cross_attention(attention: Attention, part: Part, keep_logits: bool) ->
         part: the rotation of all its heads.
         keep_logits: as for `fill_attention`.
     """
-    parts = _last_heads_turned(attention, [replace(part, heads=attention.heads)])
+    turning = Part(attention.heads, rotation=part.rotation, rotation_draw=part.rotation_draw)
+    if attention.attend.head_learned_sink:
+        turning = replace(turning, sink=HeadSinks(attention.heads))
+    parts = _last_heads_turned(attention, [turning])
     attention.__class__ = PlacedAttention
     SchemeAttend.adopt(attention.attend, parts, keep_logits)
 
@@ -899,6 +914,19 @@ class LastHeads(Rotation):
         self.rotation = rotation
         self.heads, self.last = heads, last
         self.length_dependent, self.scales = rotation.length_dependent, rotation.scales
+        self.remembers, self.each_head = rotation.remembers, rotation.each_head
+
+    def remember(self, x: Tensor) -> Tensor:
+        """As that of all heads."""
+        return self.rotation.remember(x)
+
+    def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
+        """As that of all heads."""
+        return self.rotation.places(remembered, documents)
+
+    def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+        """As that of all heads."""
+        return self.rotation.trace(remembered, documents)
 
     def rotate(
         self,
@@ -913,6 +941,8 @@ class LastHeads(Rotation):
         rest = self.heads - self.last
         groups = torch.split(k, self.heads, dim=1)
         last = torch.cat([keys[:, rest:] for keys in groups], dim=1)
+        if self.each_head and k_pos.ndim == 4:
+            q_pos, k_pos = q_pos[:, rest:], k_pos[:, rest:]
         turned_q, turned_k = self.rotation.rotate(q[:, rest:], last, q_pos, k_pos)
         pieces = zip(groups, torch.split(turned_k, self.last, dim=1), strict=True)
         k = torch.cat([piece for keys, mine in pieces for piece in (keys[:, :rest], mine)], dim=1)
@@ -923,7 +953,15 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     """Refuse what reads the input of a layer whose queries, keys and values have one each."""
     if not attention.qkv_receive_diff_residuals:
         return
-    reading = [p for p in parts if p.attend is not None and p.attend.remembers]
+    reading = [
+        name
+        for part in parts
+        for name, module in (
+            (part.attend_name, part.attend),
+            (part.rotation_name, part.rotation),
+        )
+        if module is not None and module.remembers
+    ]
     reads = {
         "position": bool(reading),
         "attn_num_mem_kv": attention.num_mem_kv > 0,
@@ -934,7 +972,7 @@ def _check_one_input(attention: Attention, parts: Sequence[Part]) -> None:
     }
     for flag, on in reads.items():
         if on:
-            name = f"position {reading[0].attend_name!r}" if flag == "position" else flag
+            name = f"position {reading[0]!r}" if flag == "position" else flag
             raise FlagError(
                 flag,
                 f"{name} does not go together with qkv_receive_diff_residuals, which "
@@ -974,6 +1012,30 @@ def _check_gates(attention: Attention, module: AttendModule) -> None:
     for other, on in taken.items():
         if module.gate_keys == "own" and on:
             raise FlagError(flag, f"{flag}=True does not go together with {other}: drop one")
+
+
+def _check_sinks(attention: Attention, part: Part) -> None:
+    """Refuse sinks that nothing would act on."""
+    if part.sink is None:
+        return
+    if part.attend is not None and not part.attend.takes_sink:
+        raise FlagError(
+            "position",
+            f"position 'sink' does not go together with {part.attend_name!r}, whose attention is "
+            "not a softmax that has place for it: keep one of them",
+        )
+    if getattr(attention.attend.attn_fn, "func", None) is not F.softmax:
+        raise FlagError(
+            "position",
+            "position 'sink' takes a share of a softmax, which the flags of this layer exchange "
+            "for another function: drop one of them",
+        )
+    if attention.attend.cog_signed and part.heads < attention.heads:
+        raise FlagError(
+            "attn_cog_signed",
+            "attn_cog_signed does not go together with position 'sink' in some heads of a layer: "
+            "give it to all, or drop one of them",
+        )
 
 
 class _KeysAndGateKeys(nn.Linear):
@@ -1025,7 +1087,6 @@ _PLAIN_OFF = (
     "cog_signed",
     "l2_distance",
     "add_zero_kv",
-    "head_learned_sink",
     "softclamp_logits",
     "inverted_attention",
 )
@@ -1070,7 +1131,11 @@ class PlacedAttention(Attention):  # type: ignore[misc]
         remembered: list[Tensor | None] = []
         if self.attend.remembers and call is not None:
             remembered = self._remembered(x, kwargs.get("mem"), cache, call.places.padding)
-            call = replace(call, remembered=tuple(remembered))
+            placing, left = (
+                remembered[: len(self.attend.parts)],
+                remembered[len(self.attend.parts) :],
+            )
+            call = replace(call, placing=tuple(placing), remembered=tuple(left))
             if cache is not None:
                 cache = copy(cache)
                 cache.cached_kv = tuple(cache.cached_kv[:2])
@@ -1087,19 +1152,20 @@ class PlacedAttention(Attention):  # type: ignore[misc]
     def _remembered(
         self, x: Tensor, mem: Tensor | None, cache: Intermediates | None, padding: Tensor | None
     ) -> list[Tensor | None]:
-        """What the tokens of all keys leave behind, for each group of heads."""
+        """What the tokens of all keys leave behind: for the rotation of each group of heads, then
+        for what each has in the attend slot."""
         found: list[Tensor | None] = []
         cached = iter(() if cache is None else cache.cached_kv[2:])
-        for part in self.attend.parts:
-            if part.attend is None or not part.attend.remembers:
+        for module in read_by(self.attend.parts):
+            if module is None:
                 found.append(None)
                 continue
-            new = part.attend.remember(x)
+            new = module.remember(x)
             earlier = next(cached, None)
             if earlier is not None:
                 new = torch.cat((earlier if new.ndim == 4 else earlier[..., 0], new), dim=2)
             if mem is not None:
-                new = torch.cat((part.attend.remember(mem), new), dim=2)
+                new = torch.cat((module.remember(mem), new), dim=2)
             if padding is not None:
                 hidden = padding[:, None]
                 new = new.masked_fill(hidden if new.ndim == 3 else hidden[..., None], 0.0)
@@ -1147,6 +1213,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
     remembers: bool
     """Whether tokens leave something behind beside their keys and values."""
     _given: list[AttendInputs | None] | None = None
+    _given_sink: Tensor | None = None
 
     @classmethod
     def adopt(cls, attend: Attend, parts: Sequence[Part], keep_logits: bool) -> None:
@@ -1160,12 +1227,37 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         own = [part.bias for part in parts if part.bias is not None and part.own_bias]
         if own:
             new.bias = own[0] if len(parts) == 1 else nn.ModuleList(own)
+        turning = [whole_rotation(part) for part in parts if part.own_rotation]
+        kept = [rotation for rotation in turning if rotation is not None]
+        if kept:
+            new.rotation = kept[0] if len(parts) == 1 else nn.ModuleList(kept)
         modules = [part.attend for part in parts if part.attend is not None]
         new.gate_keys = frozenset(module.gate_keys for module in modules)
-        new.remembers = any(module.remembers for module in modules)
-        if not all(module.gives_bias for module in modules):
+        new.remembers = any(module is not None for module in read_by(parts))
+        _take_sinks(new)
+        if new.head_learned_sink or not all(module.gives_bias for module in modules):
             # where x-transformers' path runs, its flash attention adds nothing to the logits
             new.flash = False
+
+    def sinks(self, device: torch.device) -> list[Tensor | None]:
+        """The logits of the sinks of each group of heads, (h); None: it has none."""
+        learned, first = self._parameters.get("head_attn_sink"), 0
+        found: list[Tensor | None] = []
+        for part in self.parts:
+            if part.sink is None:
+                found.append(None)
+            elif learned is None or not part.sink.learned:
+                found.append(part.sink(None, device))
+            else:
+                found.append(part.sink(learned[first : first + part.heads], device))
+                first += part.heads
+        return found
+
+    @property
+    def head_attn_sink(self) -> Any:
+        """What x-transformers reads: of all heads, (h), or, outside of a call, what is learned."""
+        learned = self._parameters.get("head_attn_sink")
+        return learned if self._given_sink is None else self._given_sink
 
     @property
     def cope(self) -> Any:
@@ -1204,7 +1296,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             gates["values"] = v
         if "own" in self.gate_keys:
             k, gates["own"] = k.chunk(2, dim=1)
-        if len(parts) > 1:
+        if keys_of_each_head(parts):
             h = q.shape[1]
             k, v = for_each_query_head(k, h), for_each_query_head(v, h)
             gates = {name: for_each_query_head(t, h) for name, t in gates.items()}
@@ -1218,9 +1310,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if plain:
             given: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
             return self._fused(parts, call, q, k, v, gates, given), FusedIntermediates()
-        if call.places.documents is not None:
-            mask = within_documents(mask, call.places.documents, k.shape[-2])
         dtype, i, j = v.dtype, q.shape[2], k.shape[2]
+        mask = mask_of(parts, call, mask, i, j)
+        if call.places.documents is not None:
+            mask = within_documents(mask, call.places.documents, j)
         q, k, inputs = self._turned(parts, call, q, k, gates, scale)
         bias = bias_of(parts, call, i, j)
         if call.bias is not None:
@@ -1233,6 +1326,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         self._given = inputs
         if not softmax_only(self.parts):
             self.attn_fn = partial(weights_of, self.parts)
+        self._given_sink = sink_of_heads(self.parts, self.sinks(q.device))
         try:
             out, inter = super().forward(
                 q,
@@ -1247,6 +1341,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             )
         finally:
             self._given, self.attn_fn = None, ordinary
+            self._given_sink = None
         return out.to(dtype), inter
 
     def _fused(
@@ -1260,16 +1355,18 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         given: dict[str, Any],
     ) -> Tensor:
         """Attention without a (b h i j) tensor, (b h i dv)."""
-        h, kv_heads = q.shape[1], k.shape[1]
+        h, kv_heads, sinks = q.shape[1], k.shape[1], self.sinks(q.device)
         if q.shape[0] == 0:
             return v.new_zeros(*q.shape[:3], v.shape[-1])
         if len(parts) > 1:
-            return attend_groups(parts, call, q, k, v, gates, **given)
+            return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **given)
         if 1 < kv_heads < h:
             # x-transformers' query head a uses key head a mod kv_heads
             given["order"] = torch.arange(h, device=q.device).view(-1, kv_heads).T.flatten()
         remembered = None if call.remembered is None else call.remembered[0]
-        return attend(parts[0], call, q, k, v, gates, remembered, **given)
+        placing = None if call.placing is None else call.placing[0]
+        told: Any = {"placing": placing, "sink": sinks[0], **given}
+        return attend(parts[0], call, q, k, v, gates, remembered, **told)
 
     def _turned(
         self,
@@ -1287,7 +1384,10 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
             gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
-            its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
+            placing = None if call.placing is None else call.placing[index]
+            its_q, its_k, gate_k = turned(
+                part, call, q[:, heads], k[:, heads], gate_k, placing=placing
+            )
             qs.append(its_q)
             ks.append(its_k)
             if part.attend is None or part.attend.gives_bias:
@@ -1295,8 +1395,21 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             else:
                 left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
-                inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+                its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+                inputs.append(replace(its, cu_seqlens=call.places.documents))
         return torch.cat(qs, dim=1), torch.cat(ks, dim=1), inputs
+
+
+def _take_sinks(attend: SchemeAttend) -> None:
+    """Let the layer hold what its groups' sinks learn, as x-transformers' layers do."""
+    sinks = [part.sink for part in attend.parts if part.sink is not None]
+    learned = [one.head_attn_sink.detach() for one in sinks if one.head_attn_sink is not None]
+    if learned and attend._parameters.get("head_attn_sink") is None:
+        _drop(attend, ["head_attn_sink"])
+        attend._parameters["head_attn_sink"] = nn.Parameter(torch.cat(learned))
+    for one in sinks:
+        one.head_attn_sink = None
+    attend.head_learned_sink = bool(sinks)
 
 
 def for_each_query_head(t: Any, h: int) -> Any:

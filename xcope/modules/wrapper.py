@@ -28,7 +28,6 @@ from xcope.positions import (
     Scheme,
     Slot,
     combined,
-    draw_places_of_documents,
     scheme,
     single,
 )
@@ -36,11 +35,13 @@ from xcope.positions.base import (
     AddedToInput,
     AttendModule,
     IndexBias,
+    QueryScale,
     Rotation,
+    Sinks,
     fill_constants,
 )
 
-SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule)
+SCHEME_MODULES = (AddedToInput, Rotation, IndexBias, AttendModule, Sinks, QueryScale)
 
 
 class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
@@ -149,6 +150,10 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
             if isinstance(module, SCHEME_MODULES)
             for parameter in module.parameters()
         }
+        for module in self.modules():
+            learned = module.head_attn_sink if isinstance(module, seam.SchemeAttend) else None
+            if learned is not None:
+                found[learned] = None
         return list(found)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -226,9 +231,9 @@ class TransformerWrapper(seam.UpstreamTransformerWrapper):  # type: ignore[misc]
                 f"a document of {int(pos.max()) + 1} tokens does not fit into learned absolute "
                 f"positions of max_seq_len={longest}: shorten it",
             )
-        random_max = getattr(self.pos_emb, "random_max", None)
-        if self.training and random_max is not None:
-            pos = draw_places_of_documents(documents, random_max)[pos]
+        draw = getattr(self.pos_emb, "draw", None)
+        if draw is not None and (self.training or draw.at_test):
+            pos = draw.places_of_documents(documents, n)[pos]
         return pos
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.inputs import number, require_device, shape
+from xcope.ops.windows import of_tokens
 
 Inputs = TypeVar("Inputs")
 
@@ -92,8 +93,8 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     Args:
         attention: takes inputs of one document.
         inputs: a dataclass with q (1 h n d), k, v, mask, bias and cu_seqlens, which is checked;
-            if it has ``gate_k`` and ``r``, too, (1 h n c) or None, they are cut as keys are. What
-            else it has, documents have in common.
+            if it has ``gate_k``, ``r`` or ``moves``, too, (1 h n c) or None, they are cut as keys
+            are; a ``window`` is cut, too. What else it has, documents have in common.
 
     Returns:
         (1 h n dv).
@@ -104,7 +105,7 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
         mask = within_documents(mask, cu_seqlens, given.q.shape[2])
         return attention(replace(given, mask=mask, cu_seqlens=None))
     counts, parts = lengths(cu_seqlens) or [0], {}
-    for name in ("q", "k", "v", "gate_k", "r"):
+    for name in ("q", "k", "v", "gate_k", "r", "moves"):
         whole = getattr(given, name, None)
         if whole is not None:  # split, unlike slices, has a backward that writes gradients once
             parts[name] = torch.split(whole, counts, dim=2)
@@ -115,6 +116,8 @@ def one_by_one(attention: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
         its: dict[str, Any] = {name: part[at] for name, part in parts.items()}
         its["mask"] = None if mask is None else _of_tokens(mask, tokens)
         its["bias"] = None if given.bias is None else given.bias.of_tokens(tokens)
+        if getattr(given, "window", None) is not None:
+            its["window"] = of_tokens(given.window, tokens)
         outs.append(attention(replace(given, cu_seqlens=None, **its)))
     return torch.cat(outs, dim=2)
 

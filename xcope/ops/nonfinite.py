@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from xcope.ops.inputs import visible
+from xcope.ops.windows import masked_within
 
 Tensors = dict[str, Tensor]
 Part = tuple[slice, slice, Tensor | None]  # queries, keys, mask
@@ -65,6 +66,7 @@ class Repair:
             or belongs to these.
         mask: (b h i j) or what broadcasts to it, or None.
         causal: query i sees keys up to its own place.
+        window: see `xcope.ops.windows`, or None.
         definition: out (b h i dv) of some of the queries and the first keys: takes the tensors, of
             which q and those of keys are cut already, the two slices, and the mask, cut.
         mixed: what a row sees in one head may reach it in all heads.
@@ -77,6 +79,7 @@ class Repair:
     mask: Tensor | None
     causal: bool
     definition: Callable[[Tensors, slice, slice, Tensor | None], Tensor]
+    window: Tensor | None = None
     mixed: bool = False
     everywhere: tuple[str, ...] = ()
     together: bool = False
@@ -173,7 +176,8 @@ class Repair:
     # -- some queries at a time ----------------------------------------------------------------
 
     def _cuts(self) -> Iterator[Part]:
-        """Some queries, the first keys, which are all that they may see, and the mask of these."""
+        """Some queries, the first keys, which are all that they may see, and the mask of these,
+        with the window in it."""
         (b, h, i, _), j = self.tensors["q"].shape, self.tensors["k"].shape[2]
         size = max(1, AREA // max(1, b * h * j))
         if self.together and not self.causal:
@@ -185,6 +189,8 @@ class Repair:
             if mask is not None:
                 mask = mask[:, :, queries] if mask.shape[2] > 1 else mask
                 mask = mask[..., keys] if mask.shape[3] > 1 else mask
+            if self.window is not None:
+                mask = masked_within(mask, self.window[..., queries], keys.stop)
             yield queries, keys, mask
 
     def _seen(self, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:

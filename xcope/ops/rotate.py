@@ -35,10 +35,55 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = False) -> 
     Returns:
         (b h n d) in the dtype and memory layout of ``x``.
     """
-    fused = x.device.type == "cuda" and torch.compiler.is_compiling()
-    if fused or by_definition(x, cos):
+    if _fused_by_others(x, cos):
         return rotate_in_operations(x, cos, sin, half_split=half_split)
     return cast(Tensor, turn_pairs(x, cos, sin, half_split))
+
+
+def rotate_by(
+    x: Tensor, places: Tensor, freq: Tensor | None = None, *, half_split: bool = False
+) -> Tensor:
+    """`rotate` by the angles places · freq, less whole turns; places and freq get gradients.
+
+    The backward keeps places and the turned channels, which attention keeps anyway. Angles are
+    made of some heads at a time.
+
+    Args:
+        x: as for `rotate`.
+        places: (b h n c), or (b 1 n c) for all heads; b may be 1. c = m, or 1 for all pairs.
+            float32 or float64, in which they are multiplied.
+        freq: (m); None: ``places``, with c = m, are the angles.
+        half_split: as for `rotate`.
+    """
+    if _fused_by_others(x, places, freq):
+        angles = _angles(places, freq, torch.promote_types(x.dtype, torch.float32))
+        return rotate_in_operations(x, angles.cos(), angles.sin(), half_split=half_split)
+    return cast(Tensor, turn_by_places(x, places, freq, half_split, False))
+
+
+def _fused_by_others(x: Tensor, *turn: Tensor | None) -> bool:
+    """Whether plain operations are wanted: a compiler fuses them, or a transform differentiates."""
+    fused = x.device.type == "cuda" and torch.compiler.is_compiling()
+    return fused or by_definition(x, *turn)
+
+
+def angles_of(places: Tensor, freq: Tensor, dtype: torch.dtype) -> Tensor:
+    """places · freq less whole turns, which are told off in the dtype of ``places``.
+
+    Args:
+        places: (… c), c = m or 1.
+        freq: (m).
+        dtype: of the angles.
+
+    Returns:
+        (… m), between −2π and 2π.
+    """
+    turns = places * (freq.to(places.dtype) / (2 * math.pi))
+    return (turns.frac() * (2 * math.pi)).to(dtype)
+
+
+def _angles(places: Tensor, freq: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return places.to(dtype) if freq is None else angles_of(places, freq, dtype)
 
 
 def rotate_in_operations(
@@ -61,7 +106,7 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = 
     channels = torch.arange(2 * m, device=x.device)
     pairs = channels.view(2, m).T if half_split else channels.view(m, 2)
     matrices = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    if matrices.ndim == 5:
+    if matrices.ndim == 5:  # (b n m 2 2), the same for all heads
         matrices = matrices[:, None]
     turned = (matrices @ x[..., pairs].to(matrices.dtype)[..., None])[..., 0]
     return x.index_copy(-1, pairs.flatten(), turned.flatten(-2).to(x.dtype))
@@ -70,11 +115,16 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, half_split: bool = 
 @torch.library.custom_op("xcope::turn_pairs", mutates_args=())
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
     """`rotate` as a PyTorch operator."""
+    out = torch.empty_like(x)
+    _turn_into(out, x, cos, sin, half_split)
+    return out
+
+
+def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> None:
     dim, wide = 2 * cos.shape[-1], torch.promote_types(x.dtype, cos.dtype)
     cos, sin = cos.to(wide), sin.to(wide)
     if cos.ndim == 3:
         cos, sin = cos[:, None], sin[:, None]
-    out = torch.empty_like(x)
     out[..., dim:] = x[..., dim:]
 
     turned, target = x[..., :dim], out[..., :dim]
@@ -96,7 +146,6 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, half_split: bool) -> Tensor:
         torch.mul(z, torch.complex(cos, sin), out=torch.view_as_complex(into))
     if not direct:
         out[..., :dim] = target
-    return out
 
 
 @turn_pairs.register_fake
@@ -115,3 +164,82 @@ def _turn_back(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 
 turn_pairs.register_autograd(_turn_back, setup_context=_save)
+
+
+ANGLES_AT_ONCE = 2**18
+"""Of how many pairs angles may be held within a call."""
+
+
+def _some_heads(x: Tensor, places: Tensor, pairs: int) -> list[slice]:
+    """Heads whose angles are made together; all, where these are the same for all."""
+    b, h, n, _ = x.shape
+    if places.shape[1] == 1 or torch.compiler.is_compiling():
+        return [slice(0, h)]
+    at_once = max(1, ANGLES_AT_ONCE // max(1, b * n * pairs))
+    return [slice(first, min(first + at_once, h)) for first in range(0, h, at_once)]
+
+
+@torch.library.custom_op("xcope::turn_by_places", mutates_args=())
+def turn_by_places(
+    x: Tensor, places: Tensor, freq: Tensor | None, half_split: bool, back: bool
+) -> Tensor:
+    """`rotate_by` as a PyTorch operator; ``back``: the other way round."""
+    out, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
+    for heads in _some_heads(x, places, places.shape[-1] if freq is None else len(freq)):
+        own = places if places.shape[1] == 1 else places[:, heads]
+        angles = _angles(own, freq, wide)
+        cos, sin = angles.cos(), angles.sin()
+        _turn_into(out[:, heads], x[:, heads], cos, sin.neg_() if back else sin, half_split)
+    return out
+
+
+@turn_by_places.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_turned(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, bool, bool], output: Tensor
+) -> None:
+    _, places, freq, ctx.half_split, ctx.back = inputs
+    ctx.save_for_backward(output, places, freq)
+
+
+def _turn_back_by_places(
+    ctx: Any, grad: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    out, places, freq = ctx.saved_tensors
+    dplaces, dfreq = [], None
+    m = places.shape[-1] if freq is None else len(freq)
+    wide = torch.promote_types(out.dtype, torch.float32)
+    for heads in _some_heads(out, places, m) if any(ctx.needs_input_grad[1:3]) else []:
+        # d/dθ of a turned pair (a, b) is (−b, a)
+        pairs: list[Tensor] = []
+        for whole in (grad, out) if ctx.back else (out, grad):
+            t = whole[:, heads, :, : 2 * m].to(wide)
+            pairs += t.chunk(2, dim=-1) if ctx.half_split else (t[..., ::2], t[..., 1::2])
+        a, b, grad_a, grad_b = pairs
+        dangles = (a * grad_b).addcmul_(b, grad_a, value=-1)
+        own = places if places.shape[1] == 1 else places[:, heads]
+        if places.shape[1] == 1:
+            dangles = dangles.sum(1, keepdim=True)
+        if freq is None:
+            dplaces.append(dangles.to(places.dtype))
+            continue
+        dangles = dangles.to(places.dtype)
+        if ctx.needs_input_grad[2]:
+            some = (dangles * own).sum((0, 1, 2)).to(freq.dtype)
+            dfreq = some if dfreq is None else dfreq + some
+        by_freq = dangles * freq.to(places.dtype)
+        dplaces.append(by_freq.sum(-1, keepdim=True) if places.shape[-1] == 1 else by_freq)
+    moved = torch.cat(dplaces, dim=1).sum_to_size(places.shape) if dplaces else None
+    return (
+        turn_by_places(grad, places, freq, ctx.half_split, not ctx.back),
+        moved,
+        dfreq,
+        None,
+        None,
+    )
+
+
+turn_by_places.register_autograd(_turn_back_by_places, setup_context=_save_turned)

@@ -248,6 +248,18 @@ def part(terms: Terms, batch: slice, queries: slice, keys: slice) -> Terms:
     return replaced(terms, parts)
 
 
+def without_keys(terms: Terms, first: int, past: int, among: int) -> Terms:
+    """The terms without keys ``first`` … ``past`` − 1 of so many."""
+    free = among - placed(terms)
+    before, after = max(0, first - free), max(0, past - free)
+    kept = {
+        name: torch.cat((t[..., :before], t[..., after:]), dim=-1) if before else t[..., after:]
+        for name, t in named(terms).items()
+        if name in OF_KEYS
+    }
+    return replaced(terms, kept)
+
+
 def first_part(
     form: str, tensors: Mapping[str, Tensor], queries: slice, keys: slice, among: int
 ) -> Terms | None:

@@ -4,10 +4,15 @@ Gehring et al., *Convolutional Sequence to Sequence Learning*, arXiv 1705.03122;
 arXiv 1810.04805.
 
     x_i ← x_i + e_i / √dim
+
+The division is x-transformers' (``scaled``), whose e begins with standard deviation 1. BERT and
+GPT-2 add e_i itself, which begins with 0.02: ``start: authors``. Under Adam, whose steps do not
+depend on the scale of the gradient, e_i / √dim moves √dim times less in each step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,16 +32,26 @@ class AbsolutePositions(AddedToInput):
         dim: of the embedding.
         max_seq_len: rows of the table.
         l2norm: normalise each row to length 1 (x-transformers' ``l2norm_embed``).
+        scaled: divide each row by √dim, unless they are normalised.
+        std: standard deviation with which the table begins; where rows are normalised, 1e-5 if it
+            is 1.
     """
 
-    def __init__(self, dim: int, max_seq_len: int, l2norm: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        max_seq_len: int,
+        l2norm: bool = False,
+        scaled: bool = True,
+        std: float = 1.0,
+    ) -> None:
         super().__init__()
         self.max_seq_len = max_seq_len
         self.l2norm = l2norm
-        self.scale = 1.0 if l2norm else dim**-0.5
+        self.scale = dim**-0.5 if scaled and not l2norm else 1.0
         self.emb = nn.Embedding(max_seq_len, dim)
-        if l2norm:
-            nn.init.normal_(self.emb.weight, std=1e-5)
+        if l2norm or std != 1:
+            nn.init.normal_(self.emb.weight, std=1e-5 if std == 1 else std)
 
     def forward(
         self,
@@ -83,6 +98,9 @@ class Absolute(IndexedScheme):
 
     Args:
         l2norm: normalise each vector of the table.
+        scaled: divide each vector by √dim, as x-transformers; BERT and GPT-2 do not.
+        init_std: standard deviation with which the table begins: 1 as x-transformers; 0.02 in BERT
+            and GPT-2.
     """
 
     name: ClassVar[str] = "absolute"
@@ -92,7 +110,12 @@ class Absolute(IndexedScheme):
     formula: ClassVar[str] = "x_i + e_i/√dim"
     oracle: ClassVar[str] = "x-transformers"
 
+    authors: ClassVar[Mapping[str, Any]] = {"scaled": False, "init_std": 0.02}
+    whole_places: ClassVar[str | None] = "a table has a vector for each"
+
     l2norm: bool = False
+    scaled: bool = True
+    init_std: float = 1.0
 
     @classmethod
     def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,7 +130,8 @@ class Absolute(IndexedScheme):
                 f"max_seq_len={geometry.max_seq_len} is not allowed with position 'absolute': its "
                 "table needs at least one row",
             )
+        self.require(self.init_std >= 0, "init_std", "0 or more")
         rows = max(geometry.max_seq_len, self.random_max or 0)
-        module = AbsolutePositions(geometry.dim, rows, self.l2norm)
-        module.random_max = self.random_max
+        module = AbsolutePositions(geometry.dim, rows, self.l2norm, self.scaled, self.init_std)
+        module.draw = self.draw
         return module

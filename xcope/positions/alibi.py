@@ -11,14 +11,15 @@ fills up with every other slope of the next larger one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from xcope.errors import FlagError
 from xcope.ops.terms import Separable
-from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
+from xcope.positions.base import Family, Geometry, IndexBias, IndexedScheme, Slot
 from xcope.positions.distances import distances, real
 from xcope.positions.registry import register
 
@@ -71,12 +72,14 @@ class Alibi(IndexedScheme):
     name: ClassVar[str] = "alibi"
     title: ClassVar[str] = "Linear biases (ALiBi)"
     slot: ClassVar[Slot | None] = Slot.BIAS
+    family: ClassVar[Family] = Family.FIXED
     paper: ClassVar[str] = "arXiv 2108.12409"
     formula: ClassVar[str] = "q·k − m_h|i−j|"
     oracle: ClassVar[str] = "x-transformers"
     upstream_switch: ClassVar[str | None] = "alibi_pos_bias"
     upstream_options: ClassVar[dict[str, str]] = {"alibi_num_heads": "num_heads"}
     upstream_kwargs: ClassVar[str | None] = "rel_pos_kwargs"
+    authors: ClassVar[Mapping[str, Any]] = {"num_heads": None, "slopes": None}
 
     num_heads: int | None = None
     slopes: tuple[float, ...] | None = None

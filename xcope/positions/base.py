@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import typing
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from xcope.errors import FlagError
 from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.biased.reference import biased_attention_reference, dense
 from xcope.ops.terms import Terms
-from xcope.registry import Named, hints, is_a
+from xcope.registry import Named
 
 
 class Slot(enum.Enum):
@@ -32,6 +32,37 @@ class Slot(enum.Enum):
     """a function of query and key index, added to the attention logits (`IndexBias`)"""
     ATTEND = "attend"
     """the attention operation itself (`AttendModule`)"""
+    MASK = "mask"
+    """which keys a query sees (`KeyLimits`)"""
+    SINK = "sink"
+    """a share of attention that goes to no key (`Sinks`)"""
+    SCALE = "scale"
+    """a factor of the queries by their place (`QueryScale`)"""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it tells of no place itself, and stands beside schemes that do, or alone."""
+        return self in (Slot.MASK, Slot.SINK, Slot.SCALE)
+
+
+class Family(enum.Enum):
+    """Where what a scheme does comes from: how tables of schemes are grouped, in this order."""
+
+    FIXED = "fixed"
+    LEARNED = "learned, by place or distance"
+    CONTENT = "by content"
+    ROTATION = "rotations"
+    OPTION = "options beside any scheme"
+
+    @classmethod
+    def of(cls, slot: Slot) -> Family:
+        """What a scheme of a slot mostly is."""
+        return {
+            Slot.INPUT: cls.LEARNED,
+            Slot.ROTATION: cls.ROTATION,
+            Slot.BIAS: cls.LEARNED,
+            Slot.ATTEND: cls.CONTENT,
+        }.get(slot, cls.OPTION)
 
 
 @dataclass(frozen=True)
@@ -62,18 +93,21 @@ class Scheme(Named, ABC):
     """its name for people"""
     slot: ClassVar[Slot | None]
     """None: nothing is built (``none``), or the scheme is a pair of others (see `parts`)."""
+    family: ClassVar[Family] = Family.FIXED
+    """A class that fills a slot and does not say it is what its slot mostly is (`Family.of`)."""
     paper: ClassVar[str]
     formula: ClassVar[str]
     oracle: ClassVar[str]
     """What its tests hold it to, never our own code: "x-transformers" (the equality tests take it,
     by `counterpart`); else another package, or "formula", the paper's formula in plain loops, in
     ``tests/positions/oracles/test_<name>.py``."""
-    shared: ClassVar[bool] = True
-    """Whether all layers share the module (of the rotation and bias slots)."""
+    authors: ClassVar[Mapping[str, Any]] = {}
+    """Option → the value with which the scheme's authors, or the code that is usually meant, start
+    or run it, also where it is the default here: what ``start: authors`` sets. Empty: not known."""
     excludes: ClassVar[Mapping[Slot | str, str]] = {}
     """Slot or name of what cannot stand beside it at the same heads → why."""
     upstream_switch: ClassVar[str | None] = None
-    """x-transformers' flag that turns the scheme on, if it has the scheme."""
+    """x-transformers' flag that turns the scheme on, if it has the scheme; see `switched`."""
     upstream_implies: ClassVar[frozenset[str]] = frozenset()
     """Further switches of x-transformers that mean nothing beside ``upstream_switch``."""
     upstream_varies: ClassVar[str | None] = None
@@ -83,23 +117,15 @@ class Scheme(Named, ABC):
     upstream_kwargs: ClassVar[str | None] = None
     """x-transformers' flag whose value is a mapping of options, if it has one."""
 
-    def __post_init__(self) -> None:
-        """Refuse values of the wrong type; lists, as YAML has them, become tuples.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if own.get("slot") is not None and "family" not in own:
+            cls.family = Family.of(own["slot"])
 
-        Raises:
-            FlagError: names the flag and the type.
-        """
-        for option in self.options():
-            value = getattr(self, option)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, option, value)
-            hint = hints(type(self))[option]
-            if not is_a(value, hint):
-                flag = self.flag(option)
-                plain = typing.get_origin(hint) is None
-                wanted = getattr(hint, "__name__", str(hint)) if plain else str(hint)
-                raise FlagError(flag, f"{flag}={value!r} is not of type {wanted}")
+    def __post_init__(self) -> None:
+        """See `Named.check_types`."""
+        self.check_types()
 
     @classmethod
     def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -109,9 +135,26 @@ class Scheme(Named, ABC):
         switches = [cls.upstream_switch, *filter(None, [cls.upstream_varies])]
         return dict.fromkeys(switches, True), {"use_abs_pos_emb": False}
 
+    @classmethod
+    def switched(cls, value: Any) -> Self | None:
+        """What a value of ``upstream_switch`` asks for; None: nothing.
+
+        Raises:
+            FlagError: it is not of the kind that the flag has.
+        """
+        if not isinstance(value, bool):
+            flag = str(cls.upstream_switch)
+            raise FlagError(flag, f"{flag}={value!r} is not allowed: it is True or False")
+        return cls() if value else None
+
     def parts(self) -> tuple[Scheme, ...]:
         """The schemes that this one stands for: itself, unless it is a combination."""
         return (self,)
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has a module of its own, instead of one that all layers share."""
+        return self.slot is Slot.ATTEND
 
     @abstractmethod
     def build(self, geometry: Geometry) -> nn.Module | None:
@@ -126,18 +169,70 @@ class Scheme(Named, ABC):
         """``cope_max_pos``: the keyword flag of an option."""
         return f"{cls.name}_{option}"
 
-    def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {
-            name: getattr(self, name)
-            for name, field in self.options().items()
-            if getattr(self, name) != field.default
-        }
 
-    def label(self) -> str:
-        """``cope``, or ``cope(max_pos=64)`` where options differ from their defaults."""
-        given = ", ".join(f"{name}={value}" for name, value in self.given().items())
-        return f"{self.name}({given})" if given else self.name
+FINE = 16
+"""How many places lie between two whole numbers for biases that are tables of distances."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How places are drawn at random, see `IndexedScheme`.
+
+    Args:
+        most: ``random_max``.
+        steps: places are multiples of 1 / steps; None: any real numbers.
+        at_test: ``random_at_test``.
+    """
+
+    most: int
+    steps: int | None = 1
+    at_test: bool = False
+
+    @property
+    def places_for(self) -> float:
+        """How many tokens there are places for."""
+        return math.inf if self.steps is None else self.most * self.steps
+
+    def places(self, n: int, device: torch.device) -> Tensor:
+        """Of n tokens, ascending, (n): int64, or float32 where they are no whole numbers.
+
+        Raises:
+            FlagError: fewer places than tokens.
+        """
+        if self.steps is None:
+            return (torch.rand(n, device=device, dtype=torch.float32) * self.most).sort().values
+        self._check(n)
+        drawn = torch.randperm(self.most * self.steps, device=device)[:n].sort().values
+        return drawn if self.steps == 1 else drawn.float() / self.steps
+
+    def places_of_documents(self, cu_seqlens: Tensor, n: int) -> Tensor:
+        """`places` for the longest of several documents in one row of n tokens.
+
+        Where in a document tokens stand is the index: after the longest document it means nothing.
+        Does not wait for the device, so it looks for what is wrong on CPUs only.
+
+        Raises:
+            FlagError: as there.
+        """
+        longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
+        device = cu_seqlens.device
+        if self.steps is None:
+            drawn = torch.rand(n, device=device, dtype=torch.float32) * self.most
+            beyond = torch.arange(n, device=device) >= longest
+            return drawn.masked_fill(beyond, self.most).sort().values
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check(int(longest))
+        left_out = torch.randperm(self.most * self.steps, device=device) >= longest
+        drawn = left_out.sort(stable=True).indices
+        return drawn if self.steps == 1 else drawn.float() / self.steps
+
+    def _check(self, n: int) -> None:
+        if n > self.places_for:
+            raise FlagError(
+                "random_max",
+                f"random_max={self.most} is not allowed with inputs of {n} tokens, which need as "
+                "many places to be drawn from: raise it, or shorten the input",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,20 +240,54 @@ class IndexedScheme(Scheme):
     """A scheme that reads the places of tokens, so that they can be drawn at random in training.
 
     Ruoss et al., *Randomized Positional Encodings Boost Length Generalization of Transformers*,
-    arXiv 2305.16843.
+    arXiv 2305.16843; real places: Shimizu, Taniguchi, Matsuo, *Position Encoding with Random Float
+    Sampling Enhances Length Generalization of Transformers*, arXiv 2602.14050.
 
     Args:
         random_max: in training, n tokens stand at n places drawn without repetition from
             0 … random_max − 1, in order, again for each batch; in evaluation at 0 … n − 1. None:
             always at 0 … n − 1.
+        random_float: the places are real numbers, drawn uniformly between 0 and random_max, in
+            order; for biases that are computed as tables of distances (bam, dynamic, fire, kerple,
+            sandwich) multiples of 1/16, without repetition.
+        random_at_test: True, as the authors of both: places are drawn in evaluation, too, and each
+            layer draws its own; no cache is kept then. False: in training only, once for all
+            layers.
     """
 
+    whole_places: ClassVar[str | None] = None
+    """Why places can only be whole numbers; None: they may be real."""
+    steps: ClassVar[int | None] = None
+    """``random_float`` draws multiples of 1 / steps; None: any real numbers."""
+
     random_max: int | None = None
+    random_float: bool = False
+    random_at_test: bool = False
 
     def __post_init__(self) -> None:
-        """See `Scheme`; and ``random_max`` is at least 1."""
+        """See `Scheme`; and ``random_max`` is at least 1, and there where others speak of it."""
         super().__post_init__()
         self.require(self.random_max is None or self.random_max >= 1, "random_max", "1 or more")
+        for option in ("random_float", "random_at_test"):
+            self.require(
+                self.random_max is not None or not getattr(self, option),
+                option,
+                f"it says how places are drawn, which they are only with {self.flag('random_max')}",
+            )
+        self.require(
+            self.whole_places is None or not self.random_float,
+            "random_float",
+            f"places of {self.name!r} are whole numbers: {self.whole_places}; drop it, or choose "
+            "rotary, alibi or another scheme that is a formula",
+        )
+
+    @property
+    def draw(self) -> Draw | None:
+        """How places are drawn; None: they are not."""
+        if self.random_max is None:
+            return None
+        steps = self.steps if self.random_float else 1
+        return Draw(self.random_max, steps, self.random_at_test)
 
 
 class WithConstants(nn.Module):
@@ -288,12 +417,43 @@ class Rotation(WithConstants, ABC):
     learned memories, depend on the length."""
     widens: bool = False
     """Whether queries and keys come out wider than they went in."""
+    remembers: bool = False
+    """Whether places come from what tokens are (`remember`, `places`), not from where they are."""
+    each_head: bool = False
+    """Whether such places differ from query head to query head, so that each needs its keys."""
     upstream_name: str = "rotary_pos_emb"
     """Its name in x-transformers' state dicts."""
 
     def forward(self, pos: Tensor) -> Tensor:
         """The places as they are: x-transformers asks for angles, but turning is `rotate`'s."""
         return pos
+
+    def remember(self, x: Tensor) -> Tensor:
+        """What tokens say of their places, cached beside keys and values; 0 means nothing.
+
+        Args:
+            x: (b n dim), what the layer's attention reads.
+
+        Returns:
+            (b g n c), g = h, or 1 for all heads.
+        """
+        raise NotImplementedError
+
+    def places(self, remembered: Tensor, documents: Tensor | None) -> Tensor:
+        """Where the tokens of all keys stand.
+
+        Args:
+            remembered: (b g j c), of all keys; 0 where padded.
+            documents: cu_seqlens (m + 1) where several documents are packed in the row.
+
+        Returns:
+            (b g j c), floating point.
+        """
+        raise NotImplementedError
+
+    def trace(self, remembered: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+        """Name → (b g j j), query by key: what people want to see of places that tokens have."""
+        return {}
 
     @abstractmethod
     def rotate(
@@ -309,8 +469,9 @@ class Rotation(WithConstants, ABC):
         Args:
             q: (b h i d).
             k: (b hk j d).
-            q_pos: int64 places of the queries, (i) or (b i).
-            k_pos: int64 places of the keys, (j) or (b j).
+            q_pos: places of the queries, (i) or (b i), int64, or float32 where they are real;
+                (b g i c) where `places` made them.
+            k_pos: places of the keys, (j) or (b j) or (b g j c), likewise.
             heads: int64 (h), which query heads ``q`` holds; None: all of them.
 
         Returns:
@@ -329,8 +490,8 @@ class IndexBias(WithConstants, ABC):
         """The definition, written out.
 
         Args:
-            q_pos: int64 places of the queries, (i) or (b i).
-            k_pos: int64 places of the keys, (j) or (b j).
+            q_pos: places of the queries, (i) or (b i); int64, or real, see `IndexedScheme.steps`.
+            k_pos: places of the keys, (j) or (b j), likewise.
 
         Returns:
             (h i j) or (b h i j); also where a key stands after its query.
@@ -347,6 +508,67 @@ class IndexBias(WithConstants, ABC):
         """
 
 
+class KeyLimits(nn.Module, ABC):
+    """A module of the mask slot: which keys a query sees, by their ranks among those of its row.
+
+    The first key of a row has rank 0; padding before it has none, and keys that stand before all
+    places (learned memories) are seen in any case.
+    """
+
+    @abstractmethod
+    def forward(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries of these ranks, whole numbers (…).
+
+        Returns:
+            How many first keys are seen in any case, and the rank from which on all are, up to the
+            query itself: both (…).
+        """
+
+    def count(self, rank: Tensor) -> Tensor:
+        """How many keys queries of these ranks see, (…)."""
+        first, near = self(rank)
+        seen: Tensor = rank + 1 - near + torch.minimum(first, near)
+        return seen
+
+
+class Sinks(nn.Module, ABC):
+    """A module of the sink slot: a logit for each head, of what takes a share and gives no value.
+
+    See `xcope.ops.sinks`. What is learned is a parameter ``head_attn_sink`` (h), which layers of
+    ours hold themselves, where x-transformers has it.
+    """
+
+    learned: bool
+    head_attn_sink: nn.Parameter | None
+
+    @abstractmethod
+    def forward(self, learned: Tensor | None, device: torch.device) -> Tensor:
+        """The logits, (h), of what is learned, (h), if anything is."""
+
+
+class QueryScale(nn.Module, ABC):
+    """A module of the scale slot: a factor of each query, and so of all that it is multiplied with.
+
+    It acts on turned queries: q·k, CoPE's q·e and the gates made of them have it, a bias of the
+    logits has not.
+    """
+
+    upstream_name: str = "attend.length_scale"
+    """Its name in the attention layer's state dict."""
+
+    @abstractmethod
+    def forward(self, pos: Tensor, n: Tensor) -> Tensor:
+        """The factors.
+
+        Args:
+            pos: int64 places of the queries, (i) or (b i).
+            n: how many keys they see, as ``pos``.
+
+        Returns:
+            (h i), (1 i), (b h i) or (b 1 i), at least float32.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttendInputs:
     """What attention of a group of heads gets beside q, k and v.
@@ -360,6 +582,9 @@ class AttendInputs:
         gate_k: (b hk j d), turned as the keys are, see `AttendModule.gate_keys`.
         remembered: (b h j) or (b h j c), what `AttendModule.remember` made of the keys' tokens.
         heads: int64 (h), which head of the group each head of q is; None: they are in order.
+        window: see `xcope.ops.windows`; modules that do not say ``takes_window`` get it as a mask.
+        sink: (h) logits in the order of q's heads, see `xcope.ops.sinks`, for modules that say
+            ``takes_sink``.
     """
 
     scale: float
@@ -370,6 +595,8 @@ class AttendInputs:
     gate_k: Tensor | None = None
     remembered: Tensor | None = None
     heads: Tensor | None = None
+    window: Tensor | None = None
+    sink: Tensor | None = None
 
     def written_out(self, q: Tensor, j: int) -> AttendInputs:
         """As `AttendModule.forward` gets it, beside q in its dtype and (b h i j) logits.
@@ -399,7 +626,7 @@ class AttendModule(nn.Module, ABC):
     """Its name in the attention layer's state dict; x-transformers has CoPE's and forgetting's."""
     gate_keys: str | None = None
     """Where `AttendInputs.gate_k` comes from: ``"own"``, a projection that the layer gets for it;
-    ``"values"``; ``"keys"``: of the logits, without a bias of theirs; None: there is none."""
+    ``"values"``; ``"keys"``, without a bias of the logits; None: there is none."""
     gate_flag: str = "position"
     """The keyword flag that asks for ``gate_keys``, for errors."""
     remembers: bool = False
@@ -411,10 +638,16 @@ class AttendModule(nn.Module, ABC):
     """Whether all that is added follows from ``remembered``: set where a class has `terms`."""
     gives_bias: bool = False
     """Whether `dense` gives all that is added; with `terms` it does."""
+    takes_window: bool = False
+    """Whether `attend` reads ``AttendInputs.window``, and skips what it hides."""
+    takes_sink: bool = False
+    """Whether `attend` reads ``AttendInputs.sink``: set where it is the one by the definition."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.gives_terms = cls.gives_bias = cls.terms is not AttendModule.terms
+        if "takes_sink" not in vars(cls):
+            cls.takes_sink = cls.gives_terms or cls.attend is AttendModule.attend
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another
@@ -508,6 +741,8 @@ class AttendModule(nn.Module, ABC):
                 mask=mask,
                 causal=inputs.causal,
                 cu_seqlens=inputs.cu_seqlens,
+                window=inputs.window,
+                sink=None if inputs.sink is None else inputs.sink[place],
             ),
             added,
         )
@@ -526,7 +761,7 @@ class AttendModule(nn.Module, ABC):
 class AddedToInput(WithConstants, ABC):
     """A module of the input slot."""
 
-    random_max: int | None = None
+    draw: Draw | None = None
     """See `IndexedScheme`."""
 
     @abstractmethod
@@ -566,43 +801,8 @@ class AddedToInput(WithConstants, ABC):
         drawn = None
         if pos is None:
             pos = torch.arange(x.shape[1], device=x.device) + offset
-            if self.training and self.random_max is not None:
-                drawn = draw_places(x.shape[1] + offset, self.random_max, x.device)
+            if self.draw is not None and (self.training or self.draw.at_test):
+                drawn = self.draw.places(x.shape[1] + offset, x.device)
         if seq_start_pos is not None:
             pos = pos - seq_start_pos[..., None]
         return pos if drawn is None else drawn[pos.clamp(min=0)]
-
-
-def draw_places(n: int, random_max: int, device: torch.device) -> Tensor:
-    """n places drawn without repetition from 0 … random_max − 1, in order; int64 (n).
-
-    Raises:
-        FlagError: fewer places than tokens.
-    """
-    _check_random_max(n, random_max)
-    return torch.randperm(random_max, device=device)[:n].sort().values
-
-
-def draw_places_of_documents(cu_seqlens: Tensor, random_max: int) -> Tensor:
-    """`draw_places` for the longest of several documents in one row; int64 (random_max).
-
-    Where in a document tokens stand is the index: after the longest document it means nothing.
-    Does not wait for the device, so it looks for what is wrong on CPUs only.
-
-    Raises:
-        FlagError: as there.
-    """
-    longest = cu_seqlens.diff(prepend=cu_seqlens[:1]).max()
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_random_max(int(longest), random_max)
-    left_out = torch.randperm(random_max, device=cu_seqlens.device) >= longest
-    return left_out.sort(stable=True).indices
-
-
-def _check_random_max(n: int, random_max: int) -> None:
-    if n > random_max:
-        raise FlagError(
-            "random_max",
-            f"random_max={random_max} is not allowed with inputs of {n} tokens, which need as many "
-            "places to be drawn from: raise it, or shorten the input",
-        )

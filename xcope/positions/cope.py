@@ -61,6 +61,9 @@ class CoPE(Table):
 
     beside_block = 1  # a count may be 0
 
+    takes_window = True
+    takes_sink = True
+
     def __init__(
         self,
         dim: int,
@@ -140,6 +143,8 @@ class CoPE(Table):
             head_mix=head_mix,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 
@@ -254,9 +259,14 @@ class ContextualPosition(TableScheme):
     init_std: float = 0.0
     scaled: bool = False
     table_scale: float = 1.0
-    shared: bool = False  # type: ignore[misc]
+    shared: bool = False
     biased_gates: bool = True
     backend: str = "auto"
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""

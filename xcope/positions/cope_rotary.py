@@ -35,7 +35,7 @@ class CoPEWithRotary(ContextualPosition):
     upstream_switch: ClassVar[str | None] = None
     upstream_options: ClassVar[dict[str, str]] = {}
 
-    rotary_dim: int | None = None
+    rotary_dim: int | float | str | None = None
 
     @classmethod
     def counterpart(cls) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -49,6 +49,7 @@ class Decay(AttendModule):
     """
 
     upstream_name = "data_dependent_alibi"
+    takes_sink = True
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Decay(AttendModule):
             causal=inputs.causal,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            sink=inputs.sink,
             backend=self.backend,
         )
 

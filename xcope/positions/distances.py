@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from xcope.ops.terms import ByDistance
-from xcope.positions.base import IndexBias
+from xcope.positions.base import FINE, IndexBias
 
 
 def distances(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-    """q_pos_i − k_pos_j, int64 (i j) or (b i j); below 0 where a key stands after its query."""
+    """q_pos_i − k_pos_j, (i j) or (b i j); below 0 where a key stands after its query."""
     return q_pos[..., :, None] - k_pos[..., None, :]
 
 
@@ -30,11 +30,14 @@ def tabulated(curve: Callable[[Tensor], Tensor], distance: Tensor) -> Tensor:
 
     Args:
         curve: (…) → (… h).
-        distance: int64, any shape.
+        distance: int64, or multiples of 1 / FINE; any shape.
 
     Returns:
         (… h).
     """
+    if distance.is_floating_point():
+        whole = (distance * FINE).round().long()
+        return tabulated(lambda steps: curve(steps / FINE), whole)
     if distance.numel() == 0:
         return curve(distance)
     low, high = (int(end) for end in distance.aminmax())
@@ -42,6 +45,24 @@ def tabulated(curve: Callable[[Tensor], Tensor], distance: Tensor) -> Tensor:
         return curve(distance)
     table = curve(torch.arange(low, high + 1, device=distance.device))
     return table[distance - low]
+
+
+def in_table(size: int, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distances of a table, and places whose differences are its indices.
+
+    Args:
+        size: the distances are below it.
+        q_pos: int64, or multiples of 1 / FINE.
+        k_pos: likewise.
+
+    Returns:
+        Distances (D), the queries' places and the keys', int64.
+    """
+    if not k_pos.is_floating_point():
+        return torch.arange(size, device=q_pos.device), q_pos, k_pos
+    steps = torch.arange(size * FINE, device=q_pos.device)
+    whole_q, whole_k = ((pos * FINE).round().long() for pos in (q_pos, k_pos))
+    return steps / FINE, whole_q, whole_k
 
 
 class DistanceBias(IndexBias):
@@ -52,7 +73,7 @@ class DistanceBias(IndexBias):
         """The formula.
 
         Args:
-            distance: int64 i − j, any shape; below 0 where a key stands after its query.
+            distance: i − j, int64 or real, any shape; below 0 where a key stands after its query.
 
         Returns:
             (… h).
@@ -64,9 +85,9 @@ class DistanceBias(IndexBias):
 
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> ByDistance:
         """See `IndexBias`: the curve as a table."""
-        table = self.curve(torch.arange(self.size(span), device=q_pos.device))
-        return ByDistance(table.mT.contiguous(), q_pos, k_pos)
+        distance, q_pos, k_pos = in_table(self.size(span), q_pos, k_pos)
+        return ByDistance(self.curve(distance).mT.contiguous(), q_pos, k_pos)
 
     def size(self, span: int) -> int:
-        """How many distances the table needs."""
+        """How many whole distances the table needs."""
         return span

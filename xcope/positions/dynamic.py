@@ -5,21 +5,28 @@ Liu et al., *Swin Transformer V2*, arXiv 2111.09883.
 
     s_ij ← s_ij + MLP(i − j)_h
     s_ij ← s_ij + MLP(sign(i − j) log(1 + |i − j|))_h        with log_distance
+
+x-transformers' network has two hidden layers with SiLU and no norm. CrossFormer's has three, each
+with layer norm and ReLU, which read two distances, down and across: ``start: authors`` is this
+network for the one distance of a text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import FlagError
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.errors import FlagError, did_you_mean, listing
+from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
 class ScaledLayerNorm(nn.Module):
@@ -54,16 +61,25 @@ class DynamicBias(DistanceBias):
         depth: hidden layers.
         log_distance: the network reads the logarithm of the distance.
         norm: a layer norm in each hidden layer.
+        activation: one of `ACTIVATIONS`.
     """
 
-    def __init__(self, dim: int, heads: int, depth: int, log_distance: bool, norm: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        depth: int,
+        log_distance: bool,
+        norm: bool,
+        activation: str = "silu",
+    ) -> None:
         super().__init__()
         self.log_distance = log_distance
         self.mlp = nn.ModuleList()
         for layer in range(depth):
             linear = nn.Linear(dim if layer else 1, dim)
             norms = [nn.LayerNorm(dim) if layer else ScaledLayerNorm(dim)] if norm else []
-            self.mlp.append(nn.Sequential(linear, *norms, nn.SiLU()))
+            self.mlp.append(nn.Sequential(linear, *norms, ACTIVATIONS[activation]()))
         self.mlp.append(nn.Linear(dim, heads))
 
     def curve(self, distance: Tensor) -> Tensor:
@@ -92,6 +108,7 @@ class Dynamic(IndexedScheme):
         log_distance: the network reads the logarithm of the distance.
         depth: hidden layers, each a quarter as wide as the decoder.
         norm: a layer norm in each of them.
+        activation: after them: ``silu`` as x-transformers, or ``relu`` as CrossFormer.
     """
 
     name: ClassVar[str] = "dynamic"
@@ -107,14 +124,19 @@ class Dynamic(IndexedScheme):
         "dynamic_pos_bias_norm": "norm",
     }
     upstream_kwargs: ClassVar[str | None] = "rel_pos_kwargs"
+    steps: ClassVar[int | None] = FINE
+    authors: ClassVar[Mapping[str, Any]] = {"depth": 3, "norm": True, "activation": "relu"}
 
     log_distance: bool = False
     depth: int = 2
     norm: bool = False
+    activation: str = "silu"
 
     def build(self, geometry: Geometry) -> DynamicBias:
         """The bias, shared among layers."""
         self.require(self.depth >= 1, "depth", "it must be at least 1")
+        known = f"choose among {listing(ACTIVATIONS)}{did_you_mean(self.activation, ACTIVATIONS)}"
+        self.require(self.activation in ACTIVATIONS, "activation", known)
         dim = geometry.dim // 4
         if dim < 1:
             raise FlagError(
@@ -122,4 +144,6 @@ class Dynamic(IndexedScheme):
                 f"dim={geometry.dim} is not allowed with position 'dynamic', whose network is a "
                 "quarter as wide: choose at least 4",
             )
-        return DynamicBias(dim, geometry.heads, self.depth, self.log_distance, self.norm)
+        return DynamicBias(
+            dim, geometry.heads, self.depth, self.log_distance, self.norm, self.activation
+        )

@@ -12,10 +12,15 @@ code 1e-6 is added to the divisor.
 
 A network with one hidden ReLU layer is piecewise linear in its one input. So tiled attention gets
 the corners of f, and slope and offset between them, instead of a network for every query and key.
+
+L begins at 512 as in the paper's code; its copy in the code of DAPE (arXiv 2405.14722) begins at
+256, ``init_l: 256``. Each layer has a network of its own, as in the paper; the paper's FIRE-S has
+one for all, ``shared``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcope.ops.terms import Piecewise
-from xcope.positions.base import Geometry, IndexBias, IndexedScheme, Slot
-from xcope.positions.distances import distances, real
+from xcope.positions.base import FINE, Geometry, IndexBias, IndexedScheme, Slot
+from xcope.positions.distances import distances, in_table, real
 from xcope.positions.registry import register
 
 EPS = 1e-6
@@ -77,9 +82,9 @@ class FireBias(IndexBias):
     def terms(self, q_pos: Tensor, k_pos: Tensor, span: int) -> Piecewise:
         """See `IndexBias`."""
         slope, offset, knots = piecewise(*self.layers())
-        distance = torch.arange(span, device=q_pos.device)
+        distance, whole_q, whole_k = in_table(span, q_pos, k_pos)
         warp = self.psi(real(distance, like=self.c))
-        return Piecewise(slope, offset, knots, warp, self.shrink(q_pos), q_pos, k_pos)
+        return Piecewise(slope, offset, knots, warp, self.shrink(q_pos), whole_q, whole_k)
 
 
 def piecewise(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +121,7 @@ class Fire(IndexedScheme):
         mlp_width: hidden units of the network.
         init_c: where c begins; not 0.
         init_l: where the threshold L begins; queries nearer to the start divide by ψ(L).
+        shared: all layers have the same network (FIRE-S); if not, each has its own.
     """
 
     name: ClassVar[str] = "fire"
@@ -124,14 +130,21 @@ class Fire(IndexedScheme):
     paper: ClassVar[str] = "arXiv 2310.04418"
     formula: ClassVar[str] = "q·k + MLP(ψ(i−j)/ψ(max(i, L)))_h"
     oracle: ClassVar[str] = "formula"
-    shared: ClassVar[bool] = False
+    steps: ClassVar[int | None] = FINE
+    authors: ClassVar[Mapping[str, Any]] = {"init_c": 0.1, "init_l": 512.0}
 
     mlp_width: int = 32
     init_c: float = 0.1
     init_l: float = 512.0
+    shared: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def build(self, geometry: Geometry) -> FireBias:
-        """The bias of one layer: each has its own, as in the paper (FIRE-S shares one)."""
+        """The bias of one layer, or of all."""
         self.require(self.mlp_width >= 1, "mlp_width", "it must be at least 1")
         self.require(self.init_c != 0, "init_c", "it must not be 0, where it has no gradient")
         self.require(self.init_l > 0, "init_l", "it must be above 0")

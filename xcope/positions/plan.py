@@ -3,23 +3,26 @@
 rotary                                   a scheme
 {name: rotary, dim: 16}                  with options
 [absolute, cope]                         several at once
+{name: t5, start: authors}               with the options with which its authors start it
 {layers: [rotary, none]}                 layer by layer, repeated over the depth
 [rotary, none]                           the same: ``none`` beside another can mean nothing else
 {heads: [cope, rotary]}                  head by head: equal groups of each layer's heads
 [absolute, {layers: [cope, {heads: [rotary, alibi]}]}]
+{preset: gemma3, window: 64}             what a released model has (`xcope.positions.released`)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.positions.base import Scheme, Slot
 from xcope.positions.registry import scheme, schemes
+from xcope.positions.released import Preset, preset
 from xcope.positions.tables import BLOCK, TableScheme
 
 Position: TypeAlias = str | Mapping[str, Any] | Scheme | Sequence[Any]
@@ -32,6 +35,7 @@ Layer: TypeAlias = tuple[Group, ...]
 """The groups of a layer's heads, equally large."""
 
 SPLITS = ("layers", "heads")
+START, AUTHORS = "start", "authors"
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Plan:
     Args:
         layers: of attention; repeated over the depth.
         exact: the layers are as many as the decoder's, nothing is repeated.
+        preset: that this is, if it is one and nothing else.
     """
 
     layers: tuple[Layer, ...]
     exact: bool = False
+    preset: Preset | None = field(default=None, compare=False)
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -64,12 +70,11 @@ class Plan:
 
     def map(self, change: Callable[[Scheme], Scheme]) -> Plan:
         """The plan with every scheme changed."""
-        return dataclasses.replace(
-            self,
-            layers=tuple(
+        return self._with(
+            tuple(
                 tuple(tuple(change(one) for one in group) for group in layer)
                 for layer in self.layers
-            ),
+            )
         )
 
     def without(self, name: str) -> Plan:
@@ -78,12 +83,26 @@ class Plan:
             tuple(tuple(one for one in group if one.name != name) for group in layer)
             for layer in self.layers
         )
-        return dataclasses.replace(self, layers=layers)
+        return self._with(layers)
+
+    def _with(self, layers: tuple[Layer, ...]) -> Plan:
+        """The plan with other layers; a preset only if they are the same."""
+        preset = self.preset if layers == self.layers else None
+        return dataclasses.replace(self, layers=layers, preset=preset)
 
     def label(self) -> str:
-        """``cope(max_pos=64)+rotary``, ``layers(rotary, none)``, ``heads(cope, rotary)``."""
+        """``cope(max_pos=64)+rotary``, ``layers(rotary, none)``, ``heads(cope, rotary)``; of a
+        preset ``gemma3``."""
+        if self.preset is not None:
+            return self.preset.label()
         layers = [_listed("heads", [_label(group) for group in layer]) for layer in self.layers]
         return _listed("layers", layers)
+
+    def to_shorten(self, layers: int) -> str:
+        """What to do where there are fewer layers than these: of an error."""
+        if self.preset is None:
+            return "shorten it"
+        return f"write {{preset: {self.preset.name}, every: {layers}}}"
 
 
 def _label(group: Group) -> str:
@@ -135,14 +154,99 @@ def _parse_mapping(position: Mapping[str, Any]) -> Plan:
                 )
             return arrange([_part_of(split, entry) for entry in entries], position)
     options = dict(position)
+    if "preset" in position:
+        return _released(preset(options.pop("preset"), options, schemes()))
     name = options.pop("name", None)
+    if isinstance(name, str) and START in options:
+        return parse(started(position))
     if isinstance(name, str):
         return single(scheme(name, options))
-    near = next((did_you_mean(key, SPLITS) for key in position if isinstance(key, str)), "")
+    keys = ("preset", *SPLITS)
+    near = next((did_you_mean(key, keys) for key in position if isinstance(key, str)), "")
     raise FlagError(
         "position",
         f"position={position!r} lacks 'name': write for instance {{name: cope, max_pos: 64}}{near}",
     )
+
+
+def started(position: Any, given: Collection[str] = ()) -> Any:
+    """``position`` with the options that each ``start: authors`` in it stands for, however deep.
+
+    A combination becomes a list of its parts.
+
+    Args:
+        position: as for `parse`.
+        given: keyword flags beside it, ``<scheme>_<option>``, whose options stay as they are.
+
+    Raises:
+        FlagError: another start, one of a scheme whose authors' is not known, or one that all
+            options beside it contradict.
+    """
+    if isinstance(position, list | tuple):
+        return [started(entry, given) for entry in position]
+    if not isinstance(position, Mapping):
+        return position
+    inner = {
+        split: started(position[split], given)
+        for split in SPLITS
+        if isinstance(position.get(split), list | tuple)
+    }
+    options = {**position, **inner}
+    if START not in options or not isinstance(options.get("name"), str):
+        return options
+    name, start = options.pop("name"), options.pop(START)
+    if start is None:
+        return {"name": name, **options}
+    flag, made = f"{name}_{START}", scheme(name, options)
+    if start != AUTHORS:
+        near = did_you_mean(start, [AUTHORS]) if isinstance(start, str) else ""
+        raise FlagError(
+            flag, f"{flag}={start!r} is not allowed: write start: {AUTHORS}, or leave it out{near}"
+        )
+    unknown = [part.name for part in made.parts() if not part.authors] or (
+        [] if made.parts() else [name]
+    )
+    if unknown:
+        known = [one for one, kind in schemes().items() if kind.slot is not None and kind.authors]
+        raise FlagError(
+            flag,
+            f"{flag}={start!r} is not allowed: how its authors start {listing(unknown)} is not "
+            f"known here; drop it. It is known of {listing(known)}",
+        )
+    parts = []
+    for part in made.parts():
+        own = _own(made, part, options)
+        authors = {o: v for o, v in part.authors.items() if part.flag(o) not in given}
+        parts.append({"name": part.name, **authors, **own})
+    set_here = [
+        option
+        for part, entry in zip(made.parts(), parts, strict=True)
+        for option, value in part.authors.items()
+        if entry.get(option, START) == value
+    ]
+    if not set_here:
+        told = [part.flag(option) for part in made.parts() for option in part.authors]
+        raise FlagError(
+            flag,
+            f"{flag}={start!r} sets nothing but {listing(told)}, and the position says otherwise: "
+            "drop one of them",
+        )
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _own(whole: Scheme, part: Scheme, written: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written of a part of ``whole``, or of itself: ``rotary_dim`` of ``cope_rotary``."""
+    spelled = {o: p if (p := part.flag(o)) in whole.options() else o for o in part.options()}
+    return {option: written[key] for option, key in spelled.items() if key in written}
+
+
+def _released(chosen: Preset) -> Plan:
+    """The plan of a preset."""
+    try:
+        plan = parse(chosen.position())
+    except FlagError as error:
+        raise FlagError(error.flag, f"preset {chosen.label()!r}: {error}") from error
+    return dataclasses.replace(plan, preset=chosen)
 
 
 def _part_of(split: str, entry: Position) -> Plan:
@@ -160,7 +264,8 @@ def _part_of(split: str, entry: Position) -> Plan:
 def _in_layers(plans: Sequence[Plan], position: object) -> Plan:
     for plan in plans:
         if len(plan.layers) > 1:
-            raise FlagError("position", f"position={position!r}: 'layers' within 'layers'")
+            what = "'layers'" if plan.preset is None else f"preset {plan.preset.name!r}, of layers,"
+            raise FlagError("position", f"position={position!r}: {what} within 'layers'")
     return Plan(tuple(plan.layers[0] for plan in plans))
 
 
@@ -264,11 +369,11 @@ def fitted(position: Position, block: int) -> Position:
 
 
 def entries(position: object) -> Iterator[Mapping[str, Any]]:
-    """Every mapping with a scheme's name in ``position``, however deep."""
+    """Every mapping with a scheme's or a preset's name in ``position``, however deep."""
     if isinstance(position, Mapping):
         for split in SPLITS:
             yield from entries(position.get(split, []))
-        if "name" in position:
+        if "name" in position or "preset" in position:
             yield position
     elif isinstance(position, list | tuple):
         for entry in position:

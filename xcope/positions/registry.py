@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from xcope.plugins import load_installed
-from xcope.positions.base import Scheme
+from xcope.positions.base import Family, Scheme
+from xcope.positions.released import Preset, presets
 from xcope.registry import add, make
 
 S = TypeVar("S", bound=type[Scheme])
@@ -34,26 +35,50 @@ class SchemeTable(Mapping[str, type[Scheme]]):
     def __len__(self) -> int:
         return len(self._schemes)
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
+    def families(self) -> dict[Family, list[str]]:
+        """Family → the names of its schemes, in order."""
+        found = {one: [n for n, kind in self.items() if kind.family is one] for one in Family}
+        return {family: names for family, names in found.items() if names}
+
+    def rows(self, names: Iterable[str]) -> list[tuple[str, str, str, str, str]]:
         """(name, slot, options with defaults, formula, paper) of each scheme."""
+        kinds = [(name, self[name]) for name in names]
         return [
             (
                 name,
-                scheme.slot.value if scheme.slot else "-",
-                ", ".join(f"{o}={f.default}" for o, f in scheme.options().items()) or "-",
-                scheme.formula,
-                scheme.paper,
+                kind.slot.value if kind.slot else "-",
+                _options(kind),
+                kind.formula,
+                kind.paper,
             )
-            for name, scheme in self._schemes.items()
+            for name, kind in kinds
         ]
 
     def __repr__(self) -> str:
-        rows = [("scheme", "slot", "options", "formula", "paper"), *self.rows()]
-        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        groups = {family.value: self.rows(names) for family, names in self.families().items()}
+        groups["presets of released models: {preset: NAME}"] = [
+            (name, "-", _options(kind), kind.title, kind.source) for name, kind in presets().items()
+        ]
+        head = ("scheme", "slot", "options", "formula", "paper")
+        every = [head, *(row for rows in groups.values() for row in rows)]
+        widths = [max(len(row[c]) for row in every) for c in range(len(head))]
+
+        def line(row: Sequence[str]) -> str:
+            return "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+
+        blocks = ("\n".join([title, *map(line, rows)]) for title, rows in groups.items())
+        return "\n\n".join([line(head), *blocks])
+
+
+def _options(kind: type[Scheme] | type[Preset]) -> str:
+    """``max_pos=16, …``; tuples of many numbers are cut."""
+    options = (f"{o}={_short(field.default)}" for o, field in kind.options().items())
+    return ", ".join(options) or "-"
+
+
+def _short(value: Any) -> str:
+    many = isinstance(value, tuple) and len(value) > 3
+    return f"({value[0]}, {value[1]}, …)" if many else str(value)
 
 
 def schemes() -> SchemeTable:
@@ -69,4 +94,5 @@ def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
         FlagError: an unknown name (flag ``position``) or option (flag ``<name>_<option>``), with
             the nearest valid one; an option whose value is not allowed.
     """
-    return make(schemes(), name, options, flag="position", noun="scheme")
+    elsewhere = {"preset": presets()}
+    return make(schemes(), name, options, flag="position", noun="scheme", elsewhere=elsewhere)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, position_bias, positions, relative_attention
-from xcope.positions.base import AttendInputs, Geometry, Slot
+from xcope.positions.base import AttendInputs, Family, Geometry, Slot
 from xcope.positions.registry import register
 from xcope.positions.tables import Table, TableScheme
 
@@ -53,6 +53,9 @@ class Relative(Table):
         init_std: the standard deviation with which the table begins.
         backend: of `xcope.ops.cope.relative_attention`.
     """
+
+    takes_window = True
+    takes_sink = True
 
     def __init__(
         self,
@@ -108,6 +111,8 @@ class Relative(Table):
             causal=inputs.causal,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
+            sink=inputs.sink,
             backend=self.backend,
         )
 
@@ -149,6 +154,7 @@ class RelativePositions(TableScheme):
     name: ClassVar[str] = "relative"
     title: ClassVar[str] = "Relative positions, asked for by the query"
     slot: ClassVar[Slot | None] = Slot.ATTEND
+    family: ClassVar[Family] = Family.LEARNED
     paper: ClassVar[str] = "arXiv 1803.02155"
     formula: ClassVar[str] = "q·k + r·e[min(i − j, max_pos − 1)]"
     oracle: ClassVar[str] = "formula"
@@ -160,9 +166,14 @@ class RelativePositions(TableScheme):
     width: int | None = None
     beyond: str = "last"
     scaled: bool = False
-    shared: bool = False  # type: ignore[misc]
+    shared: bool = False
     init_std: float = 0.0
     backend: str = "auto"
+
+    @property
+    def per_layer(self) -> bool:
+        """Unless ``shared``."""
+        return not self.shared
 
     def build(self, geometry: Geometry) -> Relative:
         """One layer's module."""

@@ -5,26 +5,30 @@ Pairs of channels turn by ``i·ω_m``, so that q·k depends on the distance only
 
     (q_2m, q_2m+1) ← R(i ω_m) (q_2m, q_2m+1),  ω_m = base^(−2m/dim)
 
-As in x-transformers, only the first ``dim`` channels of each head turn, half of them by default.
-``interpolation_factor`` divides all angles (Chen et al., arXiv 2306.15595);
+As in x-transformers, only the first ``dim`` channels of each head turn, half of them by default; in
+the paper and in LLaMA the whole head does (``dim: whole``), in GPT-J and GPT-NeoX a quarter of it
+(``dim: quarter``). ``interpolation_factor`` divides all angles (Chen et al., arXiv 2306.15595);
 ``base_rescale_factor`` raises the base to base·factor^(dim/(dim−2)), which stretches the slow
 channels only ("NTK-aware").
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from xcope.errors import FlagError, did_you_mean, listing
 from xcope.ops.rotate import rotate
-from xcope.positions.base import Geometry, IndexedScheme, Rotation, Slot
+from xcope.positions.base import Geometry, IndexedScheme, Rotation, Scheme, Slot
 from xcope.positions.registry import register
 
 LAYOUTS = ("interleaved", "half_split")
+SHARES = {"whole": 1.0, "half": 0.5, "quarter": 0.25}
+"""Words for ``dim`` → the share of a head's channels that turns."""
 
 
 def frequencies(dim: int, base: float) -> Tensor:
@@ -107,24 +111,27 @@ class RotaryAngles(Rotation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RotaryScheme(IndexedScheme):
-    """What all rotary schemes have.
+class TurningScheme(Scheme):
+    """What all schemes have that turn pairs of channels.
 
     Args:
-        dim: rotated channels per head, even; half of ``dim_head`` if None.
+        dim: how many channels of each head turn: ``"whole"``, ``"half"``, ``"quarter"``, a share as
+            0.4 (``partial_rotary_factor`` of transformers' configs), or an even number of them;
+            None: half of them, as in x-transformers.
         base: θ; larger turns slower.
         layout: which channels turn together: ``"interleaved"`` (2m, 2m + 1), as x-transformers,
             or ``"half_split"`` (m, m + dim/2), as LLaMA.
     """
 
     slot: ClassVar[Slot | None] = Slot.ROTATION
+    authors: ClassVar[Mapping[str, Any]] = {"dim": "whole"}
 
-    dim: int | None = None
+    dim: int | float | str | None = None
     base: float = 10000.0
     layout: str = "interleaved"
 
     def __post_init__(self) -> None:
-        """See `IndexedScheme`; and ``layout`` is a known one."""
+        """See `Scheme`; and ``layout`` is a known one."""
         super().__post_init__()
         allowed = f"choose among {listing(LAYOUTS)}{did_you_mean(self.layout, LAYOUTS)}"
         self.require(self.layout in LAYOUTS, "layout", allowed)
@@ -135,39 +142,59 @@ class RotaryScheme(IndexedScheme):
         return self.layout == "half_split"
 
     def rotated_channels(self, geometry: Geometry, least: int = 2) -> int:
-        """``dim``, checked.
+        """The number of channels that turn, from ``dim``, checked.
 
         Raises:
-            FlagError: an odd number of channels, fewer than ``least`` or more than there are; a
-                base that is not above 1.
+            FlagError: an odd number of channels, fewer than ``least`` or more than there are; an
+                unknown word for them; a base that is not above 1.
         """
-        dim = geometry.dim_head // 2 if self.dim is None else self.dim
-        if self.dim is None and (dim < least or dim % 2):
-            raise FlagError(
-                "dim_head",
-                f"dim_head={geometry.dim_head} is not allowed with position {self.name!r}, which "
-                f"turns half of each head in pairs: choose a multiple of 4 from {2 * least} on, "
-                f"or set {self.name}_dim",
-            )
-        allowed = f"an even number from {least} to dim_head={geometry.dim_head}"
-        self.require(least <= dim <= geometry.dim_head and dim % 2 == 0, "dim", allowed)
         self.require(self.base > 1, "base", "it must be above 1")
-        return dim
+        if self.dim is None:
+            dim = geometry.dim_head // 2
+            if dim < least or dim % 2:
+                raise FlagError(
+                    "dim_head",
+                    f"dim_head={geometry.dim_head} is not allowed with position {self.name!r}, "
+                    f"which turns half of each head in pairs: choose a multiple of 4 from "
+                    f"{2 * least} on, or set {self.name}_dim",
+                )
+            return dim
+        share = self.dim
+        if isinstance(share, str):
+            near = did_you_mean(share, SHARES)
+            self.require(share in SHARES, "dim", f"choose among {listing(SHARES)}{near}")
+            share = SHARES[share]
+        if isinstance(share, float):
+            self.require(0 < share <= 1, "dim", "a share of the head is above 0 and at most 1.0")
+            share = int(share * geometry.dim_head)
+        allowed = f"an even number from {least} to dim_head={geometry.dim_head}"
+        if share != self.dim:
+            allowed = f"that is {share} of {geometry.dim_head} channels: {allowed} turns in pairs"
+        else:
+            allowed = f"{allowed}, or {listing(SHARES)}"
+        self.require(least <= share <= geometry.dim_head and share % 2 == 0, "dim", allowed)
+        return share
 
-    def known_length(self, trained_len: int | None) -> int:
-        """``trained_len``, which has no default: only the user knows it.
+    def known_length(self, trained_len: int | None, option: str = "trained_len") -> int:
+        """``trained_len``, or what else ``option`` calls it: it has no default, only the user
+        knows it.
 
         Raises:
             FlagError: None, or below 1.
         """
         if trained_len is None or trained_len < 1:
-            flag = f"{self.name}_trained_len"
+            flag = self.flag(option)
             raise FlagError(
                 flag,
                 f"{flag}={trained_len} is not allowed: set it to the length, in tokens, of the "
                 "texts that the model was trained on",
             )
         return trained_len
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScheme(TurningScheme, IndexedScheme):
+    """What all rotary schemes have: the options of `TurningScheme` and `IndexedScheme`."""
 
 
 @register

@@ -6,8 +6,9 @@ else. Of the dim/2 pairs, the ``clip`` slowest are slowed further:
 
     ω_m ← ω_m · ½(1 + cos θ_m),  θ_m from 0 to π in equal steps over these pairs
 
-A pair whose period 2π/ω_m is longer than the training texts never completes a turn in training;
-the paper clips about three quarters of such pairs (20 of Llama-3's 64).
+A pair whose period 2π/ω_m is longer than the training texts never completes a turn in training; the
+paper clips about three quarters of such pairs. For Llama-3-8B (64 pairs, base 500000, trained on
+8192 tokens) ``trained_len: 8192`` slows 22 of the 29 such pairs, the authors slow 20: ``clip: 20``.
 """
 
 from __future__ import annotations

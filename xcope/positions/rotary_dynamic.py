@@ -9,6 +9,11 @@ Shippole, *YaRN*, arXiv 2309.00071. With places 0 … L − 1 in the text:
 Up to the trained length s is 1. The paper's growth is that of ``factor`` 1, s = L / trained_len;
 Hugging Face's models have other factors, too. Beyond the trained length every new token turns all
 earlier ones again, so that keys that were turned earlier are of no use.
+
+Here the base follows each row, whatever was read before. Hugging Face's models take the longest row
+of a batch for all of them, and keep the base that a long call has grown, until a call is shorter
+than ``trained_len`` again: there the same text between the two lengths reads otherwise after a
+longer one.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ Models*, arXiv 2309.00071. Pair m makes β turns within the trained length at
     ω_m ← (1 − r_m) ω_m + r_m ω_m / factor
     q, k ← attention_factor · R(iω)q, attention_factor · R(jω)k
 
-The ramp r_m runs over the number of the pair, as in the authors' code and Hugging Face's; the
-paper writes it over the turns of the pair. Channels that do not turn are not multiplied.
+The ramp r_m runs over the number of the pair, as in the authors' code and Hugging Face's; the paper
+writes it over the turns of the pair. Channels that do not turn are not multiplied: with the default
+of half the channels the attention factor, the paper's logit scale, falls on that half of q·k only.
+``dim: whole`` is the paper's YaRN, which sharpens all of it.
 """
 
 from __future__ import annotations
@@ -28,18 +30,25 @@ from xcope.positions.rotary import RotaryAngles, RotaryScheme
 
 
 def yarn_scale(
-    dim: int, base: float, factor: float, trained_len: int, beta_fast: float, beta_slow: float
+    dim: int,
+    base: float,
+    factor: float,
+    trained_len: int,
+    beta_fast: float,
+    beta_slow: float,
+    *,
+    truncate: bool = True,
 ) -> Tensor:
     """What multiplies ω_m: 1 − r_m + r_m / factor, see above, (dim/2)."""
 
     def pair(beta: float) -> float:
         return dim * math.log(trained_len / (2 * math.pi * beta)) / (2 * math.log(base))
 
+    first, last = pair(beta_fast), pair(beta_slow)
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
     # dim, not dim/2, as in the authors' code
-    first, last = (
-        min(max(bound, 0), dim - 1)
-        for bound in (math.floor(pair(beta_fast)), math.ceil(pair(beta_slow)))
-    )
+    first, last = (min(max(bound, 0), dim - 1) for bound in (first, last))
     width = last - first or 0.001
     r = ((torch.arange(dim // 2, device="cpu").float() - first) / width).clamp(0, 1)
     return 1 - r + r / factor
@@ -61,6 +70,8 @@ class RotaryYarn(RotaryScheme):
         beta_fast: pairs that make more turns than this within ``trained_len`` stay as they are.
         beta_slow: pairs that make fewer turns are interpolated entirely.
         attention_factor: multiplies the turned channels of q and of k; 0.1 ln(factor) + 1 if None.
+        truncate: the ramp begins and ends at whole pairs, ⌊m⌋ and ⌈m⌉; False, as of GPT-OSS: where
+            the formula says.
     """
 
     name: ClassVar[str] = "rotary_yarn"
@@ -74,6 +85,7 @@ class RotaryYarn(RotaryScheme):
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def build(self, geometry: Geometry) -> RotaryAngles:
         """The module that turns q and k."""
@@ -91,6 +103,8 @@ class RotaryYarn(RotaryScheme):
             dim,
             self.base,
             half_split=self.half_split,
-            freq_scale=yarn_scale(dim, self.base, self.factor, trained_len, *betas),
+            freq_scale=yarn_scale(
+                dim, self.base, self.factor, trained_len, *betas, truncate=self.truncate
+            ),
             amplitude=yarn_attention_factor(self.factor) if sharpening is None else sharpening,
         )

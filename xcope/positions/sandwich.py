@@ -13,13 +13,14 @@ which the softmax does not see: so a key at distance 0 gets bias 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xcope.positions.base import Geometry, IndexedScheme, Slot
+from xcope.positions.base import FINE, Family, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
 
@@ -66,9 +67,12 @@ class Sandwich(IndexedScheme):
     name: ClassVar[str] = "sandwich"
     title: ClassVar[str] = "Sinusoidal bias (Sandwich)"
     slot: ClassVar[Slot | None] = Slot.BIAS
+    family: ClassVar[Family] = Family.FIXED
     paper: ClassVar[str] = "arXiv 2212.10356"
     formula: ClassVar[str] = "q·k + Σ_m (cos((i−j)ω_m) − 1)/r_h"
     oracle: ClassVar[str] = "formula"
+    steps: ClassVar[int | None] = FINE
+    authors: ClassVar[Mapping[str, Any]] = {"dim": 128, "base": 10000.0}
 
     dim: int = 128
     base: float = 10000.0

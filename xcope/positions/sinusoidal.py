@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xcope.errors import FlagError
-from xcope.positions.base import AddedToInput, Geometry, IndexedScheme, Slot
+from xcope.positions.base import AddedToInput, Family, Geometry, IndexedScheme, Slot
 from xcope.positions.registry import register
 
 
@@ -55,6 +55,7 @@ class Sinusoidal(IndexedScheme):
     name: ClassVar[str] = "sinusoidal"
     title: ClassVar[str] = "Sinusoidal positions"
     slot: ClassVar[Slot | None] = Slot.INPUT
+    family: ClassVar[Family] = Family.FIXED
     paper: ClassVar[str] = "arXiv 1706.03762"
     formula: ClassVar[str] = "x_i + s·[sin iω, cos iω]"
     oracle: ClassVar[str] = "x-transformers"
@@ -75,5 +76,5 @@ class Sinusoidal(IndexedScheme):
                 f"dim={geometry.dim} is odd, but position 'sinusoidal' needs sine and cosine pairs",
             )
         module = SinusoidalPositions(geometry.dim, self.theta)
-        module.random_max = self.random_max
+        module.draw = self.draw
         return module

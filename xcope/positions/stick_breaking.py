@@ -18,6 +18,7 @@ keys before are passed over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,6 +41,7 @@ class StickBreaking(AttendModule):
     """
 
     softmax = False
+    takes_window = True
 
     def __init__(
         self, attend_current: bool = False, remainder: bool = True, backend: str = "auto"
@@ -60,6 +62,7 @@ class StickBreaking(AttendModule):
             causal=inputs.causal,
             bias=inputs.bias,
             cu_seqlens=inputs.cu_seqlens,
+            window=inputs.window,
             backend=self.backend,
         )
 
@@ -94,6 +97,10 @@ class StickBreakingAttention(Scheme):
     paper: ClassVar[str] = "arXiv 2410.17980"
     formula: ClassVar[str] = "β_ij Π_{j<t<i} (1 − β_it), β = σ(q·k)"
     oracle: ClassVar[str] = "formula"
+
+    excludes: ClassVar[Mapping[Slot | str, str]] = {
+        Slot.SINK: "its weights are no softmax of which a sink could have a share"
+    }
 
     attend_current: bool = False
     remainder: bool = True

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from xcope import lazy
 
 if TYPE_CHECKING:
-    from xcope.training.device import device_for
+    from xcope.training.device import device_for, keep_freed_memory
     from xcope.training.errors import (
         BrokenModelError,
         RunDivergedError,
@@ -33,6 +33,7 @@ __all__ = [
     "device_for",
     "evaluate",
     "example_prompt",
+    "keep_freed_memory",
     "load_run",
     "read_metrics",
     "reporter",

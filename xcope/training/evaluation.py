@@ -47,7 +47,7 @@ def evaluate(
 
     Raises:
         FlagError: an unknown split; sequences that the model's table of learned absolute
-            positions is too short for.
+            positions, or what it draws places from, is too short for.
         BrokenModelError: the loss on a split is not finite.
     """
     tallies = tally(
@@ -79,8 +79,9 @@ def tally(
     if device is not None:
         model.to(device)
     tallies = {split: Tally() for split in chosen}
-    with measuring(model) as place:
+    with measuring(model) as place, drawing_its_own(place):
         for split, one in tallies.items():
+            torch.manual_seed(seed)  # for schemes that draw places in evaluation
             for index in range(batches):
                 batch = task.batch(split, batch_size, seed, index)
                 at_once = max(1, MOST_PAIRS // batch.tokens.shape[1] ** 2)
@@ -131,6 +132,22 @@ def check_splits(model: TransformerWrapper, task: Task, splits: Sequence[str]) -
                 f"tokens, but the model's table of learned absolute positions ends at {limit}: "
                 "train with a larger model.max_seq_len, or choose shorter splits",
             )
+        for one in getattr(model, "schemes", ()):
+            draw = getattr(one, "draw", None)
+            if draw is not None and draw.at_test and draw.places_for < task.seq_len(split):
+                raise FlagError(
+                    "splits",
+                    f"split {split!r} of task {task.name!r} has sequences of "
+                    f"{task.seq_len(split)} tokens, which need as many places to be drawn from, "
+                    f"and {one.flag('random_max')} is {draw.most}: choose shorter splits",
+                )
+
+
+@contextmanager
+def drawing_its_own(device: torch.device) -> Iterator[None]:
+    """Random numbers that are drawn within are none that training would draw."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager

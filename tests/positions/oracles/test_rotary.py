@@ -71,6 +71,14 @@ def test_only_the_first_channels_turn(layout):
         assert torch.equal(ours[..., 6:], x[..., 6:])
 
 
+@pytest.mark.parametrize(
+    ("said", "channels"),
+    [("whole", D), ("half", D // 2), ("quarter", D // 4), (1.0, D), (0.4, 6), (None, D // 2)],
+)
+def test_how_much_of_a_head_turns_may_be_said_in_words_or_as_a_share(said, channels):
+    assert len(module("rotary", dim=said).inv_freq) == channels // 2
+
+
 def test_depends_on_places_alone():
     assert_depends_on_places_alone(module("rotary"))
 
@@ -131,6 +139,11 @@ def test_it_is_built_without_memory_where_models_are_only_checked():
         ),
         ({"dim": D + 2}, "rotary_dim", f"to dim_head={D}"),
         ({"dim": 0}, "rotary_dim", "from 2"),
+        ({"dim": 1}, "rotary_dim", "or 'whole', 'half' and 'quarter'"),
+        ({"dim": "hole"}, "rotary_dim", "choose among 'whole', .*did you mean 'whole'"),
+        ({"dim": 1.5}, "rotary_dim", "a share of the head is above 0 and at most 1.0"),
+        ({"dim": 0.2}, "rotary_dim", "that is 3 of 16 channels: an even number"),
+        ({"dim": True}, "rotary_dim", "not of type int . float . str . None"),
         ({"base": 1.0}, "rotary_base", "it must be above 1"),
         ({"layout": "halfsplit"}, "rotary_layout", "did you mean 'half_split'"),
         ({"layout": "llama"}, "rotary_layout", "choose among 'interleaved' and 'half_split'"),

@@ -18,6 +18,7 @@ TRAINED = 64
         {"factor": 8.0},
         {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0},
         {"factor": 4.0, "attention_factor": 1.5},
+        {"factor": 8.0, "truncate": False},
     ],
     ids=str,
 )

@@ -73,7 +73,8 @@ class Run:
         """The task with what is swept of it: ``counting``, ``counting(variables=3)``."""
         swept = {k: v for k, v in self.swept.items() if k.startswith("task.") and k != "task.name"}
         options = [_short(key, value) for key, value in swept.items()]
-        return self.config.task.name + (f"({', '.join(options)})" if options else "")
+        whole = self.swept.get("task", self.config.task.name)
+        return whole + (f"({', '.join(options)})" if options else "")
 
     @property
     def others(self) -> dict[str, str]:
@@ -188,8 +189,9 @@ def last_word(key: str) -> str:
 def as_text(value: object) -> str:
     """A swept value as it stands in names and tables: ``cope(max_pos=32)``, ``a+b``, ``true``."""
     if isinstance(value, Mapping):
-        options = ", ".join(f"{key}={as_text(v)}" for key, v in value.items() if key != "name")
-        name = str(value.get("name", ""))
+        key = "preset" if "preset" in value else "name"
+        options = ", ".join(f"{k}={as_text(v)}" for k, v in value.items() if k != key)
+        name = str(value.get(key, ""))
         return f"{name}({options})" if options else name
     if isinstance(value, list | tuple):
         return "+".join(map(as_text, value))

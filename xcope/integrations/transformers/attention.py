@@ -28,7 +28,7 @@ from xcope.integrations.transformers.layer import (
 )
 from xcope.positions import Plan, Position, Scheme, Slot, parse, scheme
 from xcope.positions.base import WithConstants
-from xcope.positions.rotary import RotaryScheme
+from xcope.positions.rotary import TurningScheme
 from xcope.positions.tables import BLOCK, TableScheme
 
 M = TypeVar("M", bound=nn.Module)
@@ -108,7 +108,8 @@ def set_position(
     if len(plan.layers) > len(names):
         raise FlagError(
             "position",
-            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: shorten it",
+            f"position has {len(plan.layers)} layers, but {len(names)} are to have it: "
+            f"{plan.to_shorten(len(names))}",
         )
     settings = dict(record["layers"])
     for index, name in enumerate(names):
@@ -314,11 +315,11 @@ def _check_plan(plan: Plan) -> None:
                 f"{one.flag('max_pos')}='{BLOCK}' is not taken here: nothing says how long rows "
                 "are in training; give a number",
             )
-        if one.slot is Slot.ATTEND and "shared" in one.options() and one.shared:
+        if getattr(one, "shared", False):
             raise FlagError(
-                one.flag("shared"),
-                f"{one.flag('shared')}=True is not taken here: each layer of transformers' has a "
-                "module of its own; drop it",
+                f"{one.name}_shared",
+                f"{one.name}_shared=True is not taken here: each layer of transformers has a "
+                "module of its own; leave it out",
             )
         if getattr(one, "sep_keys", False):
             raise FlagError(
@@ -379,7 +380,7 @@ def _like_the_models(one: Scheme, rotary: dict[str, Any] | None) -> Scheme:
     Raises:
         FlagError: the model's layout is not known, and none is given.
     """
-    if not isinstance(one, RotaryScheme) or rotary is None:
+    if not isinstance(one, TurningScheme) or rotary is None:
         return one
     given = one.given()
     known = {name: rotary[name] for name in ("dim", "base", "layout") if name not in given}

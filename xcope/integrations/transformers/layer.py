@@ -41,6 +41,11 @@ from xcope.modules.attention import (
     attend_groups,
     bias_of,
     gate_keys_of,
+    keys_of_each_head,
+    mask_of,
+    own_sinks,
+    read_by,
+    sink_of_heads,
     turned,
     weights_of,
     with_heads,
@@ -75,6 +80,9 @@ NOT_RESTORED = (
 )
 
 
+SLOTS = ("rotation", "bias", "attend", "mask", "sink", "scale")
+"""Of a `Part`; each is called as the slot that fills it."""
+
 watching: ContextVar[list[dict[str, Any]] | None] = ContextVar("watching", default=None)
 """While a model is looked at (`anatomy`): what its attention modules call with."""
 
@@ -84,7 +92,7 @@ class Given:
     """What an attention module was given that it does not hand on.
 
     Args:
-        remembered: for each group of heads, of the tokens of this call.
+        remembered: for each module that `read_by` names, of the tokens of this call.
         last: the place of each row's last token, (b 1), or of all, if the cache left the first.
         maps: whether the attention weights are wanted.
         cached: the places that the caller gave, beside a cache, (b i).
@@ -112,7 +120,7 @@ class LayerPosition(nn.Module):
         parts = Builder(geometry).parts(groups)
         for index, part in enumerate(parts):
             names: dict[str, str] = {}
-            for slot in ("rotation", "bias", "attend"):
+            for slot in SLOTS:
                 module = getattr(part, slot)
                 if module is not None:
                     kind = next(
@@ -126,13 +134,16 @@ class LayerPosition(nn.Module):
             if part.rotation is not None and part.rotation.length_dependent:
                 raise FlagError(
                     "position",
-                    "position 'rotary_dynamic' turns earlier tokens otherwise as more follow, "
-                    "which the cache of transformers does not allow: choose 'rotary_yarn' or "
-                    "'rotary_ntk'",
+                    f"position {part.rotation_name!r} turns earlier tokens otherwise as more "
+                    "follow, which the cache of transformers does not allow: choose "
+                    "'rotary_yarn' or 'rotary_ntk'",
                 )
-            self._groups.append((replace(part, rotation=None, bias=None, attend=None), names))
-        self.needs_places = any(part.rotation or part.bias for part in parts)
-        self.remembers = any(part.attend is not None and part.attend.remembers for part in parts)
+            nothing: dict[str, Any] = dict.fromkeys(SLOTS)
+            self._groups.append((replace(part, **nothing), names))
+        rotations = [part.rotation for part in parts if part.rotation is not None]
+        self.needs_places = any(not rotation.remembers for rotation in rotations)
+        self.needs_places |= any(part.bias or part.mask or part.scale for part in parts)
+        self.remembers = any(module is not None for module in read_by(parts))
         self.looked_at = False
 
     def _look_at_tables(self) -> None:
@@ -151,11 +162,9 @@ class LayerPosition(nn.Module):
         ]
 
     def remember(self, x: Tensor) -> list[Tensor | None]:
-        """What the tokens x (b n dim) leave behind, for each group of heads."""
-        return [
-            part.attend.remember(x) if part.attend is not None and part.attend.remembers else None
-            for part in self.parts()
-        ]
+        """What the tokens x (b n dim) leave behind, for each module that `read_by` names."""
+        modules = read_by(self.parts())
+        return [None if module is None else module.remember(x) for module in modules]
 
     def forward(
         self,
@@ -185,7 +194,7 @@ class LayerPosition(nn.Module):
         """
         if self.training and not self.looked_at and not torch.compiler.is_compiling():
             self._look_at_tables()
-        remembered = given.remembered or [None] * len(self._groups)
+        remembered = given.remembered or [None] * (2 * len(self._groups))
         if v.shape[-1] > self.dim_value:
             v, remembered = _unloaded(v, self.dim_value, remembered)
         written = given.maps or dropout > 0 or documents is not None
@@ -232,7 +241,7 @@ class LayerPosition(nn.Module):
                 else t.masked_fill(hidden if t.ndim == 3 else hidden[..., None], 0.0)
                 for t in remembered
             ]  # fmt: skip
-            call = replace(call, remembered=tuple(remembered))
+            call = _with_left(call, remembered)
         causal = aligned or q.shape[2] == j
         settings: dict[str, Any] = {"scale": scale, "mask": mask, "causal": causal}
         weights = None
@@ -266,7 +275,7 @@ class LayerPosition(nn.Module):
             window: w, how many keys a query sees at most, itself included.
             there: bool (b n), which tokens are no padding.
             scale: of the logits.
-            remembered: for each group of heads, of all tokens.
+            remembered: for each module that `read_by` names, of all tokens.
 
         Returns:
             (b h n dv), in O(n w) memory.
@@ -293,7 +302,7 @@ class LayerPosition(nn.Module):
             hidden = ~there[:, None, :, None]
             whole = pairs((t if t.ndim == 4 else t[..., None]).masked_fill(hidden, 0.0))
             left.append(whole if t.ndim == 4 else whole[..., 0])
-        call = LayerCall(Places(places.clamp(min=0)), remembered=tuple(left))
+        call = _with_left(LayerCall(Places(places.clamp(min=0))), left)
         q, k, v = blocks(q), pairs(k), pairs(v)
         out = _fused(parts, call, q, k, v, scale=scale, mask=mask, causal=True)
         out = out.view(b, -1, h, window, out.shape[3]).transpose(1, 2).flatten(2, 3)
@@ -369,6 +378,12 @@ def _check_one_document(position_ids: Tensor) -> None:
         )
 
 
+def _with_left(call: LayerCall, left: Sequence[Tensor | None]) -> LayerCall:
+    """The call with what tokens left behind for each module that `read_by` names."""
+    groups = len(left) // 2
+    return replace(call, placing=tuple(left[:groups]), remembered=tuple(left[groups:]))
+
+
 def _one(places: Tensor) -> Tensor:
     """(1 n) → (n), for all rows; (b n) as it is."""
     return places[0] if len(places) == 1 else places
@@ -383,12 +398,16 @@ def _fused(
     parts: Sequence[Part], call: LayerCall, q: Tensor, k: Tensor, v: Tensor, **settings: Any
 ) -> Tensor:
     """Attention of all groups of heads without a (b h i j) tensor, (b h i dv)."""
-    if len(parts) > 1:
+    sinks = own_sinks(parts, q.device)
+    if keys_of_each_head(parts):
         h = q.shape[1]
         k, v = _for_each_query_head(k, h), _for_each_query_head(v, h)
-        return attend_groups(parts, call, q, k, v, {None: None, "values": v}, **settings)
+    gates: Gates = {None: None, "values": v}
+    if len(parts) > 1:
+        return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **settings)
+    settings["placing"] = None if call.placing is None else call.placing[0]
     remembered = None if call.remembered is None else call.remembered[0]
-    return attend(parts[0], call, q, k, v, {None: None, "values": v}, remembered, **settings)
+    return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
 
 
 def _written_out(
@@ -410,26 +429,29 @@ def _written_out(
     gates: Gates = {None: None, "values": v}
     if call.places.documents is not None:
         mask = within_documents(mask, call.places.documents, j)
-    seen = visible(q, k, mask, causal)
+    seen = visible(q, k, mask_of(parts, call, mask, i, j), causal)
     queries, logits = [], []
     inputs: list[AttendInputs | None] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
         gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
         gate_k = None if gate_k is None else gate_k[:, heads]
-        its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k)
+        placing = None if call.placing is None else call.placing[index]
+        its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k, placing=placing)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
         if part.attend is None or part.attend.gives_bias:
             inputs.append(None)  # nothing, or a bias that is written out
         else:
             left = None if call.remembered is None else call.remembered[index]
-            inputs.append(AttendInputs(scale=scale, gate_k=gate_k, remembered=left))
+            its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
+            inputs.append(replace(its, cu_seqlens=call.places.documents))
     s = torch.cat(logits, dim=1)
     bias = bias_of(parts, call, i, j)
     s = (s if bias is None else s + bias).masked_fill(~seen, torch.finfo(wide).min)
     if any(told is not None for told in inputs):
         s = s + added_by_modules(parts, inputs, torch.cat(queries, dim=1), s)
-    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf))
+    sink = sink_of_heads(parts, own_sinks(parts, q.device))
+    weights = weights_of(parts, s.masked_fill(~seen, -torch.inf), sink)
     weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if dropout > 0:
         weights = F.dropout(weights, dropout)
@@ -614,7 +636,7 @@ def _loaded_cache(cache: Any, remembered: Sequence[Tensor | None], layer: int) -
     if "Quantized" in kind:
         raise FlagError(
             "cache_implementation",
-            "a quantized cache would round what forgetting attention remembers of each token: "
+            "a quantized cache would round what the scheme remembers of each token: "
             "choose the dynamic or the static one",
         )
     view = copy(cache)

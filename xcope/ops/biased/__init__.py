@@ -21,8 +21,9 @@ from xcope.ops.documents import one_by_one
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import exporting, few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, all_finite, noticed
-from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms
+from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms, flatten
 from xcope.ops.transforms import by_definition, differentiable_again
+from xcope.ops.windows import narrowed
 
 Attention: TypeAlias = Callable[[BiasedInputs], Tensor]
 
@@ -37,6 +38,8 @@ def biased_attention(
     mask: Tensor | None = None,
     causal: bool = True,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention whose logits have a bias that follows from the places of query and key.
@@ -60,6 +63,10 @@ def biased_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees keys of its own document only. On a GPU its values are
             not checked, and backend "tiled" waits for them.
+        window: how many keys a query sees, itself the last of them; or two bounds for each query,
+            int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`. Other keys are not looked at.
+        sink: (h), a logit of each head that takes its share of the softmax and leaves no value,
+            see `xcope.ops.sinks`; zeros: softmax plus one.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n d) memory; "flex" is
             PyTorch's FlexAttention, compiled, for CUDA; "auto" takes "flex" on CUDA where it can,
             "tiled" elsewhere, and PyTorch's own attention where there is no bias, nothing to mask
@@ -76,7 +83,16 @@ def biased_attention(
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
     inputs = BiasedInputs.checked(
-        q, k, v, bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
+        q,
+        k,
+        v,
+        bias,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
     )
     if backend != "auto":
         require_backend(backend, ["auto", *BACKENDS], "biased attention")
@@ -87,7 +103,7 @@ def biased_attention(
         # what PyTorch's fast attention does, in O(n d) memory: it aligns no queries. The compiled
         # kernels are faster; an exported program is to run where they may be missing
         plain = exporting() or not takes(inputs.q)
-        plain = plain and bias is None and mask is None
+        plain = plain and bias is None and mask is None and window is None and sink is None
         plain = plain and (not causal or q.shape[2] == k.shape[2])
         plain = plain and q.shape[-1] == v.shape[-1] and 0 not in k.shape
         if plain and cu_seqlens is None:
@@ -109,14 +125,17 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
     """
     if inputs.cu_seqlens is not None:
         return one_by_one(biased_attention_tiled, inputs)
-    dtype, bias, mask, tensors = inputs.q.dtype, inputs.bias, inputs.mask, inputs.named()
+    few = few_queries(*inputs.named().values())
+    if few and not torch.compiler.is_compiling():
+        inputs = narrowed(inputs)
+    dtype, mask, tensors = inputs.q.dtype, inputs.mask, inputs.named()
     for name, t in tensors.items():
         if t.is_floating_point():
             tensors[name] = t.to(torch.promote_types(dtype, torch.float32))
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
-    if few_queries(*tensors.values()):
-        inputs = replace(inputs.with_named(tensors), mask=mask)
+    inputs = replace(inputs.with_named(tensors), mask=mask)
+    if few:
         out = biased_attention_few(inputs)
         if noticed(out):
 
@@ -125,9 +144,10 @@ def biased_attention_tiled(inputs: BiasedInputs) -> Tensor:
 
             (out,) = repair(inputs).forward(again)
     else:
-        form = "" if bias is None else type(bias).__name__
-        q, k, v, *vectors = tensors.values()
-        out, *_ = attend(q, k, v, mask, vectors, form, inputs.scale, inputs.causal)
+        form, vectors = flatten(inputs.bias)
+        q, k, v = inputs.q, inputs.k, inputs.v
+        options = form, inputs.scale, inputs.causal
+        out, *_ = attend(q, k, v, mask, inputs.window, inputs.sink, vectors, *options)
     return out.to(dtype)
 
 
@@ -137,7 +157,7 @@ def _flex_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     reason = refusal(q, v)
     if reason is not None:
-        warn("attention with an index bias, a mask or documents", reason)
+        warn("attention with an index bias, a mask, a window or documents", reason)
     return reason is None
 
 

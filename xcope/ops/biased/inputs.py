@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from xcope.ops import windows
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention
+from xcope.ops.sinks import check_sink
 from xcope.ops.terms import Terms, check_bias, replaced
 
 
@@ -29,6 +31,8 @@ class BiasedInputs:
         mask: True where a key may be attended: (b j), or what broadcasts to (b h i j).
         causal: query i sees keys up to its own place.
         cu_seqlens: (m + 1), where each of m packed documents begins, and i.
+        window: which keys a query sees beside that, (1 2 i) or (b 2 i), see `xcope.ops.windows`.
+        sink: a logit of each head that takes its share of attention, (h), see `xcope.ops.sinks`.
     """
 
     q: Tensor
@@ -39,11 +43,14 @@ class BiasedInputs:
     mask: Tensor | None = None
     causal: bool = True
     cu_seqlens: Tensor | None = None
+    window: Tensor | None = None
+    sink: Tensor | None = None
 
     @classmethod
     def checked(
         cls, q: Tensor, k: Tensor, v: Tensor, bias: Terms | None, *, scale: float | None,
         mask: Tensor | None, causal: bool, cu_seqlens: Tensor | None,
+        window: Tensor | int | None, sink: Tensor | None,
     ) -> BiasedInputs:  # fmt: skip
         """The record of a user's arguments, in autocast's dtype where that is on.
 
@@ -59,20 +66,33 @@ class BiasedInputs:
             check_bias(bias, q, k)
         if cu_seqlens is not None:
             check_documents(cu_seqlens, q, k)
+        if sink is not None:
+            check_sink(sink, q)
         if scale is None:
             scale = q.shape[-1] ** -0.5
         return cls(
-            q=q, k=k, v=v, bias=bias, scale=scale, mask=mask, causal=causal, cu_seqlens=cu_seqlens
+            q=q,
+            k=k,
+            v=v,
+            bias=bias,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            cu_seqlens=cu_seqlens,
+            window=windows.checked(window, q, k),
+            sink=sink,
         )
 
     def named(self) -> dict[str, Tensor]:
-        """The tensors that may have gradients, by name: q, k, v and the vectors of the bias."""
+        """The tensors that may have gradients, by name: q, k, v, the sink, the bias' vectors."""
         vectors = {} if self.bias is None else self.bias.__dict__
-        return {"q": self.q, "k": self.k, "v": self.v, **vectors}
+        sink = {} if self.sink is None else {"sink": self.sink}
+        return {"q": self.q, "k": self.k, "v": self.v, **sink, **vectors}
 
     def with_named(self, tensors: Mapping[str, Tensor]) -> BiasedInputs:
         """The inverse of `named`: the same with these tensors."""
         bias = self.bias
         if bias is not None:
             bias = replaced(bias, {name: tensors[name] for name in bias.__dict__})
-        return replace(self, q=tensors["q"], k=tensors["k"], v=tensors["v"], bias=bias)
+        q, k, v, sink = tensors["q"], tensors["k"], tensors["v"], tensors.get("sink")
+        return replace(self, q=q, k=k, v=v, sink=sink, bias=bias)

@@ -3,7 +3,7 @@
     out_i = Σ_j softmax_j(scale · q_i·k_j + b_ij) v_j
 
 where b_ij is one of the forms of `xcope.ops.terms`, and j are the keys that i sees: what it
-does not see need not be finite.
+does not see need not be finite. A sink is one more logit in the softmax (`xcope.ops.sinks`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from xcope.ops.biased.inputs import BiasedInputs
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 from xcope.ops.nonfinite import scores, weighted_sums
+from xcope.ops.sinks import with_column
 from xcope.ops.terms import ByDistance, Piecewise, Separable, Terms, cast_to, placed
+from xcope.ops.windows import masked_within
 
 
 def distances(terms: ByDistance | Piecewise) -> Tensor:
@@ -81,6 +83,7 @@ def biased_attention_reference(
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     if inputs.cu_seqlens is not None:
         mask = within_documents(mask, inputs.cu_seqlens, k.shape[2])
+    mask = masked_within(mask, inputs.window, k.shape[2])
     seen = visible(q, k, mask, inputs.causal)
     s = inputs.scale * scores(q, k, seen)
     if inputs.bias is not None:
@@ -88,7 +91,7 @@ def biased_attention_reference(
     if added is not None:
         s = s + added(q, s, seen)
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
-    attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    attn = with_column(s.masked_fill(~seen, -torch.inf), inputs.sink)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return weighted_sums(attn, v, seen).to(dtype)
 

@@ -38,6 +38,7 @@ class Call:
         scale: of the logits.
         causal: query i sees keys up to its own place.
         mask: bool, broadcasts to (b h i j).
+        window: int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`.
         bias: of the logits.
         of_bias: the bias' vectors get gradients.
         recurrence: which one, see `xcope.ops.cope.inputs.CopeInputs`; None: there is none.
@@ -50,9 +51,9 @@ class Call:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, mask: Tensor | None,
-        bias: Terms | None, of_bias: bool = False, recurrence: str | None = None,
-        table: Tensor | None = None, gate_k: Tensor | None = None, r: Tensor | None = None,
-        head_mix: Tensor | None = None, **options: float,
+        bias: Terms | None, of_bias: bool = False, window: Tensor | None = None,
+        recurrence: str | None = None, table: Tensor | None = None, gate_k: Tensor | None = None,
+        r: Tensor | None = None, head_mix: Tensor | None = None, **options: float,
     ):  # fmt: skip
         (b, h, i, d), (_, hk, j, dv) = q.shape, v.shape
         given = {"q": q, "k": k, "v": v, "gate_k": gate_k, "r": r}
@@ -72,12 +73,7 @@ class Call:
         for name, t in given.items():
             if t is not None:
                 self._hand(name, _in_vectors(t))
-        if mask is not None:
-            mask = mask.expand(b, h, i, j)
-            call["mask"] = mask.data_ptr()
-            for name, step in zip("bhij", mask.stride(), strict=True):
-                call[f"mask_{name}"] = step
-            self.kept.append(mask)
+        self._hand_limits(mask, window)
         positions = 0
         if table is not None:
             table = _in_vectors(table).contiguous()
@@ -185,6 +181,20 @@ class Call:
         for name, t in zip(("m", "inverse", "counted", "start"), each, strict=False):
             self.kept.append(t.contiguous())
             self.call[name] = self.kept[-1].data_ptr()
+
+    def _hand_limits(self, mask: Tensor | None, window: Tensor | None) -> None:
+        call, (b, h, i, _), j = self.call, self.shapes["q"], self.shapes["k"][2]
+        if mask is not None:
+            mask = mask.expand(b, h, i, j)
+            call["mask"] = mask.data_ptr()
+            for name, step in zip("bhij", mask.stride(), strict=True):
+                call[f"mask_{name}"] = step
+            self.kept.append(mask)
+        if window is not None:
+            window = window.contiguous()
+            call["window"] = window.data_ptr()
+            call["window_b"] = 4 * window[0].numel() if len(window) > 1 else 0
+            self.kept.append(window)
 
     def _hand_bias(self, j: int) -> None:
         call, terms = self.call, self.bias

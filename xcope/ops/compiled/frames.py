@@ -17,8 +17,10 @@ from xcope.ops.compiled.runtime import Array, compiled, floats, integers, pointe
 from xcope.ops.compiled.simd import (
     LANES,
     LINE,
+    largest,
     load,
     load_integers,
+    smallest,
     store,
     store_integers,
     transpose,
@@ -67,6 +69,8 @@ CALL = np.dtype(
     + [(name, np.int64) for name in OF_EACH_ROW]
     # bool, broadcast by steps of 0
     + [("mask" + of, np.int64) for of in ("", "_b", "_h", "_i", "_j")]
+    # int32 (2, i) for each row of the batch, see `xcope.ops.windows`
+    + [("window", np.int64), ("window_b", np.int64)]
     + [(name, np.int64) for name in COUNTING]
     + [(name, np.int64) for name in ("form", "free", "consecutive", "farthest", "bias_wanted")]
     # of each vector of a bias: address, length, and how many there are
@@ -119,10 +123,12 @@ def place_of(call: Any, task: int, vector: int, head: int) -> Place:
     M, TOTAL, INVERSE, D, TOP,
     FLOOR, FRACTION, LOW, HIGH, D_LOW, D_HIGH, LIFT, LOST, LOST_REST,
     ROW, Q_POS, SHRINK, SEGMENT, LEAST, MOST, SLOPE, OFFSET, D_ROW, D_SHRINK, DS, DS_T,
-    SPARE, _, NUMBERS,
-) = range(29)  # fmt: skip
-LINES = 29
-READY, START = range(2)  # of NUMBERS: rows of L that there are; the first key that is counted
+    SPARE, _, LEAD, NEAR, NUMBERS,
+) = range(31)  # fmt: skip
+LINES = 31
+# of NUMBERS: rows of L that there are; the first key that is counted; the largest LEAD and the
+# smallest NEAR, between which no lane sees a key
+READY, START, LEADING, NEAREST = range(4)
 
 
 class Frame(NamedTuple):
@@ -239,3 +245,29 @@ def read_rows(address: int, step: int, before: int, width: int, below: int, besi
             store(below + 4 * width * r + column, load(source + column))
     for column in range(0, 4 * width, LINE):
         transpose(below + column, 4 * width, beside + LANES * column, LINE)
+
+
+# -- the keys of a window ------------------------------------------------------------------------
+
+
+@compiled
+def enter_window(call: Any, place: Place, frame: Frame) -> None:
+    """Note which keys the rows see, of those that come before them."""
+    number = numbers(frame)
+    number[LEADING], number[NEAREST] = 0, 0  # everything is near
+    if call.window:
+        lead = call.window + place.batch * call.window_b + 4 * place.query
+        read_integers(lead, -place.query, line(frame, LEAD))
+        read_integers(lead + 4 * call.i, -place.query, line(frame, NEAR))
+        number[LEADING] = largest(load_integers(line(frame, LEAD)))
+        number[NEAREST] = smallest(load_integers(line(frame, NEAR)))
+
+
+@compiled
+def hidden_of(call: Any, scratch: int, frames: int) -> Any:
+    """The keys that the rows of these frames do not see: first, and the one past the last."""
+    lead, near = 0, call.j
+    for which in range(frames):
+        number = numbers(frame_at(call, scratch, which))
+        lead, near = max(lead, int(number[LEADING])), min(near, int(number[NEAREST]))
+    return lead, max(lead, near)

@@ -20,9 +20,13 @@ from xcope.ops.compiled.frames import (
     FRACTION,
     INVERSE,
     KEYS,
+    LEAD,
+    LEADING,
     LOST,
     LOST_REST,
     LOW,
+    NEAR,
+    NEAREST,
     START,
     TOP,
     TOTAL,
@@ -31,7 +35,9 @@ from xcope.ops.compiled.frames import (
     M,
     Place,
     call_at,
+    enter_window,
     frame_at,
+    hidden_of,
     line,
     numbers,
     place_of,
@@ -59,7 +65,9 @@ from xcope.ops.compiled.simd import (
     any_of,
     exp,
     lane_numbers,
+    largest,
     load,
+    load_integers,
     multiply,
     spread,
     store,
@@ -83,6 +91,15 @@ def row(
     address: int, of_batch: int, of_head: int, of_token: int, batch: int, head: int, token: int
 ) -> int:
     return address + batch * of_batch + head * of_head + token * of_token
+
+
+@compiled
+def seen_of(place: Place, frame: Frame, first: int, end: int) -> Any:
+    """Of the keys ``first`` … ``end`` − 1 those that a frame's rows see: the first, how many."""
+    number = numbers(frame)
+    if number[LEADING] <= first < number[NEAREST]:
+        first = int(number[NEAREST])
+    return first, min(end, place.seen) - first
 
 
 # -- one block -----------------------------------------------------------------------------------
@@ -165,7 +182,7 @@ def unmix_heads(call: Any, scratch: int, which: int, apart: int, keys: int) -> N
 
 
 @compiled
-def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
+def hide(call: Any, place: Place, frame: Frame, lines: int, first: int, keys: int) -> None:
     """Set −∞ where a key may not be attended; lanes before query 0 attend to none."""
     infinity = spread(f32(-np.inf))
     if place.query < 0:
@@ -176,6 +193,11 @@ def hide(call: Any, place: Place, lines: int, first: int, keys: int) -> None:
         ahead = place.query + call.j - call.i  # the last key that the first lane sees
         for t in range(max(0, ahead + 1 - first), keys):
             seen = lane_numbers() >= i32(first + t - ahead)
+            store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
+    if call.window:
+        lead, near = load_integers(line(frame, LEAD)), load_integers(line(frame, NEAR))
+        for t in range(min(keys, largest(near) - first)):
+            seen = (lead > i32(first + t)) | (near <= i32(first + t))
             store(lines + LINE * t, where(seen, load(lines + LINE * t), infinity))
     if call.mask:
         mask = call.mask + place.batch * call.mask_b + place.head * call.mask_h
@@ -211,9 +233,9 @@ def hide_block(
     call: Any, place: Place, frame: Frame, first: int, keys: int, counting: bool
 ) -> None:  # fmt: skip
     """What is not seen, of the block's logits and its gates'."""
-    hide(call, place, frame.s, first, keys)
+    hide(call, place, frame, frame.s, first, keys)
     if counting and frame.a != frame.s and not call.hidden_gates:
-        hide(call, place, frame.a, first, keys)
+        hide(call, place, frame, frame.a, first, keys)
     if call.recurrence >= DECAY:
         decays.hide_gates(call, place, frame, first, keys)
 
@@ -230,6 +252,7 @@ def enter_forward(call: Any, place: Place, frame: Frame) -> None:
     store(line(frame, TOTAL), spread(f32(0)))
     for column in range(0, LINE * call.dv, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
     forms.enter(call, place, frame)
     if call.table:
         counts.enter_forward(call, place, frame)
@@ -363,19 +386,26 @@ def forward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         end = place_of(call, task, begin + some - 1, 0).seen
+        hidden = hidden_of(call, scratch, some)
         while end > 0:
+            if hidden[0] < end <= hidden[1]:
+                end = hidden[0]
+                continue
             first = max(0, end - KEYS)
+            if hidden[0] < hidden[1] < end:
+                first = max(first, hidden[1])
             if call.mix:
                 for vector in range(begin, begin + some):
                     forward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
-                    if keys > 0 and not decays.gone(call, frame, first + keys):
-                        gates = counting(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, gates)
-                        attend(call, place, frame, first, keys, gates)
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
+                    if keys > 0 and not decays.gone(call, frame, its + keys):
+                        gates = counting(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, gates)
+                        attend(call, place, frame, its, keys, gates)
             end = first
         for n in range(rows):
             leave_forward(
@@ -404,6 +434,7 @@ def enter_backward(call: Any, place: Place, frame: Frame) -> None:
     read_line(row_address(call.inverse, call, place), before, line(frame, INVERSE))
     for column in range(0, LINE * call.d, LINE):
         store(frame.sums + column, spread(f32(0)))
+    enter_window(call, place, frame)
     if call.r:
         enter_r(call, place, frame)
         for column in range(0, LINE * call.dr, LINE):
@@ -560,20 +591,28 @@ def backward_task(call: Any, task: int, scratch: int) -> None:
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)
             )
         limit = place_of(call, task, begin + some - 1, 0).seen
-        for first in range(0, limit, KEYS):
+        hidden, first = hidden_of(call, scratch, some), 0
+        while first < limit:
+            if hidden[0] <= first < hidden[1]:
+                first = hidden[1]
+                continue
             end = min(limit, first + KEYS)
+            if first < hidden[0] < hidden[1]:
+                end = min(end, hidden[0])
             if call.mix:
                 for vector in range(begin, begin + some):
                     backward_mixed(call, task, scratch, vector, (begin, some), first, end)
             else:
                 for n in range(rows):
                     place = place_of(call, task, begin + n % some, n // some)
-                    frame, keys = frame_at(call, scratch, n), min(end, place.seen) - first
-                    if keys > 0 and not decays.was_gone(call, frame, first + keys):
-                        gates = counted(call, frame, first + keys)
-                        logits(call, place, frame, first, keys, gates)
-                        differentiate(call, place, frame, first, keys, gates)
-                        gather_gradients(call, place, frame, first, keys, gates)
+                    frame = frame_at(call, scratch, n)
+                    its, keys = seen_of(place, frame, first, end)
+                    if keys > 0 and not decays.was_gone(call, frame, its + keys):
+                        gates = counted(call, frame, its + keys)
+                        logits(call, place, frame, its, keys, gates)
+                        differentiate(call, place, frame, its, keys, gates)
+                        gather_gradients(call, place, frame, its, keys, gates)
+            first = end
         for n in range(rows):
             leave_backward(
                 call, place_of(call, task, begin + n % some, n // some), frame_at(call, scratch, n)

@@ -26,6 +26,7 @@ from xcope.ops.inputs import few_queries, require_backend
 from xcope.ops.nonfinite import Tensors, noticed
 from xcope.ops.terms import Terms
 from xcope.ops.transforms import by_definition
+from xcope.ops.windows import narrowed
 
 
 def cope_attention(
@@ -43,6 +44,8 @@ def cope_attention(
     head_mix: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with Contextual Position Encoding (arXiv 2405.18719).
@@ -79,6 +82,11 @@ def cope_attention(
             begins, and i: ascending, from 0, equal neighbours where a document is empty. Then b
             is 1 and i = j; a query sees, and counts, keys of its own document only. On a GPU
             its values are not checked, and backend "tiled" waits for them.
+        window: how many keys a query sees, itself the last of them; or two bounds for each query,
+            int32 (1 2 i) or (b 2 i), see `xcope.ops.windows`. Other keys do not count, and are
+            not looked at.
+        sink: (h), a logit of each head that takes its share of the softmax and leaves no value,
+            see `xcope.ops.sinks`; zeros: softmax plus one.
         backend: "reference" holds (b h i j) tensors; "tiled" needs O(n (d + p)) memory; so does
             "triton", for CUDA, which hands to "tiled" what its kernels cannot take, and says so;
             "auto" takes "triton" on CUDA and "tiled" elsewhere, wherever they are exact and run.
@@ -107,6 +115,8 @@ def cope_attention(
         head_mix=head_mix,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
     )
     return _attend(inputs, backend, "CoPE")
 
@@ -123,6 +133,8 @@ def relative_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention with relative positions that the query asks for (Shaw et al., arXiv 1803.02155).
@@ -142,6 +154,8 @@ def relative_attention(
         causal: query i sees keys up to its own place; else it counts from the last key on.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys do not count.
+        sink: see `cope_attention`.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -163,6 +177,8 @@ def relative_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
+        sink=sink,
         recurrence="distance",
     )
     return _attend(inputs, backend, "relative")
@@ -184,6 +200,7 @@ def decay_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention whose logits decay by gates that each query has of its own.
@@ -206,6 +223,7 @@ def decay_attention(
         causal: query i sees keys up to its own place. Keys after it never have a gate.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        sink: see `cope_attention`.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -225,6 +243,7 @@ def decay_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        sink=sink,
         recurrence="decay",
         rate=rate,
         own=own,
@@ -246,6 +265,7 @@ def stick_breaking_attention(
     causal: bool = True,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    window: Tensor | int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Stick-breaking attention (Tan et al., arXiv 2410.17980): no softmax.
@@ -264,6 +284,7 @@ def stick_breaking_attention(
         causal: query i sees keys up to its own place; else the last key is the first to break.
         bias: of the logits.
         cu_seqlens: where documents begin that are packed in one row.
+        window: see `cope_attention`; other keys break nothing off.
         backend: as of `cope_attention`; "triton" hands all to "tiled".
 
     Returns:
@@ -282,6 +303,7 @@ def stick_breaking_attention(
         causal=causal,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        window=window,
         recurrence="stick",
         own=own,
         remainder=remainder,
@@ -321,11 +343,14 @@ def cope_attention_tiled(inputs: CopeInputs) -> Tensor:
         )
     if inputs.cu_seqlens is not None:
         return one_by_one(cope_attention_tiled, inputs)
+    few = few_queries(*inputs.named().values())
+    if few and not torch.compiler.is_compiling():
+        inputs = narrowed(inputs)
     dtype, inputs = inputs.q.dtype, inputs.widened()
     of_heads = inputs.gate_k is not None and inputs.gate_k.shape[1] != inputs.k.shape[1]
     if inputs.head_mix is not None or of_heads:
         inputs = inputs.with_all_heads()
-    if few_queries(*inputs.named().values()):
+    if few:
         out = cope_attention_few(inputs)
         if noticed(out):
 

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from xcope.errors import FlagError
+from xcope.ops import windows
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention, number, require_device, shape
+from xcope.ops.sinks import check_sink
 from xcope.ops.terms import Terms, cast_to, check_bias, flatten, replaced, unflatten
 
 # The soft one-hot of the tiles and kernels weighs the two nearest integers only, which is right to
@@ -48,6 +50,8 @@ class CopeInputs:
         head_mix: (h h), or None.
         mask: bool, broadcasts to (b h i j), 4 dimensions, or None.
         cu_seqlens: int32 or int64 (m + 1), or None.
+        window: int32 (1 2 i) or (b 2 i), or None, see `xcope.ops.windows`.
+        sink: (h), or None, see `xcope.ops.sinks`.
         bias: of the logits, or None.
         scale: of the logits.
         causal: query i sees keys up to its own place.
@@ -71,6 +75,8 @@ class CopeInputs:
     head_mix: Tensor | None = None
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    window: Tensor | None = None
+    sink: Tensor | None = None
     bias: Terms | None = None
     scale: float
     causal: bool = True
@@ -86,13 +92,14 @@ class CopeInputs:
     @classmethod
     def checked(
         cls, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, gate_k: Tensor | None,
-        mask: Tensor | None, **others: Any,
+        mask: Tensor | None, window: Tensor | int | None = None, **others: Any,
     ) -> CopeInputs:  # fmt: skip
         """Of a user's call, in autocast's dtype where that is on.
 
         Args:
             scale: None: ``d ** -0.5``.
             mask: (b j), or 4 dimensions.
+            window: a whole number: the last keys that a query sees.
             others: the other fields.
 
         Raises:
@@ -109,6 +116,7 @@ class CopeInputs:
             gate_k=gate_k,
             r=r,
             mask=mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask,
+            window=windows.checked(window, q, k),
             **others,
         )
         e, head_mix, h = inputs.pos_emb, inputs.head_mix, q.shape[1]
@@ -131,6 +139,8 @@ class CopeInputs:
             check_bias(inputs.bias, q, k)
         if inputs.cu_seqlens is not None:
             check_documents(inputs.cu_seqlens, q, k)
+        if inputs.sink is not None:
+            check_sink(inputs.sink, q)
         return inputs
 
     def _check_reader(self) -> None:
@@ -252,7 +262,7 @@ class CopeInputs:
 
 
 TENSORS = [f.name for f in fields(CopeInputs) if str(f.type).startswith("Tensor")]
-DIFFERENTIABLE = [name for name in TENSORS if name not in ("mask", "cu_seqlens")]
+DIFFERENTIABLE = [name for name in TENSORS if name not in ("mask", "cu_seqlens", "window")]
 OPTIONS = [f.name for f in fields(CopeInputs) if f.name not in (*TENSORS, "bias")]
 _TYPES = {f.name: str(f.type).replace("Tensor | None", "Tensor?") for f in fields(CopeInputs)}
 SCHEMA = ", ".join(

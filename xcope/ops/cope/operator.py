@@ -21,6 +21,8 @@ from xcope.ops.documents import within_documents
 from xcope.ops.fallback import warn
 from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
+from xcope.ops.sinks import gradient as gradient_of_sink
+from xcope.ops.sinks import sunk
 from xcope.ops.terms import first_part, like_gradients, names, with_gradient
 from xcope.ops.transforms import recorded, second_gradients
 
@@ -56,8 +58,9 @@ def cope(*given: Any) -> tuple[Tensor, ...]:
             if all_finite(saved.out) and (
                 bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any()
             ):
-                return tuple(saved)
-        return repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
+                return sunk(saved, inputs.sink)
+        redone = repair(inputs).forward(lambda given: walk.forward(inputs.with_named(given)))
+        return sunk(redone, inputs.sink)
 
 
 @cope.register_fake
@@ -155,13 +158,17 @@ def _backward_in_tiles(
 ) -> Tensors:
     """By name."""
     kept = walk.Saved(*saved)
-    if all_finite(kept.inverse, *_swallowed(inputs)):
-        grads = walk.backward(dout, kept, inputs, of_bias)
-        if all_finite(*grads.values()):
-            return grads
 
     def tiled(dout: Tensor, saved: Sequence[Tensor], given: Tensors) -> Tensors:
-        return walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
+        grads = walk.backward(dout, walk.Saved(*saved), inputs.with_named(given), of_bias)
+        if inputs.sink is not None:
+            grads["sink"] = gradient_of_sink(dout, saved, given["sink"])
+        return grads
+
+    if all_finite(kept.inverse, *_swallowed(inputs)):
+        grads = tiled(dout, kept, inputs.named())
+        if all_finite(*grads.values()):
+            return grads
 
     return repair(inputs).backward(dout, kept, tiled)
 
@@ -180,13 +187,15 @@ def repair(inputs: CopeInputs) -> Repair:
     def definition(cut: Tensors, queries: slice, keys: slice, mask: Tensor | None) -> Tensor:
         form = "" if inputs.bias is None else type(inputs.bias).__name__
         bias = first_part(form, cut, queries, keys, j)
-        return cope_attention_reference(replace(inputs.with_named(cut), mask=mask, bias=bias))
+        its = replace(inputs.with_named(cut), mask=mask, bias=bias, window=None)
+        return cope_attention_reference(its)
 
-    everywhere = [name for name in ("head_mix",) if name in given]
+    everywhere = [name for name in ("head_mix", "sink") if name in given]
     return Repair(
         tensors=given,
         mask=inputs.mask,
         causal=inputs.causal,
+        window=inputs.window,
         definition=definition,
         mixed="head_mix" in given,
         everywhere=(*everywhere, *["pos_emb"] * inputs.soft_onehot),

@@ -10,8 +10,9 @@ Important*, arXiv 2405.18719. For one head, keys j visible to query i:
     b_ij = (1 − w) L_i[f] + w L_i[c]           f = ⌊p⌋, c = min(f + 1, P − 1), w = p − f
     out  = softmax_j(s_ij + b_ij) v_j
 
-A bias of the logits (ALiBi's, say), where there is one, is part of s_ij. Keys of other documents
-are masked: they do not count. Sums are over visible keys only: where these are finite, so is the
+A bias of the logits (ALiBi's, say), where there is one, is part of s_ij. Keys of other documents,
+and those outside of a window, are masked: they do not count. A sink is one more logit in the
+softmax. Sums are over visible keys only: where these are finite, so is the
 row, whatever the others are.
 
 Its kin (`CopeInputs.recurrence`) sum up something else from the query back to the key. r_i is q_i
@@ -36,6 +37,8 @@ from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.documents import within_documents
 from xcope.ops.inputs import visible
 from xcope.ops.nonfinite import scores, weighted_sums
+from xcope.ops.sinks import with_column
+from xcope.ops.windows import masked_within
 
 
 def positions(gates: Tensor, max_pos: int) -> Tensor:
@@ -184,6 +187,7 @@ def cope_attention_reference(inputs: CopeInputs) -> Tensor:
     r = q if inputs.r is None else inputs.r
     if inputs.cu_seqlens is not None:
         mask = within_documents(mask, inputs.cu_seqlens, k.shape[2])
+    mask = masked_within(mask, inputs.window, k.shape[2])
     seen = visible(q, k, mask, inputs.causal)
     # where heads are mixed, one head's gate needs the logits of all of them
     needed = seen if head_mix is None else seen.any(1, keepdim=True)
@@ -215,6 +219,6 @@ def cope_attention_reference(inputs: CopeInputs) -> Tensor:
             soft_onehot_temp=inputs.soft_onehot_temp,
         )
     # A row that sees no key gives zeros: an all −∞ softmax would give NaN.
-    attn = s.masked_fill(~seen, -torch.inf).softmax(-1)
+    attn = with_column(s.masked_fill(~seen, -torch.inf), inputs.sink)
     attn = attn.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return weighted_sums(attn, v, seen).to(dtype)

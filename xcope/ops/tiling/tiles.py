@@ -14,8 +14,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from xcope.ops.windows import tile_bounds, within
+
 QUERIES = 128  # queries in a tile
 KEYS = 512  # keys in a tile, at most
+NARROW = 128  # of a window, which ends within a tile
 AREA = 2**18  # logits in a tile, all heads together
 
 
@@ -64,6 +67,7 @@ class Heads:
         k: (u j d).
         v: (u j dv).
         hidden: where a key may not be attended, (b hk r i j), or None.
+        window: see `xcope.ops.windows`, (b 2 i) or (1 2 i), or None.
         scale: of the logits.
         causal: query i sees keys up to its own place.
         heads: h.
@@ -78,6 +82,7 @@ class Heads:
     scale: float
     causal: bool
     heads: int
+    window: Tensor | None = None
     batch0: int = 0
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -100,6 +105,8 @@ class Heads:
                 whole = getattr(self, name)
                 cut[name] = None if whole is None else whole[key_heads]
             cut["hidden"] = None if self.hidden is None else self.hidden[first : first + size]
+            if self.window is not None and len(self.window) > 1:
+                cut["window"] = self.window[first : first + size]
             yield key_heads, replace(self, **cut)
 
     def query_tiles(self) -> Iterator[tuple[int, int, list[Tile]]]:
@@ -110,12 +117,16 @@ class Heads:
         """
         (u, r, i, _), j = self.q.shape, self.k.shape[1]
         width = AREA // max(1, u * r * min(i, QUERIES)) // 64 * 64
-        width = min(max(width, 64), KEYS)
+        width = min(max(width, 64), KEYS if self.window is None else NARROW)
+        bounds = [] if self.window is None else tile_bounds(self.window, QUERIES)
         for i0 in range(0, i, QUERIES):
             i1 = min(i, i0 + QUERIES)
             seen, place = (max(0, j - i + i1), j - i + i0) if self.causal else (j, j)
+            first, near = bounds[i0 // QUERIES] if bounds else (0, 0)
             tiles = []
             for j0 in range(0, seen, width):
+                if first <= j0 and j0 + width <= near:
+                    continue
                 j1, uncut = min(seen, j0 + width), min(j, j0 + width) - j0
                 tiles.append(Tile(i0, i1, j0, j1, slice(j0, j1), uncut, place - j0, self.batch0))
             yield i0, i1, tiles
@@ -139,13 +150,20 @@ class Heads:
         return s.mT.view(u // hk, hk, r, R // r, K)
 
     def mask(self, tile: Tile, *logits: Tensor) -> None:
-        """Set −∞ where a key is masked. Keys that come after their query the body hides."""
-        if self.hidden is None:
-            return
-        b, hk, r = self.hidden.shape[:3]
-        hidden = self.hidden[..., tile.i0 : tile.i1, tile.keys].permute(0, 1, 4, 2, 3)
-        for s in logits:
-            s.view(b, hk, s.shape[1], r, -1).masked_fill_(hidden, -torch.inf)
+        """Set −∞ where a key is masked or outside of the window.
+
+        Keys that come after their query the body hides.
+        """
+        queries = slice(tile.i0, tile.i1)
+        if self.hidden is not None:
+            b, hk, r = self.hidden.shape[:3]
+            hidden = self.hidden[..., queries, tile.keys].permute(0, 1, 4, 2, 3)
+            for s in logits:
+                s.view(b, hk, s.shape[1], r, -1).masked_fill_(hidden, -torch.inf)
+        if self.window is not None:
+            far = ~within(self.window[..., queries], tile.keys)[:, :, None]
+            for s in logits:
+                self.by_head(s).masked_fill_(far, -torch.inf)
 
 
 class KeySums:

@@ -62,6 +62,7 @@ def compiled(inputs: BiasedInputs, of_bias: bool = False) -> Call | None:
         scale=inputs.scale,
         causal=inputs.causal,
         mask=inputs.mask,
+        window=inputs.window,
         bias=inputs.bias,
         of_bias=of_bias,
     )
@@ -75,7 +76,9 @@ def forward(inputs: BiasedInputs) -> Saved:
     (b, h, i, _), j, dv = inputs.q.shape, inputs.k.shape[2], inputs.v.shape[-1]
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h)
+    heads = Heads(
+        q=q, k=k, v=v, hidden=hidden, window=inputs.window, scale=scale, causal=causal, heads=h
+    )
     bias = Bias(inputs.bias, (b, h, i, j))
     saved = Saved(q.new_empty(b, h, i, dv), q.new_empty(b, h, i), q.new_empty(b, h, i))
     for units, part in heads.parts():
@@ -97,8 +100,7 @@ def _forward_rows(heads: Heads, bias: Bias, i0: int, i1: int, tiles: list[Tile])
     )
     for tile in reversed(tiles):
         s = heads.product("s", heads.k[:, tile.keys], q)
-        if heads.hidden is not None:
-            heads.mask(tile, s)
+        heads.mask(tile, s)
         eager.forward(s, rows, tile, heads, bias)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     inverse = finish(rows)
@@ -113,7 +115,9 @@ def backward(dout: Tensor, saved: Saved, inputs: BiasedInputs, of_bias: bool) ->
     (b, h, i, _), j = inputs.q.shape, inputs.k.shape[2]
     q, k, v, hidden = sorted_by_key_head(inputs.q, inputs.k, inputs.v, inputs.mask)
     scale, causal = inputs.scale, inputs.causal
-    heads = Heads(q=q, k=k, v=v, hidden=hidden, scale=scale, causal=causal, heads=h)
+    heads = Heads(
+        q=q, k=k, v=v, hidden=hidden, window=inputs.window, scale=scale, causal=causal, heads=h
+    )
     bias = Bias(inputs.bias, (b, h, i, j), of_bias)
     kept = [t.contiguous().view(*q.shape[:3], *t.shape[3:]) for t in (dout, *saved)]
     grads = {"q": torch.empty_like(q), "k": torch.empty_like(k), "v": torch.empty_like(v)}
@@ -157,8 +161,7 @@ def _backward_rows(
     for tile in tiles:
         k, v = heads.k[:, tile.keys], heads.v[:, tile.keys]
         s, dp = heads.product("s", k, q), heads.product("dp", v, dout)
-        if heads.hidden is not None:
-            heads.mask(tile, s)
+        heads.mask(tile, s)
         eager.backward(s, dp, rows, tile, heads, bias)
         dv.add(tile, s, dout)
         dk.add(tile, dp, q)

@@ -1,9 +1,10 @@
 """Attention with an index bias by PyTorch's FlexAttention: one compiled kernel, for CUDA.
 
-The bias is a ``score_mod`` made of the same vectors, with gradients to them. Causality and packed
-documents are a block mask, so that tiles without a visible pair are skipped (see
+The bias is a ``score_mod`` made of the same vectors, with gradients to them. Causality, windows and
+packed documents are a block mask, so that tiles without a visible pair are skipped (see
 `xcope.ops.biased.gpu.flex_tiles`). Other masks are part of the ``score_mod``: as a block mask they
-would have to be made again for every batch.
+would have to be made again for every batch. A sink scales what comes out, by the sum of exp that
+FlexAttention tells beside it.
 
 The gradients of the vectors are gathered by atomic additions, one for each visible pair, in an
 order that differs from run to run: so do their last digits.
@@ -39,6 +40,10 @@ Attention = Callable[..., Tensor]
 
 DIMS = range(16, 257)  # of a head, that its kernels are made for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# how newer versions of PyTorch are asked for log Σ exp, and older ones
+LSE: dict[str, Any] = {"return_lse": True}
+if hasattr(torch.nn.attention.flex_attention, "AuxRequest"):
+    LSE = {"return_aux": torch.nn.attention.flex_attention.AuxRequest(lse=True)}
 COPIES = 8  # of vectors with a gradient; a power of two
 
 
@@ -76,12 +81,18 @@ def biased_attention_flex(inputs: BiasedInputs) -> Tensor:
         inputs=(q.dtype, h, hk, d, v.shape[-1]),
         vectors=tuple((name, t.ndim) for name, t in vectors.items()),
         masked=None if mask is None else tuple(n > 1 for n in mask.shape),
-        blocked=(inputs.causal, inputs.cu_seqlens is not None, i == j),
+        blocked=(
+            inputs.causal,
+            inputs.cu_seqlens is not None,
+            i == j,
+            None if inputs.window is None else len(inputs.window) > 1,
+        ),
+        sink=inputs.sink is not None,
         differentiated=torch.is_grad_enabled(),
     )
     attention = compiled(kind) if compiles(q) else attention_of(kind)
-    blocks = block_mask(i, j, inputs.causal, inputs.cu_seqlens, q.device)
-    out = attention(q, k, v, mask, vectors, blocks)
+    blocks = block_mask(i, j, inputs.causal, inputs.cu_seqlens, q.device, inputs.window)
+    out = attention(q, k, v, mask, vectors, blocks, inputs.sink)
     return differentiable_again(out, partial(definition, inputs), *inputs.named().values())
 
 
@@ -95,7 +106,9 @@ class Kind(NamedTuple):
         inputs: dtype, query heads, key heads, dimensions of keys and values.
         vectors: names and numbers of dimensions, as `prepared` makes them.
         masked: of the mask, which dimensions it has, of those that it may have.
-        blocked: causal, in documents, as many queries as keys.
+        blocked: causal, in documents, as many queries as keys, in windows (None: in none) of each
+            row of the batch.
+        sink: whether there is one.
         differentiated: whether there may be gradients.
     """
 
@@ -105,7 +118,8 @@ class Kind(NamedTuple):
     inputs: tuple[torch.dtype, int, int, int, int]
     vectors: tuple[tuple[str, int], ...]
     masked: tuple[bool, ...] | None
-    blocked: tuple[bool, bool, bool]
+    blocked: tuple[bool, bool, bool, bool | None]
+    sink: bool
     differentiated: bool
 
 
@@ -116,10 +130,10 @@ def attention_of(kind: Kind) -> Attention:
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, vectors: Vectors,
-        blocks: BlockMask | None,
+        blocks: BlockMask | None, sink: Tensor | None,
     ) -> Tensor:  # fmt: skip
         run: Any = flex_attention  # whose options are typed otherwise in each version
-        out: Tensor = run(
+        found = run(
             q,
             k,
             v,
@@ -128,8 +142,14 @@ def attention_of(kind: Kind) -> Attention:
             scale=scale,
             enable_gqa=grouped,
             kernel_options=chosen,
+            **({} if sink is None else LSE),
         )
-        return out
+        if sink is None:
+            return found  # type: ignore[no-any-return]
+        out: Tensor = found[0]
+        lse = getattr(found[1], "lse", found[1])
+        share: Tensor = (lse - sink.to(lse.dtype)[:, None]).sigmoid()
+        return (out * share[..., None]).to(out.dtype)
 
     return attention
 

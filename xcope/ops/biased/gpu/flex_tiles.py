@@ -1,7 +1,8 @@
 """Which tiles FlexAttention's kernels visit, and how large they are.
 
-Causality and packed documents are a block mask (`block_mask`), made of the first and the last token
-of each block only: nothing of (i j) is written down, and nothing waits for the device.
+Causality, windows and packed documents are a block mask (`block_mask`), made of the first and the
+last token of each block, and of the bounds of its queries' windows, only: nothing of (i j) is
+written down, and nothing waits for the device.
 
 PyTorch's own sizes are for bare attention. What is looked up for a tile of a bias or a mask is
 loaded ahead as keys are, into shared memory, and held in registers: with those sizes there is not
@@ -28,10 +29,17 @@ Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 BLOCK = 128
 OF_DOCUMENTS = WeakTensorKeyDictionary()
 """cu_seqlens → ((its version, causal), block mask): layers share the mask, while it lives."""
+OF_WINDOWS = WeakTensorKeyDictionary()
+"""window → ((its version, i, j, causal), block mask)."""
 
 
 def block_mask(
-    i: int, j: int, causal: bool, cu_seqlens: Tensor | None, device: torch.device
+    i: int,
+    j: int,
+    causal: bool,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+    window: Tensor | None = None,
 ) -> BlockMask | None:
     """What i queries, aligned to the end of j keys, see; None: everything.
 
@@ -41,8 +49,11 @@ def block_mask(
         causal: query i sees keys up to its own place.
         cu_seqlens: of packed documents, see `xcope.ops.documents`; on ``device``.
         device: of the queries.
+        window: see `xcope.ops.windows`.
     """
     with torch.inference_mode(False):  # else one that is kept could not be used in training
+        if window is not None:
+            return _of_window(window, i, j, causal, cu_seqlens)
         if cu_seqlens is not None:
             return _of_documents(cu_seqlens, i, causal)
         if not causal:
@@ -59,6 +70,42 @@ def _of_causality(i: int, j: int, device: torch.device) -> BlockMask:
 
 
 _kept = lru_cache(maxsize=16)(_of_causality)
+
+
+def _of_window(
+    window: Tensor, i: int, j: int, causal: bool, cu_seqlens: Tensor | None
+) -> BlockMask:
+    """Layers of one call share it, as they share the window."""
+    if torch.compiler.is_compiling() or window.is_inference():
+        return _new_of_window(window, i, j, causal, cu_seqlens)
+    now = window._version, i, j, causal
+    if window not in OF_WINDOWS or OF_WINDOWS[window][0] != now:
+        OF_WINDOWS[window] = now, _new_of_window(window, i, j, causal, cu_seqlens)
+    return cast(BlockMask, OF_WINDOWS[window][1])
+
+
+def _new_of_window(
+    window: Tensor, i: int, j: int, causal: bool, cu_seqlens: Tensor | None
+) -> BlockMask:
+    device = window.device
+    (q_first, q_last), (k_first, k_last) = (_ends(n, device) for n in (i, j))
+    # (I BLOCK), the last query in place of those that there are not
+    queries = (q_first[:, None] + torch.arange(BLOCK, device=device)).clamp(max=i - 1)
+    lead, near = window[:, :, queries].unbind(1)
+    (lead_least, lead_most), (near_least, near_most) = (t.aminmax(dim=-1) for t in (lead, near))
+    some = (k_first < lead_most[..., None]) | (k_last >= near_least[..., None])
+    every = (k_last < lead_least[..., None]) | (k_first >= near_most[..., None])
+    if causal:
+        some &= k_first <= q_last[:, None] + (j - i)
+        every &= k_last <= q_first[:, None] + (j - i)
+    document = None
+    if cu_seqlens is not None:
+        document = document_of(cu_seqlens, j).int()
+        low, high = document[k_first], document[k_last]
+        some &= (low <= high[:, None]) & (low[:, None] <= high)
+        every &= (low == high[:, None]) & (low[:, None] == high)
+    offset = None if i == j else torch.full((), j - i, dtype=torch.int32, device=device)
+    return _blocks(some, every, _sees(causal, document, offset, window), i, j)
 
 
 def _of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
@@ -84,13 +131,20 @@ def _new_of_documents(cu_seqlens: Tensor, n: int, causal: bool) -> BlockMask:
     return _blocks(some, every, _sees(causal, document, None), n, n)
 
 
-def _sees(causal: bool, document: Tensor | None, offset: Tensor | None) -> Sees:
+def _sees(
+    causal: bool, document: Tensor | None, offset: Tensor | None, window: Tensor | None = None
+) -> Sees:
     """Whether a query sees a key. Numbers are tensors: for one, Dynamo would compile again."""
+    many = window is not None and len(window) > 1
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = document[query] == document[key] if document is not None else key >= 0
         if causal:
             seen = seen & (key <= (query if offset is None else query + offset))
+        if window is not None:
+            row = b if many else b * 0
+            near = (key < window[row, 0, query]) | (key >= window[row, 1, query])
+            seen = seen & near
         return seen
 
     return sees
@@ -103,7 +157,7 @@ def _ends(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(some: Tensor, every: Tensor, sees: Sees, i: int, j: int) -> BlockMask:
-    """From bool (I J): which blocks have a visible pair, and which have no other."""
+    """From bool (I J) or (b I J): which blocks have a visible pair, and which have no other."""
     # as FlexAttention has it, blocks that reach over an end are never whole
     every = every & _whole(i, some.device)[:, None] & _whole(j, some.device)
     return BlockMask.from_kv_blocks(
@@ -120,10 +174,10 @@ def _whole(n: int, device: torch.device) -> Tensor:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many there are in each row, (1 1 I), and which, those first, (1 1 I J); int32."""
+    """How many there are in each row, (b 1 I), and which, those first, (b 1 I J); int32."""
+    blocks = blocks.view(-1, 1, *blocks.shape[-2:])
     numbers = blocks.sum(-1, dtype=torch.int32)
-    which = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
-    return numbers[None, None], which[None, None]
+    return numbers, blocks.int().argsort(dim=-1, descending=True, stable=True).int()
 
 
 # -- sizes ---------------------------------------------------------------------------------------

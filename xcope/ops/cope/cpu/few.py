@@ -14,6 +14,8 @@ from xcope.ops.cope.cpu.eager import Interpolation
 from xcope.ops.cope.inputs import CopeInputs
 from xcope.ops.cope.reference import decays_of, log_shares
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import with_column
+from xcope.ops.windows import masked_within
 
 
 def cope_attention_few(inputs: CopeInputs) -> Tensor:
@@ -26,8 +28,9 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
     b, h, i, d = q.shape
     hk, j = k.shape[1:3]
     seen = None
-    if inputs.mask is not None or (inputs.causal and i > 1):
-        seen = visible(q, k, inputs.mask, inputs.causal).expand(b, h, i, j)
+    mask = masked_within(inputs.mask, inputs.window, j)
+    if mask is not None or (inputs.causal and i > 1):
+        seen = visible(q, k, mask, inputs.causal).expand(b, h, i, j)
 
     scaled = (q * inputs.scale).reshape(b, hk, h // hk * i, d)
     s = (scaled @ k.mT).view(b, h, i, j)
@@ -48,7 +51,7 @@ def cope_attention_few(inputs: CopeInputs) -> Tensor:
     L = r @ inputs.table.mT
     if inputs.soft_onehot:  # all positions are weighed, if next to nothing
         s = s + 0 * L.sum(-1, keepdim=True)
-    prob = _biased(s, a, L, inputs.sharpness).softmax(-1)
+    prob = with_column(_biased(s, a, L, inputs.sharpness), inputs.sink)
     if seen is not None:
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     return (prob.reshape(b, hk, h // hk * i, j) @ v).view(b, h, i, v.shape[-1])
@@ -63,7 +66,7 @@ def _decayed(inputs: CopeInputs, s: Tensor, a: Tensor, seen: Tensor | None) -> T
         prob = prob.to(s.dtype)
     else:
         s = s + decays_of(inputs, a.double(), seen).to(s.dtype)
-        prob = s.masked_fill(~seen, -torch.inf).softmax(-1)
+        prob = with_column(s.masked_fill(~seen, -torch.inf), inputs.sink)
         prob = prob.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     hk = v.shape[1]
     grouped = prob.reshape(prob.shape[0], hk, -1, prob.shape[-1])

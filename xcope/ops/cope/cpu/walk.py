@@ -87,6 +87,7 @@ def compiled(inputs: CopeInputs, of_bias: bool = False) -> Call | None:
         scale=inputs.scale,
         causal=inputs.causal,
         mask=inputs.mask,
+        window=inputs.window,
         bias=inputs.bias,
         of_bias=of_bias,
         recurrence=inputs.recurrence,
@@ -115,6 +116,7 @@ def sorted_heads(inputs: CopeInputs, of_bias: bool = False) -> CopeHeads:
         k=k,
         v=v,
         hidden=hidden,
+        window=inputs.window,
         scale=inputs.scale,
         causal=inputs.causal,
         heads=inputs.q.shape[1],
@@ -182,8 +184,7 @@ def _forward_rows(heads: CopeHeads, i0: int, i1: int, tiles: list[Tile]) -> Save
         if heads.stick and bool((rows.start >= 0).all()):
             break
         s, _, a = _logits(heads, q, of_gates, tile)
-        if heads.hidden is not None:
-            heads.mask(tile, s, s if heads.hidden_gates else a)
+        heads.mask(tile, s, s if heads.hidden_gates else a)
         work(s, a, rows, tile, heads)
         rows.out.baddbmm_(s.mT, heads.v[:, tile.keys])
     if heads.stick:
@@ -271,8 +272,7 @@ def _backward_rows(
         s, raw, a = _logits(heads, scaled, of_gates, tile)
         if raw is s and a is not s:
             raw = raw.clone()  # what is written into s is not for the mixing's gradient
-        if heads.hidden is not None:
-            heads.mask(tile, s, s if heads.hidden_gates else a)
+        heads.mask(tile, s, s if heads.hidden_gates else a)
         dp = heads.product("dp", heads.v[:, tile.keys], dout)
         work(s, dp, a, rows, tile, heads)
         sums["v"].add(tile, s, dout)

@@ -45,6 +45,8 @@ def refusal(inputs: CopeInputs) -> str | None:
         f"the inputs are {inputs.q.dtype}": inputs.q.dtype == torch.float64,
         "the gates' heads are mixed (talking heads)": inputs.head_mix is not None,
         "the logits are biased": inputs.bias is not None,
+        "a query sees a window of the keys": inputs.window is not None,
+        "the softmax has a sink": inputs.sink is not None,
         f"a head has {widest} dimensions, above {WIDEST_HEAD}": widest > WIDEST_HEAD,
         f"max_pos is {max_pos}, above {LONGEST_TABLE}": max_pos > LONGEST_TABLE,
         f"the logits' scale is {scale}, not above 0": scale <= 0,
