@@ -32,6 +32,6 @@ def test_a_commit_is_checked_as_ci_checks():
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     entries = [hook["entry"].removeprefix(".venv/bin/") for hook in repo["hooks"]]
     script = (ROOT / "scripts/test").read_text()
-    checks = script[script.index("source scripts/setup.sh") :].partition("if [")[0].splitlines()[1:]
-    wanted = [line.replace(" --check", "").removesuffix(" .") for line in checks if line]
+    checks = script.partition("checks() {")[2].partition("}")[0].split("&&")
+    wanted = [check.strip().replace(" --check", "").removesuffix(" .") for check in checks]
     assert [entry.removesuffix(" --force-exclude") for entry in entries] == wanted

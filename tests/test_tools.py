@@ -223,7 +223,7 @@ def test_first_gradients_under_create_graph_hold_no_matrix_of_logits(monkeypatch
         raise AssertionError("the definition was asked")
 
     monkeypatch.setattr("xcope.ops.cope.operator.cope_attention_reference", definition)
-    monkeypatch.setattr("xcope.ops.biased.reference.biased_attention_reference", definition)
+    monkeypatch.setattr("xcope.ops.biased.operator.biased_attention_reference", definition)
     q, e = heads(), numbers(5, D)
     runs = xcope.cope_attention(q, q, q, e), of_distance(q, q, q, numbers(2, 4))
     for out in runs:

@@ -26,10 +26,14 @@ LACKED = {
     "fire": "nothing like FireBias, of position 'fire': it has 'absolute'",
     "kerple": "nothing like KerpleBias",
     "length_scale": "nothing like a scale of queries",
+    "path": "nothing like Path, of position 'path'",
+    "relative": "nothing like Relative,",
     "rotary_dynamic": "nothing like DynamicRotaryAngles",
     "rotary_longrope": "nothing like LongRotaryAngles",
     "rotary_yarn": "YaRN's amplitude of rotary is not known",
     "sandwich": "nothing like SandwichBias",
+    "stick_breaking": "nothing like StickBreaking,",
+    "wall": "nothing like Wall,",
 }
 POSITIONS = {
     name: {"position": position(name)} for name in (*KINDS, "cope_rotary", "rotary_yarn")

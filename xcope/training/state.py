@@ -102,6 +102,7 @@ class TrainingState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "config": settings(self.config),
             "num_tokens": self._module().num_tokens,
+            "block": self._module().attn_layers.block,
         }
 
     def _moments(self) -> dict[str, Tensor]:
@@ -170,9 +171,8 @@ def load_run(
     tensors, state = checkpoint.load(run.checkpoint, ["model"])
     # runs before version 0.2 do not say it; their task does
     num_tokens = state.get("num_tokens") or build_task(config).num_tokens
-    task = build_task(config)
-    longest = config.model.max_seq_len or task.max_seq_len
-    model = make_model(config.model, num_tokens, longest, block=task.seq_len("train"))
+    longest = config.model.max_seq_len or build_task(config).max_seq_len
+    model = make_model(config.model, num_tokens, longest, block=state.get("block"))
     load_weights(model, tensors["model"], run.checkpoint)
     model.eval()
     return config, model
