@@ -59,7 +59,7 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
         "about": about(kind),
         "options": own,
         "authors": authors(kind),
-        "switch": None if kind.upstream_varies else kind.upstream_switch,
+        "switch": switch(kind),
         "parts": [part.name for part in kind().parts()],
         "beside": [name for name, why in refused.items() if why is None] if kind().parts() else [],
         "not_beside": {
@@ -68,6 +68,14 @@ def of_scheme(kind: type[Scheme]) -> dict[str, Any]:
             if why and schemes()[name].slot not in {part.slot for part in kind().parts()}
         },
     }
+
+
+def switch(kind: type[Scheme]) -> str | None:
+    """x-transformers' flag that turns a scheme on, and its value: ``attn_use_cope=True``."""
+    same = kind.counterpart()
+    if kind.upstream_switch is None or kind.upstream_varies or same is None:
+        return None
+    return f"{kind.upstream_switch}={same[0].get(kind.upstream_switch, True)}"
 
 
 def of_preset(kind: type[Preset]) -> dict[str, Any]:

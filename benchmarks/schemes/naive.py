@@ -23,13 +23,14 @@ BLOCK = 64
 def path(q: Tensor, k: Tensor, v: Tensor, moves: Tensor) -> Tensor:
     """PaTH block by block of keys; (h n n) tensors."""
     n, w, beta = q.shape[2], F.normalize(moves[..., :-1], dim=-1), moves[..., -1:]
-    q, k, w, beta = (t.reshape(*t.shape[:2], -1, BLOCK, t.shape[-1]) for t in (q, k, w, beta))
+    blocks = (*q.shape[:2], n // BLOCK, BLOCK)
+    q, k, w, beta = (t.reshape(*blocks, t.shape[-1]) for t in (q, k, w, beta))
     unit = torch.eye(BLOCK)
     system = unit + (beta * w @ w.mT).tril(-1)
     T = torch.linalg.solve_triangular(system, unit.expand_as(system), upper=False)
     C, R = (q @ w.mT).tril() @ T, (beta * w @ k.mT).tril(-1)
     own = q @ k.mT - C @ R
-    whole = unit[:1, :1] * torch.eye(q.shape[-1]) - w.mT @ T @ (beta * w)
+    whole = torch.eye(q.shape[-1]) - w.mT @ T @ (beta * w)
     q, k = q - C @ (beta * w), k - (T @ R).mT @ w
     rows = []
     for a in range(n // BLOCK):
@@ -51,9 +52,8 @@ def wall(q: Tensor, k: Tensor, v: Tensor, moves: Tensor) -> Tensor:
 
 def _attended(products: Tensor, v: Tensor) -> Tensor:
     later = torch.ones(products.shape[-2:], dtype=torch.bool).triu(1)
-    s = (products * v.shape[-1] ** -0.5).masked_fill(later, -torch.inf)
-    out: Tensor = s.softmax(-1) @ v
-    return out
+    scale: float = v.shape[-1] ** -0.5
+    return (products * scale).masked_fill(later, -torch.inf).softmax(-1) @ v
 
 
 @dataclass(frozen=True)

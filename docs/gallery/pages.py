@@ -10,7 +10,16 @@ from gallery.examples import built, described, linked, named, needs_options
 from gallery.sentence import by_hand, read
 from gallery.together import together
 from xcope.config.yaml_tree import write_text
-from xcope.describe import before_args, flag_of, meanings, reason, refusal, theirs, where
+from xcope.describe import (
+    before_args,
+    flag_of,
+    meanings,
+    reason,
+    refusal,
+    switch,
+    theirs,
+    where,
+)
 from xcope.markdown import code, code_block, listed, page, table
 from xcope.positions import Family, Scheme, Slot, presets
 
@@ -219,10 +228,10 @@ def _switching(one: Scheme) -> Iterator[str]:
     given = one.given() if needs_options(one) else {}
     flags = [f"{flag_of(one, option)}={value!r}" for option, value in given.items()]
     switches = [f'position="{one.name}"']
-    same = one.counterpart()
-    if one.upstream_switch and not one.upstream_varies and same is not None:
-        switches.append(f"{one.upstream_switch}={same[0].get(one.upstream_switch, True)}")
-    lines = [_decoder([switch, *flags]) for switch in switches]
+    by_switch = switch(type(one))
+    if by_switch is not None:
+        switches.append(by_switch)
+    lines = [_decoder([way, *flags]) for way in switches]
     yield code_block("\n".join(["from xcope import Decoder", "", *lines]), "python")
     options = "".join(f", {option}: {value}" for option, value in given.items())
     position = f"{{name: {one.name}{options}}}" if given else one.name

@@ -134,7 +134,8 @@ def test_one_run_cannot_have_a_sweep(swept, error):
             "max_pos: 8",
             "max_pos: 0",
             "swept.yaml:5: model.position.max_pos: cope_max_pos=0 is not allowed: it must be at "
-            "least 1 (in the sweep's run model.position={name: 'cope', max_pos: 0} train.seed=0)",
+            "least 1, or 'block': as many as tokens of a row in training (in the sweep's run "
+            "model.position={name: 'cope', max_pos: 0} train.seed=0)",
         ),
         (SWEEP.partition("sweep:")[2], " 3\n", "swept.yaml:2: sweep: expected a mapping, got 3"),
     ],

@@ -655,6 +655,8 @@ WRONG = {
     "cope_max_pos=0": lambda model: add_cope(model, max_pos=0),
     "'maxpos'": lambda model: add_cope(model, maxpos=3),
     "cope_sep_keys": lambda model: add_cope(model, sep_keys=True),
+    "cope_shared": lambda model: add_cope(model, shared=True),
+    "relative_max_pos": lambda model: set_position(model, {"name": "relative", "max_pos": "block"}),
     "cope_val_gates.*keep_rotary=False": lambda model: add_cope(model, val_gates=True),
     "turn queries and keys twice": lambda model: set_position(model, "rotary", keep_rotary=True),
     "alibi_random_max": lambda model: set_position(model, {"name": "alibi", "random_max": 64}),

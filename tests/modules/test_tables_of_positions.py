@@ -11,6 +11,7 @@ from xcope.config import Config
 from xcope.config.build import make_model_for, make_task
 from xcope.errors import FlagError
 from xcope.integrations.transformers.export import exported_model
+from xcope.integrations.transformers.model import XCopeForCausalLM
 from xcope.modules import seam
 from xcope.positions.plan import fitted
 
@@ -109,6 +110,21 @@ def test_a_shared_table_stays_one_where_a_model_gets_its_memory_later():
         )
     model.to_empty(device="cpu")
     its = [layer[1].attend.cope.pos_emb for layer in model.attn_layers.layers[::2]]
+    assert its[0] is its[1]
+
+
+def test_a_shared_table_goes_to_hugging_face_and_back(tmp_path):
+    position = {"name": "cope", "max_pos": "block", "shared": True}
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "position": position}
+    config = Config.model_validate({"model": sizes, "task": {"name": "copy"}})
+    model = make_model_for(config.model, make_task(config.task)).eval()
+    with torch.no_grad():
+        tables(model)[0].normal_()
+    ids = torch.arange(9)[None] % model.num_tokens
+    exported_model(config, model).save_pretrained(tmp_path)
+    back = XCopeForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(back(ids).logits, model(ids))
+    its = [layer[1].attend.cope.pos_emb for layer in back.model.attn_layers.layers[::2]]
     assert its[0] is its[1]
 
 

@@ -82,7 +82,7 @@ def of_preset(name: str, one: Mapping[str, Any]) -> str:
 
 def paragraphs(name: str, one: Mapping[str, Any]) -> list[str]:
     """What it is, and how it is switched on."""
-    switch = f" or Decoder(…, {one['switch']}=True)" if one["switch"] else ""
+    switch = f" or Decoder(…, {one['switch']})" if one["switch"] else ""
     option = next(iter(one["options"].items()), None)
     with_option = (
         f", or {{name: {name}, {option[0]}: {_show.as_yaml(option[1]['default'])}}}"

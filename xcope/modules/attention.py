@@ -110,7 +110,16 @@ class LayerCall:
             return _window(self.places, limits, i, j, mask, self.q_places)
         if key not in known:
             known[key] = _window(self.places, limits, i, j, mask, self.q_places)
-        return known[key]
+        found: Tensor = known[key]
+        return found
+
+    def gap(self, limits: KeyLimits, window: Tensor, j: int) -> tuple[int, int]:
+        """`windows.gap`, once for all layers: on a GPU it waits for the device."""
+        known, key = self.places.windows, ("gap", limits, window.shape[-1], j)
+        if key not in known:
+            known[key] = windows.gap(window, j)
+        found: tuple[int, int] = known[key]
+        return found
 
     def without(self, hidden: tuple[int, int], free: int) -> LayerCall:
         """The call without the keys of a `windows.gap`; ``free`` keys come before the places."""
@@ -125,9 +134,14 @@ def _window(
 ) -> Tensor:
     keys = places.keys
     free, slots = j - keys.shape[-1], torch.arange(keys.shape[-1], device=keys.device)
-    ranks = slots if places.given else keys
-    if not places.given and places.documents is None:
-        ranks = keys - keys[..., :1].clamp(max=0)  # memories before the tokens have their place
+    if places.padding is not None:
+        ranks = (~places.padding).long().cumsum(-1) - 1
+    elif places.given:
+        ranks = slots
+    elif places.documents is not None:
+        ranks = keys
+    else:  # memories before the tokens have their place
+        ranks = keys - keys[..., :1].clamp(max=0)
     base = _first_rank(mask, ranks)
     ranks = ranks if base is None else (ranks - base).clamp(min=0)
     if queries is None:
@@ -231,7 +245,9 @@ def attend(
         module = None
     if part.mask is not None:
         window, j = call.window(part.mask, i, k.shape[2], mask), k.shape[2]
-        hidden = _unread(part, call, window, module, q, k, v, *gates.values())
+        hidden = (0, 0)
+        if _reads_little(part, call, module, q, k, v, *gates.values()):
+            hidden = call.gap(part.mask, window, j)
         if hidden != (0, 0):  # not even to be turned
             call = call.without(hidden, j - call.places.keys.shape[-1])
             k, v = windows.around(k, hidden, 2), windows.around(v, hidden, 2)
@@ -286,24 +302,20 @@ def attend(
     return out if order is None else out[:, order.argsort()]
 
 
-def _unread(
+def _reads_little(
     part: Part,
     call: LayerCall,
-    window: Tensor,
     module: AttendModule | None,
     q: Tensor,
-    k: Tensor,
     *others: Tensor | None,
-) -> tuple[int, int]:
-    """The keys that a few queries with a long cache do not read; (0, 0): none, or not known."""
+) -> bool:
+    """Whether these are a few queries beside a cache, for which keys may be left out."""
     known = module is None or (module.takes_window and not module.remembers)
     known = known and (part.rotation is None or not part.rotation.remembers)
     drawn = any(map(call.places.draws_by, (part.rotation_draw, part.bias_draw)))
     usual = call.places.documents is None and not drawn and call.q_places is None
-    few = few_queries(q, k, *others) and not torch.compiler.is_compiling()
-    if not (known and usual and few) or by_definition(q, k, *others):
-        return 0, 0
-    return windows.gap(window, k.shape[2])
+    few = few_queries(q, *others) and not torch.compiler.is_compiling()
+    return known and usual and few and not by_definition(q, *others)
 
 
 def turned(

@@ -188,7 +188,7 @@ def _switched(rest: dict[str, Any]) -> Switched:
             continue  # there is no other attention that has it
         value = rest.pop(flag)
         if isinstance(value, tuple) and (beside or kind.slot is Slot.ATTEND):
-            of_layers = tuple(map(kind.switched, value))
+            of_layers = tuple(kind.switched(one if beside else bool(one)) for one in value)
             if any(of_layers):
                 switched[flag] = of_layers
             continue

@@ -41,7 +41,7 @@ class Places:
     between: bool = False
     draws: dict[Draw, Tensor] = field(default_factory=dict, repr=False)
     """What was drawn for all layers of the call."""
-    windows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    windows: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def draws_by(self, draw: Draw | None) -> bool:
         """Whether places are drawn for a scheme that draws them so, if at all."""

@@ -1024,11 +1024,11 @@ def _check_sinks(attention: Attention, part: Part) -> None:
             f"position 'sink' does not go together with {part.attend_name!r}, whose attention is "
             "not a softmax that has place for it: keep one of them",
         )
-    if getattr(attention.attend.attn_fn, "func", None) is not F.softmax:
+    if attention.attend.attn_fn is F.sigmoid:
         raise FlagError(
-            "position",
-            "position 'sink' takes a share of a softmax, which the flags of this layer exchange "
-            "for another function: drop one of them",
+            "attn_sigmoid",
+            "attn_sigmoid=True does not go together with position 'sink', which takes a share of "
+            "a softmax: drop one of them",
         )
     if attention.attend.cog_signed and part.heads < attention.heads:
         raise FlagError(

@@ -166,14 +166,14 @@ class ContextualAngles(Rotation):
         if self.kind == "repo":
             return remembered.to(exact)
         begins = None if documents is None else _begins(documents, remembered.shape[2])
-        steps = remembered if self.mixed is None else self._mixed(remembered, begins)
+        steps = self._mixed(remembered, begins)
         # before[t]: the sum of the t steps before token t
         before = F.pad(steps.cumsum(2, dtype=exact), (0, 0, 1, 0))
         places = before[:, :, :-1] if self.exclusive else before[:, :, 1:]
         return places if begins is None else places - before[:, :, begins]
 
     def _mixed(self, steps: Tensor, begins: Tensor | None) -> Tensor:
-        """Each step with those before it, within its document."""
+        """Each step with those before it, within its document; as they are without ``conv``."""
         if self.mixed is None:
             return steps
         (_, groups, n, c), count = steps.shape, self.mixed.shape[1]

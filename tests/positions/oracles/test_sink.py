@@ -128,6 +128,6 @@ def attention(layers, x):
     return found[0]
 
 
-def test_sinks_are_refused_where_there_is_no_softmax():
-    with pytest.raises(FlagError, match="softmax"):
+def test_sinks_are_refused_where_shares_do_not_depend_on_each_other():
+    with pytest.raises(FlagError, match=r"attn_sigmoid=True.*'sink'"):
         decoder(position="sink", attn_sigmoid=True)

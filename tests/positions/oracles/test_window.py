@@ -77,9 +77,13 @@ def test_memories_before_the_padding_keep_their_places_in_the_window():
     slots = torch.arange(N)
     keys = torch.where(slots < 2, slots, (slots - 3).clamp(min=2))[None]
     padding = (slots >= 2) & (slots < 5)
-    ours = seen(Places(keys, padding=padding[None]), size=4)[0]
-    alone = seen(Places(torch.arange(N - 3)), N - 3, size=4)[0]
-    assert torch.equal(ours[~padding][:, ~padding], alone)
+    alone = seen(Places(torch.arange(N - 3)), N - 3, size=4, sinks=1)[0]
+    for places in (
+        Places(keys, padding=padding[None]),
+        Places(slots * 7, given=True, padding=padding[None]),
+    ):
+        ours = seen(places, size=4, sinks=1)[0]
+        assert torch.equal(ours[~padding][:, ~padding], alone)
 
 
 def test_the_window_counts_the_keys_that_a_query_sees():

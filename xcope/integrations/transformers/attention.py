@@ -29,6 +29,7 @@ from xcope.integrations.transformers.layer import (
 from xcope.positions import Plan, Position, Scheme, Slot, parse, scheme
 from xcope.positions.base import WithConstants
 from xcope.positions.rotary import TurningScheme
+from xcope.positions.tables import BLOCK, TableScheme
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -308,11 +309,17 @@ def _check_plan(plan: Plan) -> None:
                 f"{one.name}_random_max is not taken here: layers of transformers draw no places "
                 "together; drop it",
             )
+        if isinstance(one, TableScheme) and one.max_pos == BLOCK:
+            raise FlagError(
+                one.flag("max_pos"),
+                f"{one.flag('max_pos')}='{BLOCK}' is not taken here: nothing says how long rows "
+                "are in training; give a number",
+            )
         if getattr(one, "shared", False):
             raise FlagError(
                 f"{one.name}_shared",
-                f"{one.name}_shared=True is not taken here: each layer of transformers has a bias "
-                "of its own; leave it out",
+                f"{one.name}_shared=True is not taken here: each layer of transformers has a "
+                "module of its own; leave it out",
             )
         if getattr(one, "sep_keys", False):
             raise FlagError(

@@ -61,6 +61,14 @@ __all__ = ["XCopeConfig", "XCopeForCausalLM"]
 '''
 
 
+def _shared_weights(model: nn.Module) -> dict[str, str] | None:
+    """Names of weights that layers share (``cope_shared``) → the first name of the same."""
+    first: dict[nn.Parameter, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    pairs = {name: first.setdefault(parameter, name) for name, parameter in named}
+    return {name: of for name, of in pairs.items() if name != of} or None
+
+
 class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """An `xcope.TransformerWrapper`, ``model``, behind the interface of transformers.
 
@@ -95,6 +103,7 @@ class XCopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self._schemes = [module for module in self.model.modules() if isinstance(module, SCHEMES)]
         self.gradient_checkpointing = False
         self._recompute: partial[Any] | None = None
+        self._tied_weights_keys = _shared_weights(self)
         self.post_init()
 
     # -- forward ---------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 Memory O(n (d + p)), and the steps of the walks over tiles (`xcope.ops.biased.cpu.walk`,
 `xcope.ops.cope.cpu.walk`): keys are met block by block, from the last one backwards, with a running
-softmax; the backward goes the other way round. But here a tile is so small (`LANES` queries, `KEYS`
-keys) that it stays in the nearest cache, between its products too, which `xcope.ops.compiled.simd`
-makes. float32, finite numbers.
+softmax; the backward goes the other way round. Keys that a window hides from all rows are left out.
+Here a tile is so small (`LANES` queries, `KEYS` keys) that it stays in the nearest cache, between
+its products too, which `xcope.ops.compiled.simd` makes. float32, finite numbers.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ Backward, with D = Σ dout·out and prob_ij = exp(y_ij − m) / Σ:
     ds_ij = prob_ij (dout_i·v_j − D_i)             of the biased logit, so of b_ij, too
     dq += scale ds k,  dk += scale dsᵀ q,  dv += probᵀ dout
 
+Tiles that a window hides from all their queries are left out. A sink is the operator's matter.
+
 No pass keeps anything larger than a tile. What is elementwise is in `xcope.ops.biased.cpu.eager`.
 float32 on CPUs is computed by `xcope.ops.compiled`, which takes the same steps.
 
