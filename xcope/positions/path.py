@@ -28,9 +28,10 @@ queries goes through, a state for each block of keys before it, is held for one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,11 @@ class PathAttention(CarriedScheme):
     paper: ClassVar[str] = "arXiv 2505.16381"
     formula: ClassVar[str] = "qᵀ Π_{t=j+1..i} (I − β_t w_t w_tᵀ) k"
     oracle: ClassVar[str] = "formula"
+    authors: ClassVar[Mapping[str, Any]] = {
+        "conv": 3,
+        "forget_bias_init": 0.0,
+        "forget_scaled": True,
+    }
 
     rank: int | None = 32
     conv: int = 0

@@ -34,7 +34,7 @@ from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, position_bias, positions, relative_attention
 from xcope.positions.base import AttendInputs, Family, Geometry, Slot
 from xcope.positions.registry import register
-from xcope.positions.tables import Table, TableScheme
+from xcope.positions.tables import BLOCK, Table, TableScheme
 
 BEYOND = ("last", "zero")
 
@@ -161,6 +161,7 @@ class RelativePositions(TableScheme):
     excludes: ClassVar[Mapping[Slot | str, str]] = {
         "pope": "the table is as wide as a head, and PoPE's queries are twice as wide"
     }
+    authors: ClassVar[Mapping[str, Any]] = {"max_pos": BLOCK, "scaled": True, "shared": True}
 
     max_pos: int | str = 128
     width: int | None = None

@@ -22,8 +22,9 @@ is above 0; what a group of queries goes through is held for one group at a time
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,7 @@ class WallAttention(CarriedScheme):
     paper: ClassVar[str] = "flash-linear-attention, 2026"
     formula: ClassVar[str] = "Σ_c q_c k_c exp(Σ_{t=j+1..i} log σ(w_c·x_t + b_c))"
     oracle: ClassVar[str] = "formula"
+    authors: ClassVar[Mapping[str, Any]] = {"bias_init": 8.0, "forget_bias_init": 8.0}
 
     bias_init: float = 8.0
 
