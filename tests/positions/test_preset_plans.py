@@ -121,6 +121,14 @@ def test_what_a_preset_lays_down_may_stand_beside_others():
     assert names([{"preset": "command_a"}, "sink"])[-1] == ["sink"]
 
 
+def test_sizes_that_fit_one_width_alone_are_told_by_the_presets_own_option():
+    with pytest.raises(
+        FlagError, match=r"preset 'phi3': .*\{preset: phi3, short_factor: …\}"
+    ) as told:
+        Decoder(dim=16, depth=2, heads=2, position={"preset": "phi3"})
+    assert told.value.flag == "phi3_short_factor"
+
+
 def test_a_decoder_that_is_too_shallow_is_told_how_to_have_the_preset():
     with pytest.raises(FlagError, match=r"write \{preset: gemma3, every: 2\}"):
         Decoder(dim=16, depth=2, heads=2, position={"preset": "gemma3"})

@@ -87,10 +87,13 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
         seam.clear_rotation(self)
         builder, layers = Builder(geometry), request.plan.layers
         with random_numbers_of_its_own():
-            parts = [
-                builder.parts(layers[index % len(layers)])
-                for index in range(len(seam.self_attentions(self)))
-            ]
+            try:
+                parts = [
+                    builder.parts(layers[index % len(layers)])
+                    for index in range(len(seam.self_attentions(self)))
+                ]
+            except FlagError as error:
+                raise request.plan.explained(error) from error
             self._fill(request.plan, parts, builder.shared)
         self.abs_pos_default = abs_pos_default(request)
         self.packed = bool(request.upstream.get("attn_flash_pack_seq"))

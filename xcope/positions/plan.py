@@ -98,6 +98,17 @@ class Plan:
         layers = [_listed("heads", [_label(group) for group in layer]) for layer in self.layers]
         return _listed("layers", layers)
 
+    def explained(self, error: FlagError) -> FlagError:
+        """An error of one of the schemes, told by the preset's option that stands for it."""
+        options = () if self.preset is None else self.preset.options()
+        ends = [option for option in options if error.flag.endswith(f"_{option}")]
+        option = max(ends, key=len, default=None)
+        if self.preset is None or option is None:
+            return error
+        name = self.preset.name
+        hint = f"; set it beside the preset, {{preset: {name}, {option}: …}} (xcope schemes {name})"
+        return FlagError(self.preset.flag(option), f"preset {name!r}: {error}{hint}")
+
     def to_shorten(self, layers: int) -> str:
         """What to do where there are fewer layers than these: of an error."""
         if self.preset is None:
