@@ -89,6 +89,12 @@ class Named:
             value = value if len(value) <= 80 else f"{value[:40]}…{value[-9:]}"
             raise FlagError(flag, f"{flag}={value} is not allowed: {allowed}")
 
+    def require_among(self, option: str, words: Collection[str]) -> None:
+        """`require` that an option is one of these words; names the nearest."""
+        value = getattr(self, option)
+        near = did_you_mean(value, words)
+        self.require(value in words, option, f"choose among {listing(words)}{near}")
+
 
 N = TypeVar("N", bound=Named)
 

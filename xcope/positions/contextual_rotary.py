@@ -48,7 +48,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import did_you_mean, listing
 from xcope.ops.documents import document_of
 from xcope.ops.rotate import angles_of, rotate_by
 from xcope.positions.base import Geometry, Rotation
@@ -283,9 +282,7 @@ class ContextualRotary(TurningScheme):
         """See `TurningScheme`; and words are known ones."""
         super().__post_init__()
         for option, words in (("places", STARTS), ("per", PER)):
-            value = getattr(self, option)
-            allowed = f"choose among {listing(words)}{did_you_mean(value, words)}"
-            self.require(value in words, option, allowed)
+            self.require_among(option, words)
 
     @property
     def per_layer(self) -> bool:

@@ -33,7 +33,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, cope_attention, position_bias, positions
 from xcope.positions.base import AttendInputs, Geometry, Slot
 from xcope.positions.registry import register
@@ -286,8 +285,7 @@ class ContextualPosition(TableScheme):
             "val_gates",
             "with sep_keys the gates have keys of their own; drop one of the two",
         )
-        allowed = listing(["auto", *BACKENDS])
-        self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
+        self.require_among("backend", ["auto", *BACKENDS])
         self.require_max_pos()
         self.require(0 <= self.init_std < math.inf, "init_std", "0 or more")
         self.require(self.soft_onehot_temp > 0, "soft_onehot_temp", "it must be above 0")

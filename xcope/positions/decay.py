@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, decay_attention, decays
 from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
@@ -190,8 +189,7 @@ class PerRowDecay(Scheme):
 
     def build(self, geometry: Geometry) -> Decay:
         """The gates of one layer."""
-        allowed = listing(["auto", *BACKENDS])
-        self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
+        self.require_among("backend", ["auto", *BACKENDS])
         self.require(self.gate_dim is None or self.gate_dim >= 1, "gate_dim", "1 or more, or null")
         self.require(0 < self.post_log_scale < math.inf, "post_log_scale", "it must be above 0")
         return Decay(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import FlagError, did_you_mean, listing
+from xcope.errors import FlagError
 from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, distances, real, tabulated
 from xcope.positions.registry import register
@@ -135,8 +135,7 @@ class Dynamic(IndexedScheme):
     def build(self, geometry: Geometry) -> DynamicBias:
         """The bias, shared among layers."""
         self.require(self.depth >= 1, "depth", "it must be at least 1")
-        known = f"choose among {listing(ACTIVATIONS)}{did_you_mean(self.activation, ACTIVATIONS)}"
-        self.require(self.activation in ACTIVATIONS, "activation", known)
+        self.require_among("activation", ACTIVATIONS)
         dim = geometry.dim // 4
         if dim < 1:
             raise FlagError(

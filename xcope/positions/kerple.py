@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import listing
 from xcope.positions.base import FINE, Geometry, IndexedScheme, Slot
 from xcope.positions.distances import DistanceBias, real
 from xcope.positions.registry import register
@@ -110,5 +109,5 @@ class Kerple(IndexedScheme):
 
     def build(self, geometry: Geometry) -> KerpleBias:
         """The bias of one layer, or of all."""
-        self.require(self.kind in KINDS, "kind", f"choose among {listing(KINDS)}")
+        self.require_among("kind", KINDS)
         return KerpleBias(geometry.heads, self.kind)

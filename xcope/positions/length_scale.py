@@ -25,7 +25,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from xcope.errors import listing
 from xcope.positions.base import Geometry, QueryScale, Scheme, Slot
 from xcope.positions.registry import register
 
@@ -100,7 +99,7 @@ class LengthScale(Scheme):
 
     def build(self, geometry: Geometry) -> LengthFactor:
         """One layer's factors."""
-        self.require(self.kind in KINDS, "kind", f"choose among {listing(KINDS)}")
+        self.require_among("kind", KINDS)
         self.require(math.isfinite(self.init), "init", "a finite number")
         length = self.trained_len
         self.require(

@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, position_bias, positions, relative_attention
 from xcope.positions.base import AttendInputs, Family, Geometry, Slot
 from xcope.positions.registry import register
@@ -179,10 +178,9 @@ class RelativePositions(TableScheme):
     def build(self, geometry: Geometry) -> Relative:
         """One layer's module."""
         self.require_max_pos()
-        allowed = listing(["auto", *BACKENDS])
-        self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
+        self.require_among("backend", ["auto", *BACKENDS])
         self.require(self.width is None or self.width >= 1, "width", "1 or more, or null")
-        self.require(self.beyond in BEYOND, "beyond", f"choose among {listing(BEYOND)}")
+        self.require_among("beyond", BEYOND)
         self.require(0 <= self.init_std < math.inf, "init_std", "0 or more")
         options: dict[str, Any] = {
             name: getattr(self, name)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from xcope.errors import FlagError, did_you_mean, listing
+from xcope.errors import FlagError, listing
 from xcope.ops.rotate import rotate
 from xcope.positions.base import Geometry, IndexedScheme, Rotation, Scheme, Slot
 from xcope.positions.registry import register
@@ -133,8 +133,7 @@ class TurningScheme(Scheme):
     def __post_init__(self) -> None:
         """See `Scheme`; and ``layout`` is a known one."""
         super().__post_init__()
-        allowed = f"choose among {listing(LAYOUTS)}{did_you_mean(self.layout, LAYOUTS)}"
-        self.require(self.layout in LAYOUTS, "layout", allowed)
+        self.require_among("layout", LAYOUTS)
 
     @property
     def half_split(self) -> bool:
@@ -161,8 +160,7 @@ class TurningScheme(Scheme):
             return dim
         share = self.dim
         if isinstance(share, str):
-            near = did_you_mean(share, SHARES)
-            self.require(share in SHARES, "dim", f"choose among {listing(SHARES)}{near}")
+            self.require_among("dim", SHARES)
             share = SHARES[share]
         if isinstance(share, float):
             self.require(0 < share <= 1, "dim", "a share of the head is above 0 and at most 1.0")

@@ -25,7 +25,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from xcope.errors import listing
 from xcope.ops.cope import BACKENDS, log_shares, stick_breaking_attention
 from xcope.positions.base import AttendInputs, AttendModule, Geometry, Scheme, Slot
 from xcope.positions.registry import register
@@ -108,6 +107,5 @@ class StickBreakingAttention(Scheme):
 
     def build(self, geometry: Geometry) -> StickBreaking:
         """One layer's module."""
-        allowed = listing(["auto", *BACKENDS])
-        self.require(self.backend in ("auto", *BACKENDS), "backend", f"choose among {allowed}")
+        self.require_among("backend", ["auto", *BACKENDS])
         return StickBreaking(self.attend_current, self.remainder, self.backend)
