@@ -93,11 +93,6 @@ class Bam(IndexedScheme):
     train_mu: bool = False
     shared: bool = False
 
-    @property
-    def per_layer(self) -> bool:
-        """Unless ``shared``."""
-        return not self.shared
-
     def build(self, geometry: Geometry) -> BamBias:
         """The bias of one layer, or of all."""
         scale = self.scale_init

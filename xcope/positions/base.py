@@ -153,8 +153,9 @@ class Scheme(Named, ABC):
 
     @property
     def per_layer(self) -> bool:
-        """Whether each layer has a module of its own, instead of one that all layers share."""
-        return self.slot is Slot.ATTEND
+        """Whether each layer has a module of its own, instead of one that all layers share: unless
+        ``shared``, where a scheme has that option; else in the attend slot."""
+        return not getattr(self, "shared", self.slot is not Slot.ATTEND)
 
     @abstractmethod
     def build(self, geometry: Geometry) -> nn.Module | None:

@@ -268,11 +268,6 @@ class ContextualPosition(TableScheme):
     biased_gates: bool = True
     backend: str = "auto"
 
-    @property
-    def per_layer(self) -> bool:
-        """Unless ``shared``."""
-        return not self.shared
-
     def itself(self) -> ContextualPosition:
         """This CoPE without what a subclass adds to it."""
         options = ContextualPosition.options()

@@ -138,11 +138,6 @@ class Fire(IndexedScheme):
     init_l: float = 512.0
     shared: bool = False
 
-    @property
-    def per_layer(self) -> bool:
-        """Unless ``shared``."""
-        return not self.shared
-
     def build(self, geometry: Geometry) -> FireBias:
         """The bias of one layer, or of all."""
         self.require(self.mlp_width >= 1, "mlp_width", "it must be at least 1")

@@ -102,11 +102,6 @@ class Kerple(IndexedScheme):
     kind: str = "log"
     shared: bool = False
 
-    @property
-    def per_layer(self) -> bool:
-        """Unless ``shared``."""
-        return not self.shared
-
     def build(self, geometry: Geometry) -> KerpleBias:
         """The bias of one layer, or of all."""
         self.require_among("kind", KINDS)

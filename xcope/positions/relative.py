@@ -170,11 +170,6 @@ class RelativePositions(TableScheme):
     init_std: float = 0.0
     backend: str = "auto"
 
-    @property
-    def per_layer(self) -> bool:
-        """Unless ``shared``."""
-        return not self.shared
-
     def build(self, geometry: Geometry) -> Relative:
         """One layer's module."""
         self.require_max_pos()
