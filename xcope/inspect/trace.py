@@ -171,7 +171,7 @@ def _layer(
         added.append(None if bias is None else bias.expand(shape))
     told: list[dict[str, Tensor]] = []
     for index, (part, heads) in enumerate(with_heads(parts)):
-        placing = None if call.placing is None else call.placing[index]
+        left, placing = call.left(index)
         told.append({} if placing is None else _of_places(part, call, placing, seen[:, heads]))
         if part.attend is None:
             continue
@@ -181,7 +181,6 @@ def _layer(
             q = watched.q[:, heads]
             keys = q.new_zeros(*q.shape[:2], watched.keys, q.shape[3])
             q, *_ = turned(part, call, q, keys, None, placing=placing)
-            left = None if call.remembered is None else call.remembered[index]
             inputs = AttendInputs(scale=q.shape[-1] ** -0.5, remembered=left)
             given = (q, logits[:, heads], seen[:, heads], inputs.written_out(q, logits.shape[-1]))
         told[-1] |= part.attend.trace(*given)

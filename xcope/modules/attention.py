@@ -100,6 +100,15 @@ class LayerCall:
             return queries.drawn(draw, self.draws)[..., -i:], k_pos, span
         return k_pos if i == k_pos.shape[-1] else k_pos[..., -i:], k_pos, span
 
+    def left(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """What tokens left behind for a part of the layer: for its module of the attend slot
+        (`AttendModule.remember`), and for the places of its rotation (`Rotation.remember`)."""
+        remembered, placing = self.remembered, self.placing
+        return (
+            None if remembered is None else remembered[index],
+            None if placing is None else placing[index],
+        )
+
     def window(self, limits: KeyLimits, i: int, j: int, mask: Tensor | None) -> Tensor:
         """Which of j keys i queries see, see `xcope.ops.windows`; all of those without a place.
 
@@ -383,6 +392,7 @@ def attend_groups(
     """`attend` for each group of heads; k, v and gates are (b h j d), sinks one for each group."""
     outs = []
     for index, (part, heads) in enumerate(with_heads(parts)):
+        remembered, placing = call.left(index)
         outs.append(
             attend(
                 part,
@@ -391,8 +401,8 @@ def attend_groups(
                 k[:, heads],
                 v[:, heads],
                 {name: None if t is None else t[:, heads] for name, t in gates.items()},
-                None if call.remembered is None else call.remembered[index],
-                placing=None if call.placing is None else call.placing[index],
+                remembered,
+                placing=placing,
                 mask=mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask,
                 sink=sinks[index],
                 **given,
@@ -535,7 +545,7 @@ def _dense(part: Part, call: LayerCall, index: int, i: int, j: int) -> Tensor | 
         else:
             bias = part.bias.dense(q_pos, k_pos)
     else:
-        remembered = None if call.remembered is None else call.remembered[index]
+        remembered, _ = call.left(index)
         if part.attend is None or remembered is None or not part.attend.gives_bias:
             return None
         bias = part.attend.dense(remembered, i)

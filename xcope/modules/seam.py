@@ -1363,8 +1363,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
         if 1 < kv_heads < h:
             # x-transformers' query head a uses key head a mod kv_heads
             given["order"] = torch.arange(h, device=q.device).view(-1, kv_heads).T.flatten()
-        remembered = None if call.remembered is None else call.remembered[0]
-        placing = None if call.placing is None else call.placing[0]
+        remembered, placing = call.left(0)
         told: Any = {"placing": placing, "sink": sinks[0], **given}
         return attend(parts[0], call, q, k, v, gates, remembered, **told)
 
@@ -1384,7 +1383,7 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             heads = of_part if len(parts) > 1 else slice(None)  # there may be fewer key heads
             gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
             gate_k = None if gate_k is None else gate_k[:, heads]
-            placing = None if call.placing is None else call.placing[index]
+            left, placing = call.left(index)
             its_q, its_k, gate_k = turned(
                 part, call, q[:, heads], k[:, heads], gate_k, placing=placing
             )
@@ -1393,7 +1392,6 @@ class SchemeAttend(Attend):  # type: ignore[misc]
             if part.attend is None or part.attend.gives_bias:
                 inputs.append(None)  # nothing, or a bias that is written out
             else:
-                left = None if call.remembered is None else call.remembered[index]
                 gate_k = for_each_query_head(gate_k, part.heads)
                 its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
                 inputs.append(replace(its, cu_seqlens=call.places.documents))

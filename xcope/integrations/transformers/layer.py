@@ -405,8 +405,7 @@ def _fused(
     gates: Gates = {None: None, "values": v}
     if len(parts) > 1:
         return attend_groups(parts, call, q, k, v, gates, sinks=sinks, **settings)
-    settings["placing"] = None if call.placing is None else call.placing[0]
-    remembered = None if call.remembered is None else call.remembered[0]
+    remembered, settings["placing"] = call.left(0)
     return attend(parts[0], call, q, k, v, gates, remembered, sink=sinks[0], **settings)
 
 
@@ -435,14 +434,13 @@ def _written_out(
     for index, (part, heads) in enumerate(with_heads(parts)):
         gate_k = None if part.attend is None else gate_keys_of(part.attend, k, gates)
         gate_k = None if gate_k is None else gate_k[:, heads]
-        placing = None if call.placing is None else call.placing[index]
+        left, placing = call.left(index)
         its_q, its_k, gate_k = turned(part, call, q[:, heads], k[:, heads], gate_k, placing=placing)
         queries.append(its_q.to(wide))
         logits.append(scale * its_q.to(wide) @ its_k.to(wide).mT)
         if part.attend is None or part.attend.gives_bias:
             inputs.append(None)  # nothing, or a bias that is written out
         else:
-            left = None if call.remembered is None else call.remembered[index]
             its = AttendInputs(scale=scale, gate_k=gate_k, remembered=left)
             inputs.append(replace(its, cu_seqlens=call.places.documents))
     s = torch.cat(logits, dim=1)
