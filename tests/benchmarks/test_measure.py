@@ -45,7 +45,7 @@ def test_peak_memory_sees_what_is_allocated_and_freed_again():
     allocate = partial(torch.ones, 64 * MIB // 4)
     idle = partial(torch.ones, 1)
     assert peak_memory(idle, allocate, 1) == pytest.approx(64 * MIB, rel=0.05)
-    assert peak_memory(idle, idle, 1) < 2 * MIB
+    assert peak_memory(idle, idle, 1) < 4 * MIB
 
 
 def _leave_a_hole() -> None:

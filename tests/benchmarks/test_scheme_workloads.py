@@ -73,8 +73,9 @@ def test_schemes_that_x_transformers_lacks_have_no_rival():
 
 
 def test_memory_is_that_of_the_scheme():
-    plain, rotary = memory(None, 512, 1), memory("rotary", 512, 1)
-    assert plain < rotary < 3 * plain
+    # many tokens: the kernel's count of a process's pages may be off by MiB where CPUs are many
+    plain, rotary = memory(None, 4096, 1), memory("rotary", 4096, 1)
+    assert plain < rotary < 1.5 * plain
 
 
 def test_a_scheme_without_options_in_its_file(tmp_path, monkeypatch):
