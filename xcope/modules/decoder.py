@@ -287,7 +287,7 @@ class Decoder(seam.UpstreamDecoder):  # type: ignore[misc]
                     "attention to drop from it; without attn_dropout they need no such tensor"
                 )
         seam.make_picklable(self)
-        seam.fill_meetings(self)
+        seam.replace_modules(self)
         for module in shared:
             seam.keep_shared(self, module.upstream_name, module)
         self.plan, self.schemes = plan, plan.schemes

@@ -44,6 +44,7 @@ from x_transformers.x_transformers import (
     AttentionLayers,
     FeedForward,
     LayerIntermediates,
+    LayerNorm,
     LoRALinear,
     MVSplitResidualUpdate,
     OrthogonalResidualUpdate,
@@ -353,10 +354,8 @@ def _tied_logits(wrapper: Any, x: Tensor) -> Tensor:
 
 
 def make_picklable(layers: nn.Module) -> None:
-    """Exchange what cannot be copied or pickled: PyTorch's backends of attention, a constructor."""
+    """Exchange what cannot be copied or pickled: PyTorch's backends of attention."""
     for module in layers.modules():
-        if type(module) is LoRALinear:
-            module.__class__ = _CopiedLoRALinear
         chosen = getattr(module, "sdp_context_manager", None)
         if isinstance(module, Attend) and isinstance(chosen, partial):
             names = tuple(backend.name for backend in chosen.args[0])
@@ -588,15 +587,6 @@ class MaskedShiftTokens(ShiftTokens):  # type: ignore[misc]
         return super().forward(_masked(x, self.inside), **kwargs)
 
 
-def fill_meetings(layers: nn.Module) -> None:
-    """Let modules in which tokens meet leave out those that are masked."""
-    for module in layers.modules():
-        if type(module) is OrthogonalResidualUpdate:
-            module.__class__ = MaskedOrthogonalResidual
-        elif type(module) is ShiftTokens:
-            module.__class__ = MaskedShiftTokens
-
-
 @contextmanager
 def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
     """Within, tokens are shifted only among those of ``inside``, (b n) bool; None: among all."""
@@ -610,12 +600,35 @@ def shifted_within(layers: nn.Module, inside: Tensor | None) -> Iterator[None]:
             module.inside = None
 
 
-_UPSTREAM_OF: dict[type[nn.Module], type[nn.Module]] = {
-    MaskedShiftTokens: ShiftTokens,
-    MaskedOrthogonalResidual: OrthogonalResidualUpdate,
-    _CopiedLoRALinear: LoRALinear,
+class FusedLayerNorm(LayerNorm):  # type: ignore[misc]
+    """x-transformers' layer norm as one operation, which keeps one tensor less for the backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(… dim) in and out."""
+        if x.dtype != self.gamma.dtype:  # as x-transformers has it, of the wider dtype
+            normed: Tensor = super().forward(x)
+            return normed
+        gamma = self.gamma + 1.0 if self.unit_offset else self.gamma
+        return F.layer_norm(x, gamma.shape, gamma, eps=self.ln.eps)
+
+
+_OURS_OF: dict[type[nn.Module], type[nn.Module]] = {
+    LayerNorm: FusedLayerNorm,
+    LoRALinear: _CopiedLoRALinear,
+    OrthogonalResidualUpdate: MaskedOrthogonalResidual,
+    ShiftTokens: MaskedShiftTokens,
 }
-"""What modules that only behave better are in x-transformers."""
+"""What stands in for modules of x-transformers, with the same parameters."""
+
+_UPSTREAM_OF = {ours: theirs for theirs, ours in _OURS_OF.items()}
+
+
+def replace_modules(layers: nn.Module) -> None:
+    """Let ours stand in for modules of x-transformers' that work worse in some respect."""
+    for module in layers.modules():
+        if type(module) in _OURS_OF:
+            module.__class__ = _OURS_OF[type(module)]
+
 
 _MEETING_MODULES: dict[type[nn.Module], str] = {
     MaskedShiftTokens: "shift_tokens",
@@ -1514,7 +1527,6 @@ __all__ = [
     "fill_attention",
     "fill_cross_attention",
     "fill_input",
-    "fill_meetings",
     "forget_cache",
     "holds_logits",
     "is_tied",
@@ -1527,6 +1539,7 @@ __all__ = [
     "needs_all_tokens",
     "only_part",
     "recomputed",
+    "replace_modules",
     "restore_layers",
     "restore_wrapper",
     "self_attentions",
