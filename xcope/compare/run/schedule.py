@@ -18,7 +18,7 @@ from xcope.config import Config, build_task
 from xcope.modules import plan_of
 from xcope.positions import Slot
 
-COSTS = {Slot.BIAS: 1.2, Slot.ATTEND: 1.5}
+COSTS = {Slot.ROTATION: 1.05, Slot.BIAS: 1.05, Slot.ATTEND: 1.1}
 """About what a step costs with a scheme of a slot, over one without; until steps are measured."""
 LEAST = 1.0
 """Seconds that holding a run up has to save."""
