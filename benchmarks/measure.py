@@ -240,13 +240,14 @@ def allocated(device: torch.device, work: Work) -> float | None:
 def peak_memory(warm: Work, work: Work, threads: int) -> int:
     """Bytes that ``work`` adds to a fresh process in which ``warm`` has run; both picklable.
 
-    The process is forked from one that has imported torch and computed nothing.
+    The process is forked from one that has imported all that is slow to import, and computed
+    nothing.
 
     Raises:
         OSError: the system does not tell how much memory a process has; Linux does.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "torch", "numba", "xcope.training"])
+    context.set_forkserver_preload(["__main__", "xcope.compare.run.preloaded"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak, args=(theirs, warm, work, threads))
     process.start()

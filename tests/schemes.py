@@ -1,5 +1,6 @@
 """How tests name schemes: each with the options that its YAML file gives it."""
 
+import copy
 import pathlib
 from functools import cache
 
@@ -15,12 +16,17 @@ SHORT = {"window": {"size": 6}}
 """For texts as short as those of tests."""
 
 
+@cache
+def written(name):
+    """What ``position`` says in configs/schemes/<name>.yaml."""
+    text = (ROOT / "configs" / "schemes" / f"{name}.yaml").read_text()
+    position = yaml.safe_load(text)["model"]["position"]
+    return {"name": position} if isinstance(position, str) else position
+
+
 def position(name, **options):
     """What ``position`` says in configs/schemes/<name>.yaml, and further options."""
-    text = (ROOT / "configs" / "schemes" / f"{name}.yaml").read_text()
-    written = yaml.safe_load(text)["model"]["position"]
-    written = {"name": written} if isinstance(written, str) else written
-    return written | SHORT.get(name, {}) | options
+    return copy.deepcopy(written(name)) | SHORT.get(name, {}) | options
 
 
 @cache

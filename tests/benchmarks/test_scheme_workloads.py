@@ -73,7 +73,7 @@ def test_schemes_that_x_transformers_lacks_have_no_rival():
 
 
 def test_memory_is_that_of_the_scheme():
-    # many tokens: the kernel's count of a process's pages may be off by MiB where CPUs are many
+    # many tokens: what a process takes once must not weigh
     plain, rotary = memory(None, 4096, 1), memory("rotary", 4096, 1)
     assert plain < rotary < 1.5 * plain
 

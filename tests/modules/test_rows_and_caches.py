@@ -106,6 +106,17 @@ def test_a_wrapper_too_may_be_fed_new_tokens_only(name):
         close(model(tokens[:, 4:], cache=cache, cache_age=6, **flag), whole[:, 4:])
 
 
+def test_tokens_that_are_neither_cached_nor_read_are_an_error():
+    model = model_of("rotary")
+    tokens = torch.randint(20, (2, 10))
+    _, cache = model(tokens[:, :4], return_intermediates=True)
+    for age in ({}, {"cache_age": 5}):
+        with pytest.raises(FlagError, match=r"of 10 tokens the cache holds 4.*cache_age=6"):
+            model(tokens, cache=cache, **age)
+    with pytest.raises(FlagError, match="give cache_age=2"):
+        model.attn_layers(torch.randn(2, 6, 32), cache=cache)
+
+
 def test_places_are_given_for_all_tokens_beside_a_cache_too():
     decoder = decoder_of("rotary")
     x, pos = torch.randn(1, 8, 32), torch.arange(8) * 3

@@ -142,9 +142,18 @@ def tokens_only_cached(n: int, cache: Any, cache_age: int) -> int:
 
     Of the ``n`` tokens the last ``cache_age`` are read (all, if it is not above 0): what is cached
     stands before these, whether or not it is handed over once more.
+
+    Raises:
+        FlagError: tokens that are neither cached nor read, so that none would ever see them.
     """
     cached = next((a.cached_kv[0].shape[-2] for a in cache.attn_intermediates if a.cached_kv), 0)
     new = min(cache_age, n) if cache_age > 0 else n
+    if 0 < cached < n - new:
+        raise FlagError(
+            "cache_age",
+            f"cache_age={cache_age} is not allowed: of {n} tokens the cache holds {cached}, so "
+            f"{n - cached} are new; give cache_age={n - cached}",
+        )
     return max(cached + new - n, 0)
 
 
