@@ -18,6 +18,7 @@ from xcope.ops.carried import (
 from xcope.ops.terms import ByDistance, Separable
 
 KINDS = ("path", "wall")
+BOTH = ("tiled", "reference")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def step(kind, x, move):
     return x - beta * (x @ w) * w / (w @ w + 1e-6)
 
 
-def by_loops(kind, q, k, v, moves, scale, allowed=lambda b, h, i, j: True, bias=None):
+def by_loops(kind, q, k, v, moves, scale, allowed=lambda b, h, i, j: True, bias=None, sink=None):
     """The definition, one query, one key and one token at a time."""
     (b, h, i, _), (_, hk, j, _) = q.shape, k.shape
     rows = []
@@ -50,6 +51,9 @@ def by_loops(kind, q, k, v, moves, scale, allowed=lambda b, h, i, j: True, bias=
                 logits.append(s if bias is None else s + bias[head, query, t])
                 values.append(v[row, key_head, t])
             carried = step(kind, carried, moves[row, head, t])
+        if logits and sink is not None:
+            logits.append(sink[head])
+            values.append(torch.zeros_like(values[0]))
         if logits:
             rows.append(torch.stack(logits).softmax(0) @ torch.stack(values))
         else:
@@ -95,6 +99,51 @@ def test_every_length_agrees_with_loops_over_the_tokens(kind, i, j, backend, sma
     tensors = given(kind, i, j, dv=3)
     ours = carried_attention(kind, *tensors, scale=0.4, backend=backend)
     same_with_gradients(ours, by_loops(kind, *tensors, 0.4), tensors)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize(("i", "j"), [(1, 1), (21, 21), (9, 30), (1, 18)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sink_takes_its_share(kind, i, j, backend, small):
+    tensors = given(kind, i, j, dv=3)
+    sink = torch.tensor([-1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(j)[None] != 3
+    ours = carried_attention(kind, *tensors, scale=0.4, sink=sink, mask=mask, backend=backend)
+    truth = by_loops(kind, *tensors, 0.4, lambda b, h, i, j: j != 3, sink=sink)
+    same_with_gradients(ours, truth, [*tensors, sink])
+    with torch.no_grad():
+        last = (tensors[0][:, :, -1:], *tensors[1:])
+        few = carried_attention(kind, *last, scale=0.4, sink=sink, mask=mask, backend=backend)
+    torch.testing.assert_close(few, truth[:, :, -1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sink_of_packed_documents_with_a_bias_and_derivatives_of_any_order(kind, small):
+    tensors = given(kind, 24, 24, hk=1, d=2, dv=2)
+    sink = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    bias = Separable(*torch.randn(2, 2, 24, dtype=torch.float64))
+    edges = torch.tensor([0, 7, 7, 24])
+    options = {"sink": sink, "bias": bias, "cu_seqlens": edges}
+    ours, truth = (carried_attention(kind, *tensors, **options, backend=b) for b in BOTH)
+    same_with_gradients(ours, truth, [*tensors, sink])
+
+    def attention(sink, *tensors):
+        return carried_attention(kind, *tensors, sink=sink)
+
+    few = [sink, *given(kind, 3, 3, d=2, dv=1)]
+    assert torch.autograd.gradcheck(attention, few)
+    assert torch.autograd.gradgradcheck(attention, few)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 300.0, -300.0])
+def test_a_sink_that_is_extreme_is_as_by_definition(kind, value, small):
+    tensors = [t.detach().float() for t in given(kind, 21, 21)]
+    sink = torch.tensor([value, 0.0])
+    ours, truth = (carried_attention(kind, *tensors, sink=sink, backend=b) for b in BOTH)
+    torch.testing.assert_close(ours, truth, equal_nan=True)
+    with pytest.raises(FlagError, match=r"sink \(3\) must be \(2\)"):
+        carried_attention(kind, *tensors, sink=torch.zeros(3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -341,8 +390,9 @@ def test_transforms_and_forward_mode_are_answered_by_the_definition(kind, small)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operator_is_what_pytorch_asks_of_one(kind):
     q, k, v, moves = given(kind, 20, 20, dtype=torch.float32)
-    arguments = (q, k, v, moves, None, [], "", kind, 0.5)
-    torch.library.opcheck(torch.ops.xcope.carried, arguments, atol=1e-4, rtol=1e-3)
+    for sink in (None, torch.zeros(2, requires_grad=True)):
+        arguments = (q, k, v, moves, sink, None, [], "", kind, 0.5)
+        torch.library.opcheck(torch.ops.xcope.carried, arguments, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

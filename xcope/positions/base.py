@@ -648,7 +648,9 @@ class AttendModule(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         cls.gives_terms = cls.gives_bias = cls.terms is not AttendModule.terms
         if "takes_sink" not in vars(cls):
-            cls.takes_sink = cls.gives_terms or cls.attend is AttendModule.attend
+            inherited = cls.takes_sink and "attend" not in vars(cls)
+            plain = cls.gives_terms or cls.attend is AttendModule.attend
+            cls.takes_sink = inherited or plain
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """What a parameter begins with if a warm start finds it in another shape (another

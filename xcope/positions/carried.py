@@ -31,6 +31,7 @@ class CarriedQueries(AttendModule):
     """Of `xcope.ops.carried.carried_attention`."""
     gate_keys = "keys"
     remembers = True
+    takes_sink = True
 
     def __init__(
         self, dim: int, heads: int, forget_bias_init: float | None, forget_scaled: bool = False
@@ -80,6 +81,7 @@ class CarriedQueries(AttendModule):
             mask=inputs.mask,
             bias=inputs.bias if forgotten is None else forgotten,
             cu_seqlens=inputs.cu_seqlens,
+            sink=inputs.sink,
         )
 
     def forward(self, q: Tensor, logits: Tensor, seen: Tensor, inputs: AttendInputs) -> Tensor:
@@ -131,7 +133,6 @@ class CarriedScheme(Scheme):
         super().__post_init__()
         excluded: dict[Slot | str, str] = {
             "pope": "PoPE's queries are twice as wide as the channels that tokens act on",
-            Slot.SINK: "its attention keeps no sum that a sink could have a share of",
         }
         if self.forget:
             excluded[Slot.BIAS] = "what is forgotten is itself a bias of the logits"

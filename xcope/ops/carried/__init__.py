@@ -39,6 +39,7 @@ def path_attention(
     mask: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal attention with s_ij = scale · q_iᵀ M_i … M_{j+1} k_j, M_t = I − β_t w_t w_tᵀ / |w_t|².
@@ -56,6 +57,7 @@ def path_attention(
         mask: likewise.
         bias: likewise.
         cu_seqlens: likewise.
+        sink: likewise.
         backend: likewise.
 
     Returns:
@@ -72,7 +74,7 @@ def path_attention(
     moves = torch.cat((w.to(wide), beta[..., None].to(wide)), dim=-1)
     return carried_attention(
         "path", q, k, v, moves, scale=scale, mask=mask, bias=bias, cu_seqlens=cu_seqlens,
-        backend=backend,
+        sink=sink, backend=backend,
     )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def wall_attention(
     mask: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal attention with s_ij = scale · Σ_c q_ic k_jc exp(Σ_{t=j+1..i} g_tc).
@@ -101,6 +104,7 @@ def wall_attention(
         mask: likewise.
         bias: likewise.
         cu_seqlens: likewise.
+        sink: likewise.
         backend: likewise.
 
     Returns:
@@ -111,7 +115,7 @@ def wall_attention(
     """
     return carried_attention(
         "wall", q, k, v, log_decay, scale=scale, mask=mask, bias=bias, cu_seqlens=cu_seqlens,
-        backend=backend,
+        sink=sink, backend=backend,
     )  # fmt: skip
 
 
@@ -126,6 +130,7 @@ def carried_attention(
     mask: Tensor | None = None,
     bias: Terms | None = None,
     cu_seqlens: Tensor | None = None,
+    sink: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal attention whose queries are carried back over the tokens to each key.
@@ -149,6 +154,8 @@ def carried_attention(
         bias: of the logits, one of the forms of `xcope.ops.terms`, or None.
         cu_seqlens: int32 or int64 (m + 1), where each of m documents begins that are packed in one
             row, and i; see `xcope.ops.biased.biased_attention`.
+        sink: (h), a logit of each head that takes its share of the softmax and leaves no value,
+            see `xcope.ops.sinks`; zeros: softmax plus one.
         backend: "reference" holds (b h i j) tensors; "tiled", which "auto" takes, needs O(n d)
             memory.
 
@@ -162,7 +169,7 @@ def carried_attention(
         ValueError: shapes, dtypes or options that do not fit, before any work is done.
     """
     inputs = CarriedInputs.checked(
-        kind, q, k, v, moves, scale=scale, mask=mask, bias=bias, cu_seqlens=cu_seqlens
+        kind, q, k, v, moves, scale=scale, mask=mask, bias=bias, cu_seqlens=cu_seqlens, sink=sink
     )
     _check_moves(inputs)
     if backend != "auto":
@@ -212,7 +219,7 @@ def carried_attention_tiled(inputs: CarriedInputs) -> Tensor:
             (out,) = repair(inputs).forward(again)
     else:
         form, vectors = flatten(inputs.bias)
-        tensors: list[Any] = [inputs.q, inputs.k, inputs.v, inputs.moves, inputs.mask]
+        tensors: list[Any] = [inputs.q, inputs.k, inputs.v, inputs.moves, inputs.sink, inputs.mask]
         out, *_ = attend(*tensors, vectors, form, inputs.kind, inputs.scale)
     return out.to(dtype)
 

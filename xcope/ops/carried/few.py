@@ -16,6 +16,7 @@ from xcope.ops.biased.reference import dense
 from xcope.ops.carried import walk
 from xcope.ops.carried.inputs import EPS, CarriedInputs
 from xcope.ops.inputs import visible
+from xcope.ops.sinks import sunk, with_column
 
 
 def carried_attention_few(inputs: CarriedInputs) -> Tensor:
@@ -26,7 +27,7 @@ def carried_attention_few(inputs: CarriedInputs) -> Tensor:
     q, k, moves = inputs.q, inputs.k, inputs.moves
     loop = _compiled(_reflected if inputs.kind == "path" else _decayed)
     if loop is None or q.device.type != "cpu":
-        return walk.forward(inputs).out
+        return sunk(walk.forward(inputs), inputs.sink)[0]
     s = q.new_empty(*q.shape[:3], k.shape[2])
     moves = moves if inputs.kind == "path" else moves.exp()
     rows = [t.detach().flatten(0, 1).numpy() for t in (q, k, moves, s)]
@@ -35,7 +36,7 @@ def carried_attention_few(inputs: CarriedInputs) -> Tensor:
     if inputs.bias is not None:
         s += dense(inputs.bias, k.shape[2])
     seen = visible(q, k, inputs.mask, causal=True)
-    weights = s.masked_fill_(~seen, -torch.inf).softmax(-1)
+    weights = with_column(s.masked_fill_(~seen, -torch.inf), inputs.sink)
     return weights.masked_fill_(~seen.any(-1, keepdim=True), 0.0) @ inputs.v
 
 

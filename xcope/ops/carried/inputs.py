@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xcope.ops.documents import check_documents
 from xcope.ops.inputs import autocast, check_attention
+from xcope.ops.sinks import check_sink
 from xcope.ops.terms import Terms, cast_to, check_bias, replaced
 
 
@@ -32,6 +33,7 @@ class CarriedInputs:
         scale: of the logits, before the bias.
         mask: bool, True where a key may be attended: broadcasts to (b h i j), 4 dimensions.
         cu_seqlens: (m + 1), where each of m packed documents begins, and j.
+        sink: a logit of each head that takes its share of attention, (h), see `xcope.ops.sinks`.
     """
 
     kind: str
@@ -43,11 +45,12 @@ class CarriedInputs:
     scale: float
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    sink: Tensor | None = None
 
     @classmethod
     def checked(
         cls, kind: str, q: Tensor, k: Tensor, v: Tensor, moves: Tensor, *, scale: float | None,
-        mask: Tensor | None, bias: Terms | None, cu_seqlens: Tensor | None,
+        mask: Tensor | None, bias: Terms | None, cu_seqlens: Tensor | None, sink: Tensor | None,
     ) -> CarriedInputs:  # fmt: skip
         """The record of a user's arguments, in autocast's dtype where that is on.
 
@@ -62,6 +65,8 @@ class CarriedInputs:
         check_attention(q, k, v, mask)
         if bias is not None:
             check_bias(bias, q, k)
+        if sink is not None:
+            check_sink(sink, q)
         if cu_seqlens is not None:
             check_documents(cu_seqlens, q, k)
         return cls(
@@ -74,13 +79,15 @@ class CarriedInputs:
             scale=q.shape[-1] ** -0.5 if scale is None else scale,
             mask=mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask,
             cu_seqlens=cu_seqlens,
+            sink=sink,
         )
 
     def widened(self) -> CarriedInputs:
         """In float32, or float64 where q is, and with a key head for each query head."""
         wide = torch.promote_types(self.q.dtype, torch.float32)
         groups = self.q.shape[1] // self.k.shape[1]
-        cast: dict[str, Any] = {name: t.to(wide) for name, t in self.carried().items()}
+        given = self.carried() | ({} if self.sink is None else {"sink": self.sink})
+        cast: dict[str, Any] = {name: t.to(wide) for name, t in given.items()}
         if groups > 1:
             for name in ("k", "v"):
                 cast[name] = cast[name].repeat_interleave(groups, dim=1)
@@ -93,12 +100,14 @@ class CarriedInputs:
         return {"q": self.q, "k": self.k, "v": self.v, "moves": self.moves}
 
     def named(self) -> dict[str, Tensor]:
-        """The tensors that may have gradients, by name: these, and the vectors of the bias."""
-        return self.carried() | ({} if self.bias is None else self.bias.__dict__)
+        """The tensors that may have gradients, by name: these, the sink, the bias' vectors."""
+        sink = {} if self.sink is None else {"sink": self.sink}
+        return self.carried() | sink | ({} if self.bias is None else self.bias.__dict__)
 
     def with_named(self, tensors: Mapping[str, Tensor]) -> CarriedInputs:
         """The inverse of `named`: the same with these tensors."""
         cut: dict[str, Any] = {name: tensors[name] for name in self.carried()}
+        cut["sink"] = tensors.get("sink")
         if self.bias is not None:
             cut["bias"] = replaced(self.bias, {name: tensors[name] for name in self.bias.__dict__})
         return replace(self, **cut)

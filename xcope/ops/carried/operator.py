@@ -19,21 +19,33 @@ from xcope.ops.carried.inputs import CarriedInputs
 from xcope.ops.carried.reference import carried_attention_reference, definition
 from xcope.ops.inputs import heads_last
 from xcope.ops.nonfinite import Repair, Tensors, all_finite
-from xcope.ops.terms import first_part, like_gradients, unflatten, with_gradient
+from xcope.ops.sinks import gradient as gradient_of_sink
+from xcope.ops.sinks import sunk
+from xcope.ops.terms import first_part, like_gradients, names, unflatten, with_gradient
 from xcope.ops.transforms import recorded, second_gradients
 
-GIVEN = 5  # q, k, v, moves and mask, before the bias' vectors
+DIFFERENTIABLE = ("q", "k", "v", "moves", "sink")
+GIVEN = len(DIFFERENTIABLE) + 1  # and the mask, before the bias' vectors
 
 
 def _inputs(given: Sequence[Any]) -> CarriedInputs:
-    q, k, v, moves, mask, vectors, form, kind, scale, *_ = given
-    bias = unflatten(form, vectors)
-    return CarriedInputs(kind=kind, q=q, k=k, v=v, moves=moves, bias=bias, scale=scale, mask=mask)
+    q, k, v, moves, sink, mask, vectors, form, kind, scale, *_ = given
+    return CarriedInputs(
+        kind=kind,
+        q=q,
+        k=k,
+        v=v,
+        moves=moves,
+        bias=unflatten(form, vectors),
+        scale=scale,
+        mask=mask,
+        sink=sink,
+    )
 
 
 _SCHEMA = (
-    "Tensor q, Tensor k, Tensor v, Tensor moves, Tensor? mask, Tensor[] vectors, str form, "
-    "str kind, float scale"
+    "Tensor q, Tensor k, Tensor v, Tensor moves, Tensor? sink, Tensor? mask, Tensor[] vectors, "
+    "str form, str kind, float scale"
 )
 
 
@@ -56,8 +68,9 @@ def carried(*given: Any) -> tuple[Tensor, ...]:
                 all_finite(saved.out)
                 and (bool(saved.inverse.all()) or not repair(inputs).lost(*saved).any())
             ):
-                return tuple(saved)
-        return repair(inputs).forward(lambda some: walk.forward(inputs.with_named(some)))
+                return sunk(saved, inputs.sink)
+        redone = repair(inputs).forward(lambda some: walk.forward(inputs.with_named(some)))
+        return sunk(redone, inputs.sink)
 
 
 @carried.register_fake
@@ -71,29 +84,34 @@ def _(*given: Any) -> tuple[Tensor, ...]:
     schema=f"(Tensor dout, Tensor[] saved, {_SCHEMA}, bool of_vectors) -> Tensor[]",
 )
 def carried_backward(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
-    """Gradients of q, k, v and moves, and ``of_vectors``; these empty where there is none."""
+    """Gradients of `DIFFERENTIABLE`, and ``of_vectors``; empty where there is none."""
     inputs, kept, of_vectors = _inputs(given), walk.Saved(*saved), given[-1]
 
     def tiled(dout: Tensor, saved: Sequence[Tensor], some: Tensors) -> Tensors:
-        return walk.backward(dout, walk.Saved(*saved), inputs.with_named(some), of_vectors)
+        its = inputs.with_named(some)
+        grads = walk.backward(dout, walk.Saved(*saved), its, of_vectors)
+        if its.sink is not None:
+            grads["sink"] = gradient_of_sink(dout, saved, its.sink)
+        return grads
 
     with torch.autocast(dout.device.type, enabled=False):
         waits = dout.device.type != "cpu"  # if numbers are looked at
         grads: Tensors = {}
         if waits or all_finite(kept.inverse, *inputs.named().values()):
-            grads = walk.backward(dout, kept, inputs, of_vectors)
+            grads = tiled(dout, kept, inputs.named())
         if not grads or not (waits or all_finite(*grads.values())):
             grads = repair(inputs).backward(dout, kept, tiled)
-    return [grads[name] if name in grads else dout.new_empty(0) for name in inputs.named()]
+    wanted = (*DIFFERENTIABLE, *names(given[GIVEN + 1]))
+    return [grads[name] if name in grads else dout.new_empty(0) for name in wanted]
 
 
 @carried_backward.register_fake
 def _(dout: Tensor, saved: Sequence[Tensor], *given: Any) -> list[Tensor]:
-    q, k, v, moves, _, vectors, form, *_, of_vectors = given
+    *tensors, sink, _, vectors, form, _, _, of_vectors = given
     likes = like_gradients(form, vectors, of_vectors)
     return [
-        *(heads_last(t, *t.shape) for t in (q, k, v, moves)),
-        *(q.new_empty(0 if t is None else t.shape) for t in likes),
+        *(heads_last(t, *t.shape) for t in tensors),
+        *(dout.new_empty(0 if t is None else t.shape) for t in (sink, *likes)),
     ]
 
 
@@ -114,7 +132,8 @@ def _gradients(ctx: Any, needed: Sequence[Any], dout: Tensor, *_: Any) -> tuple[
     found = [
         grad if need else None for grad, need in zip(grads, (*needed, *of_vectors), strict=True)
     ]
-    return *found[:4], None, found[4:], *(None,) * len(ctx.options)
+    of_tensors, of_bias = found[: GIVEN - 1], found[GIVEN - 1 :]
+    return *of_tensors, None, of_bias, *(None,) * len(ctx.options)
 
 
 def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -128,10 +147,12 @@ def _second_gradients(ctx: Any, dgrads: Sequence[Tensor | None]) -> tuple[Any, .
     dout, *given = ctx.saved_tensors  # to be asked for once: checkpointing counts
     tensors, vectors = given[:GIVEN], given[GIVEN:]
     inputs = _inputs((*tensors, vectors, *ctx.options))
+    of_tensors = tensors[:-1]
     ddout, grads = second_gradients(
-        partial(definition, inputs), dout, (*tensors[:4], *vectors), dgrads
+        partial(definition, inputs), dout, (*of_tensors, *vectors), dgrads
     )
-    return ddout, [None] * 3, *grads[:4], None, grads[4:], *(None,) * len(ctx.options)
+    found = *grads[: GIVEN - 1], None, grads[GIVEN - 1 :]
+    return ddout, [None] * 3, *found, *(None,) * len(ctx.options)
 
 
 attend = recorded(carried, _save, _gradients, at=GIVEN)
@@ -147,4 +168,10 @@ def repair(inputs: CarriedInputs) -> Repair:
         cut = cut | {"moves": cut["moves"][:, :, keys]}
         return carried_attention_reference(replace(inputs.with_named(cut), mask=mask, bias=bias))
 
-    return Repair(tensors=inputs.named(), mask=inputs.mask, causal=True, definition=of_rows)
+    return Repair(
+        tensors=inputs.named(),
+        mask=inputs.mask,
+        causal=True,
+        definition=of_rows,
+        everywhere=("sink",) if inputs.sink is not None else (),
+    )

@@ -90,11 +90,13 @@ def carried_attention_reference(inputs: CarriedInputs) -> Tensor:
         scale=inputs.scale,
         mask=inputs.mask,
         cu_seqlens=inputs.cu_seqlens,
+        sink=inputs.sink,
     )
     return biased_attention_reference(given, added).to(dtype)
 
 
-def definition(inputs: CarriedInputs, *tensors: Tensor) -> Tensor:
-    """The reference as a function of the tensors in `CarriedInputs.named`, in their order."""
-    given = dict(zip(inputs.named(), tensors, strict=True))
+def definition(inputs: CarriedInputs, *tensors: Tensor | None) -> Tensor:
+    """The reference as a function of q, k, v, moves, the sink or None, and the bias' vectors."""
+    vectors = () if inputs.bias is None else inputs.bias.__dict__
+    given = dict(zip((*inputs.carried(), "sink", *vectors), tensors, strict=True))
     return carried_attention_reference(inputs.with_named(given))
