@@ -170,9 +170,18 @@ def _numpy(*tensors: Tensor) -> list[Any]:
 
 
 def bias_panels(one: Scheme) -> list[Panel]:
-    """The bias, and the share of attention within a distance where q·k is the same everywhere."""
-    module = built(one)
+    """The bias, and the share of attention within a distance where q·k is the same everywhere.
+
+    Where that is the same at every distance before training, of parameters moved apart by hand.
+    """
+    module, apart = built(one), ""
     far = bias(module, MAX_DISTANCE)
+    if not (far - far[:, :1]).any():
+        apart = ", parameters moved by −0.7 to 0.7"
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.linspace(-0.7, 0.7, len(parameter)))
+        far = bias(module, MAX_DISTANCE)
     near = bias(module, TRAINED_LEN - 1)
     # a query near the start may see other biases at the same distances
     moves = not torch.allclose(near, far[:, : near.shape[-1]], atol=1e-4)
@@ -201,7 +210,7 @@ def bias_panels(one: Scheme) -> list[Panel]:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
         legend(axes)
 
-    title = "bias of each head"
+    title = f"bias of each head{apart}"
     if moves:
         title += f", query at place {MAX_DISTANCE} (line), {TRAINED_LEN - 1} (dots)"
     return [

@@ -7,7 +7,7 @@ words; of a scheme that remembers its tokens, spaces leave something behind and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from gallery.examples import GEOMETRY, built
 from gallery.panel import RISING, Panel, scale
 from xcope.plotting import BLUE, FAINT, INK
 from xcope.positions import AttendInputs, AttendModule, IndexBias, Rotation, Scheme
+from xcope.positions.decay import Decay
 from xcope.positions.path import Path
 
 SENTENCE = "the cat sat on the mat"
@@ -30,31 +31,52 @@ LOGIT = 8.0
 
 @dataclass(frozen=True)
 class ByHand:
-    """What spaces leave behind for later queries, and letters do not.
+    """What spaces and letters leave behind for later queries.
 
     Args:
         short: in a title.
         told: how a sentence about it ends.
-        space: the numbers, or those of the last channels, the others as the number before.
+        space: how many numbers a token leaves → those of a space.
+        letter: the same of a letter.
     """
 
     short: str
     told: str
-    space: tuple[float, ...]
+    space: Callable[[int], list[float]]
+    letter: Callable[[int], list[float]] = lambda c: [0.0] * c
 
 
-LEFT = ByHand("−1.5 of spaces", "it is −1.5 where the token is a space and 0 elsewhere.", (-1.5,))
+LEFT = ByHand(
+    "−1.5 of spaces",
+    "it is −1.5 where the token is a space and 0 elsewhere.",
+    lambda c: [-1.5] * c,
+)
 """As the logarithm of a forget gate it forgets 78 %."""
 MIRRORED = ByHand(
     "spaces mirror",
     "spaces mirror along q itself, w = q and β = 2, and letters do nothing: what is seen over an "
     "odd number of spaces has its sign turned.",
-    (1.0, 2.0),
+    lambda c: [1.0] * (c - 1) + [2.0],
+)
+
+
+def _gates(logit: float) -> Callable[[int], list[float]]:
+    """What a token leaves to `Decay` for gates with this logit: g, g' and 1."""
+    return lambda c: [2 / (c - 1)] * (c // 2) + [logit] * (c // 2) + [1.0]
+
+
+DECAYED = ByHand(
+    "gates 0.22 at spaces",
+    "gates are 0.22 where the key is a space, whose logarithm is −1.5, and 0.9997 elsewhere.",
+    _gates(-1.25),
+    _gates(LOGIT),
 )
 
 
 def by_hand(module: AttendModule) -> ByHand:
     """What the sentence's spaces leave behind, where it is set by hand."""
+    if isinstance(module, Decay):
+        return DECAYED
     return MIRRORED if isinstance(module, Path) else LEFT
 
 
@@ -104,8 +126,8 @@ def attend_panels(one: Scheme, beside: Sequence[Scheme] = ()) -> list[Panel]:
     if module.remembers:
         _, fresh = read(module, beside, fresh=True)
         panels += [
-            _table(f"added to the logits, by hand: {by_hand(module).short}", added),
-            _table("before training, random inputs, head 1", fresh),
+            _table(f"added to the logits,\nby hand: {by_hand(module).short}", added),
+            _table("before training,\nrandom inputs, head 1", fresh),
         ]
     elif added[:, SEEN].any() or not (panels or maps):
         panels.append(_table("added to the logits before training", added))
@@ -141,14 +163,13 @@ def read(
             generator = torch.Generator().manual_seed(0)
             remembered = module.remember(torch.randn(1, N, GEOMETRY.dim, generator=generator))
             if not fresh:
-                first, *last = by_hand(module).space
-                remembered = torch.where(
-                    SPACES if remembered.ndim == 3 else SPACES[:, None],
-                    torch.full_like(remembered, first),
-                    torch.zeros_like(remembered),
+                like = remembered if remembered.ndim == 4 else remembered[..., None]
+                space, letter = (
+                    like.new_tensor(numbers(like.shape[-1]))
+                    for numbers in (by_hand(module).space, by_hand(module).letter)
                 )
-                for channel, number in enumerate(last, -len(last)):
-                    remembered[..., channel].masked_fill_(SPACES, number)
+                left = torch.where(SPACES[:, None], space, letter).expand_as(like)
+                remembered = left.reshape(remembered.shape)
         gate_k = None if module.gate_keys is None else k
         inputs = AttendInputs(scale=1.0, gate_k=gate_k, remembered=remembered)
         given = (q, q @ k.mT + bias, SEEN.expand(1, h, N, N), inputs)
