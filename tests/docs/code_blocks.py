@@ -155,7 +155,7 @@ class Reader:
                 self.ours(cli.xcope, "xcope", rest)
             case ["./scripts/quickstart", *rest]:
                 self.ours(cli.xcope, "xcope", ["compare", "configs/quickstart.yaml", *rest])
-            case ["./scripts/test" | "./scripts/test_oldest" | "pytest", *paths] | [
+            case ["./.ci/run" | "./scripts/test" | "./scripts/test_oldest" | "pytest", *paths] | [
                 "python",
                 "-m",
                 "pytest",

@@ -42,17 +42,20 @@ NOT_WITH_FLASH = {"attn_use_cope", "rel_pos_bias"}  # x-transformers refuses it
 
 
 def cases():
-    """Each case of attention's under each scheme, unless it names its own; others under two.
+    """Each case of attention's under four schemes, one of the two biases in turn; others
+    under two; unless it names its own.
 
     Rotations alone act on cross-attention, and nothing on feed-forward layers, which see a token at
     a time, or outside of the layers. What layers have beside attention meets all schemes by the
     same way.
     """
     others = itertools.cycle([name for name in SCHEMES if name != "rotary"])
+    biases = itertools.cycle(["alibi", "t5"])
     of_attention = ("attn_", "rotate_", "qkv_", "max_mem_len", "add_value_residual", "heads")
     for keyword, values in (DECODER | WRAPPER).items():
         for index, case in enumerate(values):
-            schemes = list(SCHEMES)
+            left_out = next(biases)
+            schemes = [n for n in SCHEMES if n != left_out or n in case.refused_under]
             if not keyword.startswith(of_attention):
                 schemes = list({"rotary": 1, next(others): 1, **dict.fromkeys(case.refused_under)})
             if SWITCHES & case.flags.keys():
